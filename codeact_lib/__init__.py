@@ -1,0 +1,44 @@
+"""CodeACT, reproduced: choose 40% of an instruction set by complexity and diversity, fine-tune on it with Dynamic Pack,
+score with EvalPlus (arXiv 2408.02193).
+
+The public names below are imported on first use, so that ``import codeact_lib`` and ``codeact --help`` are instant:
+
+    from codeact_lib import cdas_sample, DynamicPackCollator, load_profile
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "config": ("load_profile", "Profile", "Run"),
+    "data": ("load_instructions", "ValidationReport", "find_leaks"),
+    "prompts": ("PromptTemplate", "TEMPLATES", "tokenize_example"),
+    "embedding": ("embed_instructions", "cluster_embeddings"),
+    "ifd": ("score_ifd", "ifd_from_nll"),
+    "sampling": ("cdas_sample", "random_sample", "longest_sample", "ifd_sample", "stratified_sample"),
+    "packing": ("plan_rows", "PaddingStrategy", "DynamicPackCollator", "padding_report"),
+    "modeling": ("load_base_model", "supervised_loss", "use_supervised_loss"),
+    "training": ("fine_tune", "TrainReport"),
+    "generation": ("generate_solutions",),
+    "evaluation": ("evaluate_solutions", "PassAtOne"),
+    "sandbox": ("run_isolated", "probe_isolation"),
+    "statistics": ("pass_interval", "paired_test"),
+    "tables": ("rq1_table", "rq2_table", "write_table"),
+    "figures": ("save_figure",),
+    "artifacts": ("RunPaths", "StageManifest"),
+    "pipeline": ("open_stage",),
+    "mini": ("build_corpus", "build_benchmark", "build_base_model"),
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return getattr(import_module(f"codeact_lib.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'codeact_lib' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,32 @@
+"""Errors a user can act on. Each message says what is wrong, where (file, row, key) and what to do next.
+
+The command line prints such an error as one line and exits with 1; a traceback appears only with ``--traceback``.
+"""
+
+
+class CodeActError(Exception):
+    """Base of every error that CodeACT raises on bad input or a missing precondition."""
+
+
+class ProfileError(CodeActError):
+    """A profile is missing, has an unknown key, or a value of the wrong type."""
+
+
+class DataError(CodeActError):
+    """An instruction set or a benchmark file cannot be read or holds nothing usable."""
+
+
+class ArtifactError(CodeActError):
+    """An artifact is missing, damaged, or its folder cannot be written."""
+
+
+class ModelError(CodeActError):
+    """A model or tokenizer cannot be loaded, or cannot do what was asked of it."""
+
+
+class EvaluationError(CodeActError):
+    """Samples or a benchmark cannot be judged."""
+
+
+class SandboxError(CodeActError):
+    """The isolation that was asked for is not available here."""

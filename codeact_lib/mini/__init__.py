@@ -1,0 +1,20 @@
+"""The embedded mini profile: two instruction sets, a held-out benchmark and a base model, all our own, all offline."""
+
+from pathlib import Path
+
+from codeact_lib.mini.benchmark import BENCHMARKS, build_benchmark
+from codeact_lib.mini.corpus import CORPORA, build_corpus
+
+__all__ = ["BENCHMARKS", "CORPORA", "base_model_dir", "build_base_model", "build_benchmark", "build_corpus"]
+
+
+def base_model_dir() -> Path:
+    """The folder of the base model that ships with the package (safetensors, tokenizer, card)."""
+    return Path(__file__).parent / "mini-base"
+
+
+def build_base_model(*args, **kwargs):
+    """Train the mini base model from its recipe; see `codeact_lib.mini.base_model.build_base_model`."""
+    from codeact_lib.mini.base_model import build_base_model as build
+
+    return build(*args, **kwargs)

@@ -1,0 +1,140 @@
+"""The held-out benchmark of the mini profile, in EvalPlus's schema: 160 HumanEval-like and 160 MBPP-like tasks.
+
+Its operation chains occur in no training text (`is_held_out`). Every task has a few ordinary base inputs and many
+stricter plus inputs: empty and one-element collections, repeats, zeros, negatives, the empty string. Tasks whose
+results hardly depend on the input are left out.
+"""
+
+import random
+
+from codeact_lib.errors import DataError
+from codeact_lib.mini import text
+from codeact_lib.mini.operations import Program, sample_program
+
+BENCHMARKS = ("mini-humaneval", "mini-mbpp")
+N_TASKS = 160
+N_BASE, N_PLUS = 4, 28
+STEP_WEIGHTS = (20, 42, 26, 12)
+VOCABULARY = (
+    "apple", "anna", "bread", "cloud", "civic", "dance", "eagle", "ember", "forest", "garden",
+    "house", "igloo", "island", "jazz", "kayak",
+    "lemon", "level", "mango", "night", "noon", "ocean", "orange", "piano", "queen", "radar",
+    "river", "stone", "sun", "table", "tree",
+    "umbrella", "up", "violet", "water", "xylophone", "yellow", "zebra", "bob", "ice", "oat", "ad",
+    "deed", "pepper", "moon", "lid",
+)  # fmt: skip
+
+
+def build_benchmark(name: str, n_tasks: int = N_TASKS, seed: int = 0) -> list[dict]:
+    """The tasks of "mini-humaneval" or "mini-mbpp" as dicts of EvalPlus's fields. DataError for another name."""
+    if name not in BENCHMARKS:
+        raise DataError(
+            f"unknown built-in benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}, or give a JSONL file"
+        )
+    rng = random.Random(f"{name}-{seed}")
+    make = humaneval_task if name == "mini-humaneval" else mbpp_task
+    tasks, seen = [], set()
+    while len(tasks) < n_tasks:
+        program = sample_program(rng, rng.choices((1, 2, 3, 4), STEP_WEIGHTS)[0], held_out=True)
+        base, plus = task_inputs(program, rng)
+        results = {repr(run_program(program, *arguments)) for arguments in base}
+        key = (program.chain_names, program.constants)
+        if key not in seen and len(results) >= 3:
+            seen.add(key)
+            tasks.append(make(len(tasks), program, base, plus, rng))
+    return tasks
+
+
+def humaneval_task(index: int, program: Program, base: list, plus: list, rng: random.Random) -> dict:
+    """The canonical solution of a HumanEval-like task is the body that continues its prompt. Half have examples."""
+    prompt = humaneval_prompt(program, base[: 2 * (index % 2)], rng)
+    body = "".join(f"    {line}\n" for line in text.write_steps(program, random.Random(0)))
+    return _task(f"MiniHumanEval/{index}", prompt, program, body, base, plus)
+
+
+def humaneval_prompt(program: Program, inputs: list, rng: random.Random) -> str:
+    """A signature and a docstring, with an example for each of `inputs`."""
+    examples = "".join(f"\n    >>> {program.name}({a!r})\n    {run_program(program, a)!r}" for (a,) in inputs)
+    doc = text.docstring(program, rng) + examples + ("\n    " if examples else "")
+    return f'def {program.name}({program.parameter}):\n    """{doc}"""\n'
+
+
+def mbpp_task(index: int, program: Program, base: list, plus: list, rng: random.Random) -> dict:
+    """A sentence with an assertion; the canonical solution is the whole function."""
+    sentence = f"Write a function to {text.sequence_phrase(program, rng, form=str)}, given {program.source.phrase}."
+    test = f"assert {program.name}({base[0][0]!r}) == {run_program(program, base[0][0])!r}"
+    prompt = f'"""\n{sentence}\n{test}\n"""\n'
+    return _task(
+        f"MiniMbpp/{9000 + index}", prompt, program, text.write_function(program, random.Random(0)), base, plus
+    )
+
+
+def _task(task_id, prompt, program, solution, base, plus) -> dict:
+    return {
+        "task_id": task_id,
+        "prompt": prompt,
+        "entry_point": program.name,
+        "canonical_solution": solution,
+        "contract": "",
+        "base_input": base,
+        "plus_input": plus,
+        "atol": 0,
+    }
+
+
+def run_program(program: Program, value):
+    """The result of the canonical solution. Only code from our own grammar is executed here."""
+    namespace: dict = {}
+    exec(text.write_function(program, random.Random(0)), namespace)
+    return namespace[program.name](value)
+
+
+def task_inputs(program: Program, rng: random.Random) -> tuple[list, list]:
+    """(base inputs, plus inputs), each input a list with the one argument."""
+    source = program.source.name
+    base = [[example_input(source, rng)] for _ in range(N_BASE)]
+    plus = [[value] for value in edge_inputs(source, rng)]
+    plus += [[example_input(source, rng, size=rng.randint(1, 12))] for _ in range(N_PLUS - len(plus))]
+    return base, plus
+
+
+def example_input(source: str, rng: random.Random, size: int | None = None):
+    """An ordinary argument for a source; collections of 4 to 7 entries unless `size` says otherwise."""
+    size = rng.randint(4, 7) if size is None else size
+    if source == "ints":
+        return [rng.randint(-10, 20) for _ in range(size)]
+    if source == "words":
+        return [rng.choice(VOCABULARY) for _ in range(size)]
+    if source == "text":
+        return " ".join(rng.choice(VOCABULARY) for _ in range(size))
+    if source == "digits":
+        return rng.randint(10 ** (size - 1), 10**size - 1)
+    return {word: rng.randint(-10, 20) for word in rng.sample(VOCABULARY, size)}
+
+
+def edge_inputs(source: str, rng: random.Random) -> list:
+    """Arguments on which careless code fails."""
+    word, other = rng.sample(VOCABULARY, 2)
+    return {
+        "ints": [[], [0], [-7], [5, 5, 5, 5], [0, 0, -1], list(range(-6, 7)), [4] * 3 + [-4] * 3, [100, -100, 99, 98]],
+        "words": [
+            [],
+            [""],
+            [word],
+            [word] * 3,
+            ["", word, "a"],
+            ["A", "B", word.upper()],
+            [word, other, word, other],
+            ["zz", "z", ""],
+        ],
+        "text": ["", " ", word, f"{word} {word}", f"  {word}  {other} ", word.upper(), "a b c d e"],
+        "digits": [0, 1, 9, 10, 11111, 90909, 1234567890],
+        "dict_values": [
+            {},
+            {word: 0},
+            {word: -3, other: -3},
+            {word: 5, other: 5, "a": 5},
+            {"a": 100, "b": -100, "c": 1},
+        ],
+        "dict_keys": [{}, {word: 0}, {"": 1}, {word: 1, word.upper(): 2, "a": 3}, {other: 0, word: 0, "zz": 0}],
+    }[source]

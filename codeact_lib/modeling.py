@@ -1,0 +1,357 @@
+"""Base models, attention for packed rows, and a loss that computes no logit it does not need.
+
+*Attention.* `codeact_segments` is registered with transformers as an attention implementation. It finds where samples
+start in a packed row (where `position_ids` stop counting up) and runs causal scaled-dot-product attention on each
+sample alone: no (L, L) mask is ever built, and cost grows with the sum of squared sample lengths, not of row lengths.
+
+*Loss.* In instruction tuning only response tokens are supervised, often fewer than half, yet the language-model head
+is usually applied to every slot: at 32,000 entries a token that is most of the memory. `supervised_loss` applies it to
+the supervised positions only, in chunks.
+
+    model = load_base_model("deepseek-ai/deepseek-coder-1.3b-base", attn_implementation="codeact_segments")
+    loss = supervised_loss(model, collator(features), num_items_in_batch=n_supervised)
+"""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .errors import ModelError
+from .prompts import IGNORE_INDEX
+
+SEGMENTS = "codeact_segments"
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MINI_BASE = "mini-base"
+CHUNK = 512  # supervised positions whose logits exist at one time, once there are too many for
+SMALL = 2**24  # logits (64 MiB in float32), which are cheaper to hold than to compute twice
+
+
+# ---- attention -----------------------------------------------------------------------------------------------------
+
+
+def segment_bounds(position_ids) -> list[list[tuple[int, int]]]:
+    """Start and end of every sample in each row of `position_ids` (rows, length).
+
+    A sample starts at the row's first slot and wherever the position is not one more than the one before it.
+    """
+    rows, length = position_ids.shape
+    starts = (position_ids[:, 1:] != position_ids[:, :-1] + 1).nonzero().tolist()  # one transfer from the device
+    cuts = [[0] for _ in range(rows)]
+    for row, index in starts:
+        cuts[row].append(index + 1)
+    return [list(zip(cut, [*cut[1:], length], strict=True)) for cut in cuts]
+
+
+def segment_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    """Causal attention inside each sample of packed rows; the signature is that of transformers' AttentionInterface.
+
+    `query` is (rows, heads, length, head_dim), `key` and `value` may have fewer heads (grouped-query attention). The
+    samples come from the keyword `segments` (as `segment_bounds` returns them) or else from `position_ids`. Returns
+    (rows, length, heads, head_dim) and None. Raises ModelError for anything it would compute wrongly: a mask, a
+    key-value cache, a sliding window, soft-capped or non-causal attention.
+    """
+    _refuse_other_attention(module, query, key, attention_mask, kwargs)
+    segments = kwargs.get("segments")
+    if segments is None:
+        if kwargs.get("position_ids") is None:
+            raise ModelError(f"{SEGMENTS} needs position_ids, which this architecture does not hand to its attention")
+        segments = segment_bounds(kwargs["position_ids"].expand(query.shape[0], -1))
+    attend = _attention_call(query, key, value, dropout, scaling)
+    if all(len(row) == 1 for row in segments):
+        output = attend(slice(None), slice(None))
+    else:
+        rows = [[attend(slice(r, r + 1), slice(*bounds)) for bounds in row] for r, row in enumerate(segments)]
+        output = torch.cat([torch.cat(row, dim=2) for row in rows])
+    return output.transpose(1, 2), None
+
+
+def _attention_call(query, key, value, dropout, scaling):
+    """A function of (rows, slots) that attends causally among those slots."""
+    options = {"dropout_p": dropout, "scale": scaling, "is_causal": True, "enable_gqa": key.shape[1] != query.shape[1]}
+    on_cpu, dtype = query.device.type == "cpu", query.dtype
+    if on_cpu:  # in half precision a CPU compiles, and keeps, kernels for every sample length it meets
+        query, key, value = query.float(), key.float(), value.float()
+
+    def attend(rows, slots):
+        q, k, v = (x[rows, :, slots] for x in (query, key, value))
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+            return F.scaled_dot_product_attention(q, k, v, **options).to(dtype)
+
+    return attend
+
+
+def _refuse_other_attention(module, query, key, attention_mask, kwargs) -> None:
+    problem = None
+    if attention_mask is not None:
+        problem = "an attention mask was passed"
+    elif query.shape[2] != key.shape[2]:
+        problem = "a key-value cache is in use (generation): call model.set_attn_implementation('sdpa') first"
+    elif kwargs.get("sliding_window") is not None or kwargs.get("softcap") is not None:
+        problem = "the model uses a sliding window or soft-capped attention"
+    elif kwargs.get("position_bias") is not None or not getattr(module, "is_causal", True):
+        problem = "the attention is not plain causal attention"
+    if problem:
+        raise ModelError(f"{SEGMENTS} attends causally inside each packed sample and nothing else, but {problem}")
+
+
+def _no_mask(*args, attention_mask=None, **kwargs):
+    """The mask builder beside `segment_attention`: none is built, and one that hides something is refused."""
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise ModelError(f"{SEGMENTS} cannot hide padding by an attention mask: pad on the right and pass position_ids")
+
+
+AttentionInterface.register(SEGMENTS, segment_attention)
+AttentionMaskInterface.register(SEGMENTS, _no_mask)
+
+
+def check_segment_support(config) -> None:
+    """Raise ModelError unless packed samples of this architecture can be isolated by `codeact_segments`."""
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    soft_cap = getattr(config, "attn_logit_softcapping", None)
+    problem = None
+    if layer_types != {"full_attention"}:
+        problem = f"layers of type {', '.join(sorted(layer_types - {'full_attention'}))}"
+    elif window is not None or getattr(config, "attention_chunk_size", None) is not None:
+        problem = "a sliding or chunked attention window"
+    elif soft_cap is not None or getattr(config, "alibi", False):
+        problem = "soft-capped or position-biased attention"
+    if problem:
+        raise ModelError(
+            f"{config.model_type} has {problem}, which {SEGMENTS} would compute wrongly: "
+            "use attn_implementation='sdpa' or 'eager', or strategy 'dynamic'"
+        )
+
+
+# ---- loading -------------------------------------------------------------------------------------------------------
+
+
+def resolve_path(path) -> str:
+    """The folder or hub id behind a model path; "mini-base" is the model that ships with the package."""
+    if str(path) != MINI_BASE:
+        return str(path)
+    from .mini import base_model_dir
+
+    return str(base_model_dir())
+
+
+def load_tokenizer(path, revision=None):
+    """Load the tokenizer of a model folder or hub id; one without a padding token pads with its end token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_path(path), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load a tokenizer from {path}: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base_model(
+    path,
+    *,
+    revision=None,
+    tuning="full",
+    dtype=None,
+    attn_implementation=None,
+    adapter=None,
+    lora_r=8,
+    lora_alpha=16,
+    lora_dropout=0.1,
+    lora_target_modules=LORA_TARGETS,
+):
+    """Load a causal language model for training or scoring.
+
+    `path` is a folder, a hub id or "mini-base"; a folder holding a saved adapter loads its base model and the adapter.
+    `tuning` is "full" (all weights train), "lora" (adapters on frozen weights) or "qlora" (the same on weights held in
+    4 bits: NF4, double quantisation). `dtype` is a torch dtype or its name, float32 by default. `adapter` is a folder
+    with a LoRA adapter to apply for inference. The LoRA defaults are the authors' (CodeACT, arXiv 2408.02193).
+
+    Returns the model in eval mode with `use_cache` off (a cache would silently undo the isolation of packed samples).
+    Raises ModelError when it cannot be loaded or cannot do what is asked.
+    """
+    if tuning not in ("full", "lora", "qlora"):
+        raise ModelError(f"unknown tuning {tuning!r}: choose full, lora or qlora")
+    if adapter is None and (Path(path) / "adapter_config.json").is_file():
+        adapter = path
+        path, revision = _adapter_base(path)
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+    options = {"dtype": dtype, "attn_implementation": attn_implementation, "revision": revision}
+    if tuning == "qlora":
+        options["quantization_config"] = _nf4(dtype)
+    model = _from_pretrained(path, options)
+    if attn_implementation == SEGMENTS:
+        check_segment_support(model.config)
+    model.config.use_cache = False
+    if adapter is not None:
+        return _with_adapter(model, adapter)
+    if tuning != "full":
+        model = _with_new_adapter(model, path, revision, tuning, lora_r, lora_alpha, lora_dropout, lora_target_modules)
+    return model.eval()
+
+
+def _from_pretrained(path, options):
+    options = {name: value for name, value in options.items() if value is not None}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            resolve_path(path), trust_remote_code=False, use_safetensors=True, **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"cannot load a model from {path}: {_first_line(error)}") from error
+
+
+def _nf4(dtype):
+    try:
+        import bitsandbytes  # noqa: F401  (transformers would only say so after reading the weights)
+        from transformers import BitsAndBytesConfig
+    except ImportError as error:
+        raise ModelError("tuning 'qlora' needs bitsandbytes: pip install 'codeact_lib[qlora]'") from error
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _with_new_adapter(model, path, revision, tuning, r, alpha, dropout, target_modules):
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if tuning == "qlora":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM", r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules)
+    )
+    try:
+        model = get_peft_model(model, lora)
+    except ValueError as error:
+        raise ModelError(f"LoRA finds nothing to adapt in {path}: set lora_target_modules ({error})") from error
+    # The adapter refers to its base by the name that was asked for, not by where it lies on this machine.
+    model.peft_config["default"].base_model_name_or_path = str(path)
+    model.peft_config["default"].revision = revision
+    return model
+
+
+def _with_adapter(model, adapter):
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(adapter)).eval()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the adapter in {adapter}: {_first_line(error)}") from error
+
+
+def _adapter_base(adapter):
+    config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    return config["base_model_name_or_path"], config.get("revision")
+
+
+def _first_line(error) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# ---- loss ----------------------------------------------------------------------------------------------------------
+
+
+def supervised_loss(model, batch, num_items_in_batch=None):
+    """Cross-entropy of the next token at the supervised positions of a batch.
+
+    `batch` holds `input_ids`, `labels` (rows, length) and the model's other inputs. The sum of the losses is divided
+    by `num_items_in_batch`: pass the number of supervised tokens of the whole optimizer step, over all micro-batches
+    and ranks, and every token weighs the same however the step was cut (dividing by the micro-batch's own count, which
+    is what None does, gives tokens of small micro-batches more weight). Returns a float32 scalar with gradient; a
+    batch without a supervised position gives a connected 0, not NaN.
+
+    Equal to the loss of the model's own forward pass; the head runs on the supervised positions only.
+    """
+    batch = dict(batch)
+    labels = batch.pop("labels")
+    core = _causal_lm(model)
+    total, count = _summed_loss(core, labels, batch)
+    return total / (num_items_in_batch if num_items_in_batch is not None else max(count, 1))
+
+
+def use_supervised_loss(model):
+    """Make `model(..., labels=...)` return `supervised_loss`, so that any Hugging Face Trainer trains with it.
+
+    The forward pass is replaced on the model itself, inside whatever wraps it (PEFT, mixed precision, DDP): their hooks
+    still run. Without labels the model behaves as before. Returns the model.
+    """
+    core = _causal_lm(model)
+    plain_forward = core.forward
+
+    def forward(input_ids=None, labels=None, num_items_in_batch=None, **kwargs):
+        if labels is None:
+            return plain_forward(input_ids=input_ids, **kwargs)
+        kwargs = {name: value for name, value in kwargs.items() if value is not None and name != "return_dict"}
+        batch = {"input_ids": input_ids, "labels": labels, **kwargs}
+        return CausalLMOutputWithPast(loss=supervised_loss(core, batch, num_items_in_batch))
+
+    core.forward = forward
+    core.accepts_loss_kwargs = True
+    return model
+
+
+def _causal_lm(model):
+    """The causal language model inside DDP and PEFT wrappers (adapters are part of its layers)."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def _summed_loss(core, labels, inputs):
+    """Sum of the losses at supervised positions, and how many there are."""
+    target = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # position t predicts label t + 1
+    hidden = core.get_decoder()(**_isolated(inputs, core.config), use_cache=False).last_hidden_state
+    keep = (target != IGNORE_INDEX).view(hidden.shape[:2]).to(hidden.device)
+    target = target.view(hidden.shape[:2]).to(hidden.device)[keep]
+    return head_loss(hidden[keep], core.get_output_embeddings(), target, core.config), len(target)
+
+
+def _isolated(inputs, config) -> dict:
+    """The decoder's inputs in the form in which its attention tells packed samples apart."""
+    if inputs.get("position_ids") is None:
+        return inputs
+    positions = inputs["position_ids"].expand(inputs["input_ids"].shape[0], -1)
+    if config._attn_implementation == SEGMENTS:
+        return {**inputs, "segments": segment_bounds(positions)}  # found once, not once a layer
+    if "flash" in str(config._attn_implementation):  # it looks for packed samples only in a batch of one row
+        return {**inputs, "input_ids": inputs["input_ids"].view(1, -1), "position_ids": positions.reshape(1, -1)}
+    return inputs
+
+
+def head_loss(hidden, head, target, config=None):
+    """Summed cross-entropy of `target` (n,) under `head` applied to `hidden` (n, d), logits never held all at once.
+
+    Raises ModelError for models that transform their logits after the head (soft cap, scaling): the loss would differ.
+    """
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise ModelError(f"{config.model_type} transforms its logits ({name}), which supervised_loss does not do")
+    weight, bias = head.weight, getattr(head, "bias", None)
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    else:
+        hidden = hidden.to(weight.dtype)
+    if len(target) * len(weight) <= SMALL:
+        return _chunk_loss(hidden, weight, bias, target)
+    if hidden.dtype == torch.float32 and hasattr(F, "linear_cross_entropy"):
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK, chunking_method=None)
+        return F.linear_cross_entropy(hidden, weight, target, linear_bias=bias, reduction="sum", options=options)
+    return _chunked_loss(hidden, weight, bias, target)
+
+
+def _chunked_loss(hidden, weight, bias, target):
+    """The same in plain PyTorch: float32 sums over chunks whose logits are computed again in the backward pass.
+
+    For older PyTorch, and for half precision, where the fused loss would come back rounded to half precision.
+    """
+    pieces = zip(hidden.split(CHUNK), target.split(CHUNK), strict=True)
+    return sum(checkpoint(_chunk_loss, h, weight, bias, t, use_reentrant=False) for h, t in pieces)
+
+
+def _chunk_loss(hidden, weight, bias, target):
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.cross_entropy(F.linear(hidden, weight, bias).float(), target, reduction="sum")

@@ -1,0 +1,269 @@
+"""Tables on paper and screen: Markdown, LaTeX, HTML and CSV of a ``Table``, and the self-contained ``report.html``.
+
+A ``Table`` holds one set of facts twice: ``frame`` for machines (numbers, counts, intervals, run ids; the CSV) and
+``cells`` for readers (text with units), with a mask for bold and a heading for each block of rows.
+"""
+
+import html
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .artifacts import atomic_write
+
+FORMATS = ("csv", "md", "tex", "html")
+NOT_RUN = "not run"
+
+
+@dataclass
+class Table:
+    """One table: ``frame`` as data, ``cells`` as text (after a line break: small print), ``bold`` marks of that shape.
+
+    blocks: one heading a row of ``cells``; consecutive rows with the same heading form a block. links: a row's run
+    id or None. left: columns of words, set flush left.
+    """
+
+    name: str
+    title: str
+    frame: pd.DataFrame
+    cells: pd.DataFrame
+    bold: pd.DataFrame | None = None
+    blocks: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    links: Sequence[str | None] = ()
+    left: Sequence[str] = field(
+        default=("Model", "Base model", "Data type", "Arm", "Data set", "Source", "Claim", "Run")
+    )
+
+    def is_bold(self, row: int, column: int) -> bool:
+        return bool(self.bold is not None and self.bold.iloc[row, column])
+
+    def _repr_markdown_(self) -> str:
+        return to_markdown(self)
+
+
+def write_table(table: Table | pd.DataFrame, stem: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write a table as ``stem``.csv, .md, .tex (booktabs) and .html by rename. A plain frame is written as its text."""
+    if isinstance(table, pd.DataFrame):
+        table = Table(Path(stem).name, Path(stem).name, table, table.astype(str))
+    render = {"md": to_markdown, "tex": to_latex, "html": _html_page, "csv": lambda t: _csv(t.frame)}
+    paths = [Path(f"{stem}.{suffix}") for suffix in formats]
+    for path in paths:
+        with atomic_write(path) as file:
+            file.write(render[path.suffix[1:]](table))
+    return paths
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    """Numbers without trailing zeros, yes/no for booleans, whole numbers whole even where other rows have none."""
+    text = frame.copy()
+    for name in text.columns:
+        if text[name].dtype == bool:
+            text[name] = np.where(text[name], "yes", "no")
+        elif text[name].dtype.kind == "f":
+            text[name] = ["" if math.isnan(value) else f"{value:.10g}" for value in text[name]]
+    return text.to_csv(index=False, lineterminator="\n")
+
+
+def _blocks(table: Table) -> list[tuple[str, list[int]]]:
+    """Consecutive rows with the same heading: [(heading, positions)]."""
+    found: list[tuple[str, list[int]]] = []
+    for position in range(len(table.cells)):
+        heading = table.blocks[position] if table.blocks else ""
+        if not found or found[-1][0] != heading:
+            found.append((heading, []))
+        found[-1][1].append(position)
+    return found
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub-flavoured Markdown: one pipe table a block under its heading, bold and small print kept, notes below."""
+    columns = list(table.cells.columns)
+    rule = ["---" if column in table.left else ":-:" for column in columns]
+    parts = [f"**{table.title}**"]
+    for heading, positions in _blocks(table):
+        lines = [f"*{heading}*", ""] if heading else []
+        lines += [_pipes(columns), _pipes(rule)]
+        lines += [_pipes([_markdown_cell(table, row, i) for i in range(len(columns))]) for row in positions]
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, *(f"<sub>{note}</sub>" for note in table.notes)]) + "\n"
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _markdown_cell(table: Table, row: int, column: int) -> str:
+    main, _, small = str(table.cells.iloc[row, column]).replace("|", "\\|").partition("\n")
+    main = f"**{main}**" if table.is_bold(row, column) else main
+    lines = [main, *(f"<sub>{part}</sub>" for part in small.split(", ") if part)]  # short lines keep columns narrow
+    return "<br>".join(lines)
+
+
+def to_html(table: Table, *, link_runs: bool = False) -> str:
+    """The table as an HTML fragment: caption, block rows, ``<strong>``; ``link_runs``: to ``#run-...``."""
+    columns = list(table.cells.columns)
+    kinds = ["text" if column in table.left else "value" for column in columns]
+    head = "".join(
+        f'<th class="{kind}">{html.escape(column)}</th>' for column, kind in zip(columns, kinds, strict=True)
+    )
+    body = []
+    for heading, positions in _blocks(table):
+        if heading:
+            body.append(f'<tr class="block"><td colspan="{len(columns)}">{html.escape(heading)}</td></tr>')
+        for row in positions:
+            run = table.links[row] if link_runs and table.links else None
+            cells = (_html_cell(table, row, i, kinds[i], run) for i in range(len(columns)))
+            body.append(f"<tr>{''.join(cells)}</tr>")
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
+    rows = "\n".join(body)
+    caption = (
+        "" if link_runs else f"<caption>{html.escape(table.title)}</caption>"
+    )  # the report has a heading of its own
+    return (
+        f'<div class="scroll"><table>{caption}\n<thead><tr>{head}</tr></thead>\n'
+        f'<tbody>\n{rows}\n</tbody></table></div>\n<div class="notes">{notes}</div>\n'
+    )
+
+
+def _html_cell(table: Table, row: int, column: int, kind: str, run: str | None) -> str:
+    main, _, small = (html.escape(part) for part in str(table.cells.iloc[row, column]).partition("\n"))
+    main = f"<strong>{main}</strong>" if table.is_bold(row, column) else main
+    if run and (main == "measured" or (column == 0 and "Source" not in table.cells)):
+        main = f'<a href="#run-{html.escape(run)}">{main}</a>'
+    small = f"<small>{small}</small>" if small else ""
+    quiet = " quiet" if main in (NOT_RUN, "-") else ""
+    return f'<td class="{kind}{quiet}">{main}{small}</td>'
+
+
+def _template(name: str):
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = Path(__file__).resolve().parent / "templates"
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def _html_page(table: Table) -> str:
+    return _template("table.html.j2").render(title=table.title, table=to_html(table))
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "%": r"\%", "&": r"\&", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
+    "✓": r"$\surd$", "✗": r"$\times$", "†": r"$\dagger$", "→": r"$\to$", "×": r"$\times$", "≥": r"$\geq$",
+    "<": r"$<$", ">": r"$>$", "–": "--",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found.group()], text)
+
+
+def to_latex(table: Table) -> str:
+    """A ``table*`` with booktabs rules (packages booktabs, graphicx), blocks and bold as in the other formats."""
+    columns = list(table.cells.columns)
+    align = "".join("l" if column in table.left else "c" for column in columns)
+    body = []
+    for heading, positions in _blocks(table):
+        if heading:
+            body += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{c}}{{\emph{{{_tex(heading)}}}}} \\"]
+        body += [
+            r"\midrule",
+            *(" & ".join(_tex_cell(table, row, i) for i in range(len(columns))) + r" \\" for row in positions),
+        ]
+    lines = [
+        r"% \usepackage{booktabs,graphicx}",
+        r"\begin{table*}",
+        r"\centering",
+        rf"\caption{{{_tex(table.title)}}}",
+        r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{{align}}}",
+        r"\toprule",
+        " & ".join(rf"\textbf{{{_tex(column)}}}" for column in columns) + r" \\",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        *(rf"\par\smallskip{{\footnotesize {_tex(note)}}}" for note in table.notes),
+        r"\end{table*}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tex_cell(table: Table, row: int, column: int) -> str:
+    main, _, small = (_tex(part) for part in str(table.cells.iloc[row, column]).partition("\n"))
+    main = rf"\textbf{{{main}}}" if table.is_bold(row, column) else main
+    return rf"{main} {{\scriptsize ({small})}}" if small else main
+
+
+# The report
+
+
+@dataclass
+class ReportFigure:
+    """A figure of the report: its saved SVG, a caption, and what it shows in words for those who do not see it."""
+
+    path: Path
+    caption: str
+    alt: str = ""
+
+    def inline(self) -> str:
+        """The SVG element alone, scaled by the page and named for screen readers."""
+        text = Path(self.path).read_text(encoding="utf-8")
+        text = text[text.index("<svg") :]
+        text = re.sub(r' width="([\d.]+)pt" height="[^"]*"', _natural_width, text, count=1)
+        text = _own_ids(text, Path(self.path).stem)
+        return text.replace(
+            "<svg", f'<svg role="img" aria-label="{html.escape(self.alt or self.caption, quote=True)}"', 1
+        )
+
+
+def _natural_width(size: re.Match) -> str:
+    """At most as wide as drawn (96 CSS pixels to 72 points), so that text has one size in all figures."""
+    return f' style="max-width: {float(size.group(1)) * 96 / 72:.0f}px"'
+
+
+def _own_ids(svg: str, prefix: str) -> str:
+    """Ids of one drawing made its own, so that several can stand in one page."""
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    summary: Sequence[str],
+    tables: Sequence[Table],
+    figures: Sequence[ReportFigure],
+    runs: Sequence[dict] = (),
+    deviations: pd.DataFrame | None = None,
+    provenance: dict[str, str] | None = None,
+) -> Path:
+    """One page with everything inside it: no request leaves the file. Measured rows link to the facts of their run.
+
+    runs: ``tables.run_facts`` of each record. deviations: ``tables.deviations_in_force``. Links go to anchors inside.
+    """
+    page = _template("report.html.j2").render(
+        title=title,
+        summary=summary,
+        tables=[(table.name, table.title, to_html(table, link_runs=True)) for table in tables],
+        figures=[(Path(figure.path).stem, figure.caption, figure.inline()) for figure in figures],
+        runs=runs,
+        deviations=[] if deviations is None else deviations.to_dict("records"),
+        provenance=provenance or {},
+    )
+    with atomic_write(path) as file:
+        file.write(page)
+    return Path(path)

@@ -1,0 +1,223 @@
+"""Choosing rows: CDAS, and the policies a claim about CDAS has to be compared with.
+
+Complexity and Diversity Aware Sampling (CodeACT, arXiv 2408.02193) looks at each cluster of instructions on its own,
+drops the rows whose instruction does not help (IFD >= 1), and keeps the hardest share of what remains: complexity by
+the IFD order, diversity because every cluster gives its part.
+
+    chosen = cdas_sample(ifd, cluster, 0.4)                # row numbers, cluster by cluster, hardest first
+    table = select("cdas", frame, 0.4)                     # every row: keep, rank, and why
+
+The other policies take the same number of rows as CDAS would, so that two arms differ in which rows they hold, not how
+many.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from codeact_lib.artifacts import atomic_write
+
+POLICIES = ("full", "cdas", "random", "longest", "ifd", "stratified")
+USABLE = ("ok", "truncated")  # statuses with a score that may be compared
+UNTRAINABLE = ("empty", "prompt_too_long")  # nothing to learn from: no policy takes them
+SELECTION_COLUMNS = ["example_id", "cluster", "ifd", "status", "keep", "reason", "rank"]
+
+
+# ---------------------------------------------------------------------------------------------- policies
+
+
+def cdas_sample(ifd, cluster, ratio, *, status=None, quota="kept"):
+    """CDAS: in every cluster the first ``int(n_kept * ratio)`` rows with IFD < 1, in order of falling IFD.
+
+    Args:
+        ifd: (n,) scores without unit. NaN, infinities and values >= 1 are never chosen.
+        cluster: (n,) labels.
+        ratio: share to choose, in (0, 1].
+        status: (n,) words of the scorer; only ``ok`` and ``truncated`` rows are looked at. ``None`` looks at all, as
+            the authors' code does, where a row that failed to score has IFD 0 and counts in ``n_kept``.
+        quota: ``kept`` counts the share from the rows with IFD < 1 (the authors), ``all`` from all rows of the cluster.
+
+    Returns:
+        (m,) int64 row numbers: clusters in ascending order, IFD falling inside, ties in row order.
+    """
+    ifd, cluster = np.asarray(ifd, dtype=np.float64), np.asarray(cluster)
+    _check(ratio, cluster, ifd=ifd, status=status)
+    kept = np.flatnonzero(_helpful(ifd, status))
+    kept = kept[np.lexsort((-ifd[kept], cluster[kept]))]  # lexsort is stable: ties stay in row order
+    labels, first, inverse, counts = np.unique(
+        cluster[kept], return_index=True, return_inverse=True, return_counts=True
+    )
+    if quota == "all":
+        counts = np.array([np.count_nonzero(cluster == label) for label in labels])
+    places = np.arange(len(kept)) - first[inverse]
+    return kept[places < (counts * ratio).astype(np.int64)[inverse]]
+
+
+def random_sample(n_rows, ratio, *, seed=0, status=None, budget=None):
+    """``int(n_rows * ratio)`` rows, or ``budget``, drawn without replacement; row numbers in ascending order.
+
+    IFD plays no part: mismatched and unscored rows can be drawn too. Rows without anything to train on cannot.
+    """
+    _check(ratio, np.zeros(n_rows), status=status)
+    pool = np.flatnonzero(_trainable(n_rows, status))
+    size = _size(n_rows, ratio, budget, len(pool))
+    return np.sort(np.random.default_rng(seed).permutation(pool)[:size])
+
+
+def longest_sample(n_tokens, ratio, *, status=None, budget=None):
+    """The rows with the longest responses, longest first, ties by row: a strong baseline (arXiv 2402.04833)."""
+    n_tokens = np.asarray(n_tokens, dtype=np.float64)
+    _check(ratio, n_tokens, status=status)
+    pool = np.flatnonzero(_trainable(len(n_tokens), status))
+    size = _size(len(n_tokens), ratio, budget, len(pool))
+    return pool[np.argsort(-n_tokens[pool], kind="stable")][:size]
+
+
+def ifd_sample(ifd, ratio, *, status=None, budget=None):
+    """CDAS without its clusters: the rows with the highest IFD below 1 of the whole set, hardest first, ties by row."""
+    ifd = np.asarray(ifd, dtype=np.float64)
+    _check(ratio, ifd, status=status)
+    pool = np.flatnonzero(_helpful(ifd, status))
+    size = _size(len(pool), ratio, budget, len(pool))
+    return pool[np.argsort(-ifd[pool], kind="stable")][:size]
+
+
+def stratified_sample(cluster, ratio, *, seed=0, status=None, budget=None):
+    """CDAS without IFD: a random draw in every cluster, in proportion to the clusters' sizes.
+
+    Row numbers, clusters ascending, rows ascending inside. Shares are rounded by largest remainder, so the total is
+    exact.
+    """
+    cluster = np.asarray(cluster)
+    _check(ratio, cluster, status=status)
+    pool = np.flatnonzero(_trainable(len(cluster), status))
+    labels, inverse, counts = np.unique(cluster[pool], return_inverse=True, return_counts=True)
+    shares = _apportion(counts, _size(len(cluster), ratio, budget, len(pool)))
+    generator = np.random.default_rng(seed)
+    drawn = [np.sort(generator.permutation(pool[inverse == i])[:share]) for i, share in enumerate(shares)]
+    return np.concatenate(drawn).astype(np.int64) if drawn else pool
+
+
+def _apportion(counts, size):
+    """Whole numbers in proportion to ``counts`` that add up to ``size``: largest remainder, ties to the lower label."""
+    exact = counts * (size / max(counts.sum(), 1))
+    shares = np.floor(exact + 1e-9).astype(np.int64)
+    by_remainder = np.argsort(-(exact - shares), kind="stable")
+    shares[by_remainder[: size - shares.sum()]] += 1
+    return shares
+
+
+def _size(n_rows, ratio, budget, available):
+    return min(int(n_rows * ratio) if budget is None else budget, available)
+
+
+def _helpful(ifd, status):
+    with np.errstate(invalid="ignore"):
+        helpful = np.isfinite(ifd) & (ifd < 1)
+    return helpful if status is None else helpful & np.isin(np.asarray(status), USABLE)
+
+
+def _trainable(n_rows, status):
+    return np.ones(n_rows, dtype=bool) if status is None else ~np.isin(np.asarray(status), UNTRAINABLE)
+
+
+def _check(ratio, reference, **columns):
+    if not 0 < ratio <= 1:
+        raise ValueError(f"ratio must lie in (0, 1], not {ratio}: 0.4 chooses 40%")
+    for name, values in columns.items():
+        if values is not None and len(values) != len(reference):
+            raise ValueError(f"{name} has {len(values)} rows, the other columns have {len(reference)}")
+
+
+# ---------------------------------------------------------------------------------------------- the record
+
+
+def select(policy, frame, ratio=1.0, seed=0, *, preset="corrected", quota="kept"):
+    """Apply a policy and say for every row why it was kept or dropped.
+
+    Args:
+        policy: one of ``POLICIES``. ``full`` keeps every row that can be trained on.
+        frame: ``example_id, cluster, ifd, status``; ``longest`` also reads ``n_response_tokens``.
+        ratio: share of each cluster that CDAS takes. The other policies take as many rows in all as CDAS would.
+        seed: of ``random`` and ``stratified``.
+        preset: ``authors`` does not look at the status: a row that failed to score has IFD 0 and counts as easiest.
+        quota: see ``cdas_sample``.
+
+    Returns:
+        Frame ``example_id, cluster, ifd, status, keep, reason, rank`` in the order of ``frame``. ``rank`` is the place
+        in the order of selection (0 first), -1 where the row was dropped.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"policy {policy!r} is unknown; choose one of {', '.join(POLICIES)}")
+    chosen = _choose(policy, frame, ratio, seed, preset, quota)
+    rank = np.full(len(frame), -1, dtype=np.int64)
+    rank[chosen] = np.arange(len(chosen))
+    table = frame[["example_id", "cluster", "ifd", "status"]].reset_index(drop=True)
+    reason = _reasons(policy, table, rank >= 0, ratio, preset)
+    return table.assign(keep=rank >= 0, reason=reason, rank=rank)[SELECTION_COLUMNS]
+
+
+def _choose(policy, frame, ratio, seed, preset, quota):
+    status = frame["status"].to_numpy()
+    if policy == "full":
+        return np.flatnonzero(_trainable(len(frame), status))
+    scored = None if preset == "authors" else status
+    cdas = cdas_sample(frame["ifd"], frame["cluster"], ratio, status=scored, quota=quota)
+    if policy == "cdas":
+        return cdas
+    if policy == "random":
+        return random_sample(len(frame), ratio, seed=seed, status=status, budget=len(cdas))
+    if policy == "longest":
+        return longest_sample(frame["n_response_tokens"], ratio, status=status, budget=len(cdas))
+    if policy == "ifd":
+        return ifd_sample(frame["ifd"], ratio, status=scored, budget=len(cdas))
+    return stratified_sample(frame["cluster"], ratio, seed=seed, status=status, budget=len(cdas))
+
+
+_KEPT = {
+    "full": "all rows",
+    "cdas": "among the hardest {share} of its cluster",
+    "random": "drawn at random",
+    "longest": "among the longest responses",
+    "ifd": "among the hardest of all rows",
+    "stratified": "drawn at random in its cluster",
+}
+_DROPPED = {
+    "full": "not trainable",
+    "cdas": "below its cluster's quota",
+    "random": "not drawn",
+    "longest": "shorter than the chosen rows",
+    "ifd": "below the quota",
+    "stratified": "not drawn",
+}
+
+
+def _reasons(policy, table, keep, ratio, preset):
+    """Words for each row; a row that the policy could not look at says so, rather than that it lost."""
+    reason = np.where(keep, _KEPT[policy].format(share=f"{ratio:.0%}"), _DROPPED[policy]).astype(object)
+    status = table["status"].to_numpy()
+    if policy in ("cdas", "ifd"):
+        with np.errstate(invalid="ignore"):
+            reason[~keep & (table["ifd"].to_numpy() >= 1)] = "IFD >= 1: the instruction does not help"
+        unseen = ~np.isin(status, USABLE) if preset != "authors" else ~np.isfinite(table["ifd"].to_numpy())
+    else:
+        unseen = np.isin(status, UNTRAINABLE)
+    reason[~keep & unseen] = [f"status {word}" for word in status[~keep & unseen]]
+    return reason
+
+
+def write_training_set(path, examples, selection):
+    """Write the kept rows as JSONL ``{example_id, instruction, response}``, in order of selection. Returns their
+    number.
+
+    examples: frame with the texts. selection: what ``select`` gave for the same ids.
+    """
+    kept = selection.loc[selection["keep"]].sort_values("rank")["example_id"]
+    texts = examples.set_index("example_id").loc[kept, ["instruction", "response"]]
+    with atomic_write(path) as file:
+        for example_id, instruction, response in texts.itertuples():
+            record = {"example_id": example_id, "instruction": instruction, "response": response}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return len(texts)

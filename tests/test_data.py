@@ -1,0 +1,202 @@
+"""Reading instruction sets: all formats give the same rows, each bad row is reported, dead ends say what to do."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codeact_lib.data import COLUMNS, find_leaks, load_instructions
+from codeact_lib.errors import DataError
+
+ROWS = [{"q": f"Question {i}?", "a": f"answer {i}\nüß"} for i in range(5)]
+NAMES = {"instruction_column": "q", "response_column": "a"}
+
+
+def write(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    elif path.suffix == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        pd.DataFrame(rows).to_parquet(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_every_file_format_gives_the_same_rows(tmp_path, suffix):
+    examples, report = load_instructions(write(tmp_path / f"set{suffix}", ROWS), **NAMES)
+    assert list(examples.columns) == COLUMNS
+    assert examples["example_id"].tolist() == ["set-1", "set-2", "set-3", "set-4", "set-5"]
+    assert examples["instruction"].tolist() == [row["q"] for row in ROWS]
+    assert examples["response"].tolist() == [row["a"] for row in ROWS]
+    assert set(examples["dataset"]) == {"set"}
+    assert (report.n_read, report.n_usable, len(report.dropped)) == (5, 5, 0)
+
+
+BAD_LINES = [
+    (b'{"q": "x"}', "missing key: a"),
+    (b'{"q": " \\t", "a": "y"}', "empty: q"),
+    (b'{"q": "x", "a": null}', "empty: a"),
+    (b'{"q": "x", "a": 3}', "not text: a is int"),
+    (b'{"q": ["x"], "a": "y"}', "not text: q is list"),
+    (b'{"q": "x", "a": "\\ud800"}', "not text: a holds half a surrogate pair"),
+    (b'{"q": "x", "a": "y"', "not JSON"),
+    (b"[" * 100_000, "not JSON"),
+    (b'["x", "y"]', "not an object: list"),
+    (b'{"q": "\xff\xfe", "a": "y"}', "not UTF-8: byte 7 of the line"),
+    (b'{"q": "fine ", "a": "fine"}', "duplicate: same texts as row 1"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES)
+def test_a_bad_row_is_dropped_and_reported_with_its_row_number_and_reason(tmp_path, line, reason):
+    path = tmp_path / "set.jsonl"
+    path.write_bytes(b'{"q": "fine", "a": "fine"}\n\n' + line + b'\n{"q": "last", "a": "row"}')
+    examples, report = load_instructions(path, **NAMES)
+    assert examples["instruction"].tolist() == ["fine", "last"]
+    assert examples["example_id"].tolist() == ["set-1", "set-4"]  # the line in the file, blank lines counted
+    assert report.dropped[["file", "row"]].values.tolist() == [["set.jsonl", 3]]
+    assert report.dropped["reason"][0].startswith(reason)
+    assert report.counts() == {reason.partition(":")[0]: 1}
+    assert str(report) == f"set.jsonl: 3 rows read, 2 usable; dropped: 1 {reason.partition(':')[0]}"
+    assert json.loads(json.dumps(report.to_dict()))["dropped"][0]["row"] == 3
+
+
+JSON_VALUES = st.sampled_from(
+    [None, True, 3, 0.5, float("nan"), "", " \t", "x", "y", "\ud800", "\0", ["x"], {"x": "y"}]
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["q", "a", "other"]), JSON_VALUES, max_size=3), max_size=8))
+def test_rows_read_are_rows_kept_plus_rows_reported(tmp_path_factory, rows):
+    path = write(tmp_path_factory.mktemp("drawn") / "set.jsonl", rows + ROWS)
+    examples, report = load_instructions(path, **NAMES)
+    assert len(examples) + len(report.dropped) == report.n_read == len(rows) + len(ROWS)
+    assert report.n_usable == len(examples) >= len(ROWS) - len(rows)
+    assert examples["example_id"].is_unique
+    assert all(text.strip() for text in [*examples["instruction"], *examples["response"]])
+
+
+def test_missing_values_of_columnar_files_are_empty_text(tmp_path):
+    for suffix in (".parquet", ".csv"):
+        path = write(tmp_path / f"set{suffix}", [*ROWS, {"q": "no answer", "a": None}])
+        _, report = load_instructions(path, **NAMES)
+        assert report.dropped["reason"].tolist() == ["empty: a"]
+
+
+def test_words_and_numbers_in_a_csv_stay_text(tmp_path):
+    examples, _ = load_instructions(
+        write(tmp_path / "set.csv", [{"q": "2 + 2", "a": "4"}, {"q": "None?", "a": "NA"}]), **NAMES
+    )
+    assert examples["response"].tolist() == ["4", "NA"]
+
+
+def test_duplicates_are_kept_when_asked_for(tmp_path):
+    path = write(tmp_path / "set.jsonl", ROWS + ROWS)
+    assert len(load_instructions(path, **NAMES)[0]) == 5
+    assert len(load_instructions(path, **NAMES, drop_duplicates=False)[0]) == 10
+
+
+def test_the_limit_counts_usable_rows_and_stops_reading(tmp_path):
+    path = write(tmp_path / "set.jsonl", [{"q": "", "a": "x"}, *ROWS])
+    examples, report = load_instructions(path, **NAMES, limit=2)
+    assert examples["instruction"].tolist() == ["Question 0?", "Question 1?"]
+    assert (report.n_read, len(report.dropped)) == (3, 1)
+
+
+def test_own_ids_are_kept_when_every_row_has_a_different_one(tmp_path):
+    rows = [{**row, "example_id": f"id-{i}"} for i, row in enumerate(ROWS)]
+    examples, _ = load_instructions(write(tmp_path / "own.jsonl", rows), **NAMES, dataset="mine")
+    assert examples["example_id"].tolist() == [f"id-{i}" for i in range(5)]
+    rows[1]["example_id"] = "id-0"
+    examples, _ = load_instructions(write(tmp_path / "twice.jsonl", rows), **NAMES, dataset="mine")
+    assert examples["example_id"].tolist() == [f"mine-{i}" for i in range(1, 6)]
+
+
+def error_of(path, **options):
+    with pytest.raises(DataError) as caught:
+        load_instructions(path, **options)
+    return str(caught.value)
+
+
+def test_a_dead_end_names_the_file_and_the_remedy(tmp_path):
+    missing = error_of(tmp_path / "none.jsonl")
+    assert "none.jsonl does not exist" in missing and ".jsonl, .json, .parquet, .csv" in missing
+    assert "is a folder" in error_of(tmp_path)
+    wrong = error_of(write(tmp_path / "set.jsonl", ROWS))
+    assert "missing key: instruction" in wrong
+    assert "'q', 'a': set instruction_column and response_column" in wrong and "row 1" in wrong
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    assert "holds no rows" in error_of(tmp_path / "empty.jsonl")
+    (tmp_path / "set.txt").write_text("text")
+    assert "no reader for the ending '.txt'" in error_of(f"{tmp_path}/set.txt")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".parquet", ".csv"])
+def test_a_damaged_file_is_named(tmp_path, suffix):
+    path = tmp_path / f"set{suffix}"
+    path.write_bytes(b'{"q": "an object, not a list"}' if suffix == ".json" else b"\xff\xfe\x00\x01 not a table")
+    assert f"set{suffix} is not readable as {suffix[1:]}" in error_of(path)
+
+
+def test_a_hub_set_that_cannot_be_had_says_what_to_check():
+    code = "from codeact_lib.data import load_instructions; load_instructions('some-user/some-set', revision='abc')"
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=offline, cwd=root, capture_output=True, text=True)
+    assert (
+        "DataError: The data set 'some-user/some-set' is neither a file here nor on the Hugging Face hub" in done.stderr
+    )
+    assert "the revision (abc) and the network" in done.stderr
+
+
+# ---- leaks
+
+TASK = {
+    "task_id": "Mini/0",
+    "prompt": 'def f(xs):\n    """Return the sum of the squares of the even numbers in the list, or zero if none."""\n',
+    "canonical_solution": "    return sum(x * x for x in xs if x % 2 == 0)\n",
+}
+
+
+def leaks_of(instruction, response="pass", **options):
+    examples = pd.DataFrame([{"example_id": "e", "instruction": instruction, "response": response}])
+    return find_leaks(examples, [TASK], **options)
+
+
+def test_a_copied_prompt_is_found_through_case_and_punctuation():
+    copied = "RETURN the SUM of the squares; of the even numbers\nin the list -- or zero, if none!!"
+    found = leaks_of("Please: " + copied, n=8)
+    assert found[["example_id", "task_id", "part"]].values.tolist() == [["e", "Mini/0", "prompt"]]
+    assert found["share"][0] > 0.7
+
+
+def test_a_copied_solution_is_found_in_the_response():
+    found = leaks_of("Do it", "def g(xs):\n  return sum(x*x for x in xs if x%2==0)", n=8)
+    assert found["part"].tolist() == ["canonical_solution"] and found["share"][0] == 1
+
+
+def test_a_related_row_and_a_short_task_are_no_leak():
+    assert leaks_of("Return the sum of the odd numbers in the list and the mean of the squares").empty
+    assert leaks_of("pass", n=100).empty  # no text of the task has 100 words
+    assert list(leaks_of("x").columns) == ["example_id", "task_id", "part", "share"]
+
+
+# ---- real rows
+
+REAL_DATA = os.environ.get("CODEACT_REAL_DATA")
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="CODEACT_REAL_DATA names no folder with real instruction rows")
+def test_real_rows_load_and_the_two_without_answer_are_reported():
+    examples, report = load_instructions(os.path.join(REAL_DATA, "evol_instruct.jsonl"), response_column="output")
+    assert report.n_read == 3983
+    assert report.counts()["empty"] == 2
+    assert len(examples) + len(report.dropped) == report.n_read

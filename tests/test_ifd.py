@@ -1,0 +1,435 @@
+"""The scorer against naive loops of one row at a time; killed, short of memory, and misled by its own files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders as tokenizer_decoders
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from codeact_lib import ifd
+from codeact_lib.errors import DataError, ModelError
+from codeact_lib.ifd import IFD_COLUMNS, ifd_from_nll, plan_batches, score_ifd, scoring_seconds
+from codeact_lib.prompts import TEMPLATES
+
+TEMPLATE = TEMPLATES["deepseek-coder"]
+MAX_LENGTH = 48
+EXAMPLES = [
+    {"example_id": "a", "instruction": "Add two numbers.", "response": "def add(a, b):\n    return a + b"},
+    {"example_id": "b", "instruction": "Sort words", "response": "sorted(words)"},
+    {"example_id": "long-answer", "instruction": "Count.", "response": "x = 1\n" * 60},
+    {"example_id": "long-prompt", "instruction": "Count to nine. " * 40, "response": "range(9)"},
+    {"example_id": "no-answer", "instruction": "Say nothing.", "response": " \n"},
+    {"example_id": "no-question", "instruction": "", "response": "return 1"},
+    {"example_id": "one-token", "instruction": "Letter?", "response": "q"},
+    {"example_id": "space", "instruction": "Merge over the boundary", "response": "\n\n    return   a"},
+    {"example_id": "unicode", "instruction": "Grüße 你好", "response": "print('ß')  # ✓"},
+]
+
+
+def make_tokenizer(bos=True, eos=True):
+    """A byte-level BPE tokenizer without padding token; with BOS it puts it in front of every text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizer_decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    texts = [TEMPLATE.prompt(row["instruction"]) + row["response"] for row in EXAMPLES]
+    tokenizer.train_from_iterator(texts + ["Question:\n\nAnswer:\n\n\n    return"] * 5, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    names = {**({"bos_token": "<s>"} if bos else {}), **({"eos_token": "</s>"} if eos else {})}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def make_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    settings = {"vocab_size": 330, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    config = LlamaConfig(**{**settings, **heads, "tie_word_embeddings": True, "initializer_range": 0.3, **changes})
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+# ---- independent naive versions: a batch of one, the model's own logits, nothing shared with the library
+
+
+@torch.no_grad()
+def naive_losses(model, ids):
+    """NLL of every token but the first."""
+    logits = model(torch.tensor([ids])).logits[0].double()
+    return [-torch.log_softmax(logits[t - 1], dim=-1)[ids[t]].item() for t in range(1, len(ids))]
+
+
+def naive_corrected(model, tokenizer, row, max_length):
+    question, answer = row["instruction"], row["response"]
+    if question.strip() == "" or answer.strip() == "":
+        return 0, np.nan, np.nan, np.nan, "empty"
+    bos = tokenizer.bos_token_id
+    prompt = tokenizer.encode(f"### Instruction:\n{question}\n### Response:\n", add_special_tokens=False)
+    prompt = prompt if bos is None else [bos] + prompt
+    tokens = tokenizer.encode(answer, add_special_tokens=False)
+    if len(prompt) >= max_length:
+        return 0, np.nan, np.nan, np.nan, "prompt_too_long"
+    status = "ok" if len(prompt) + len(tokens) <= max_length else "truncated"
+    tokens = tokens[: max_length - len(prompt)]
+    conditioned = sum(naive_losses(model, prompt + tokens)[len(prompt) - 1 :])
+    direct = sum(naive_losses(model, [tokenizer.eos_token_id if bos is None else bos] + tokens))
+    n = len(tokens)
+    return n, conditioned, direct, np.exp(conditioned / n) / np.exp(direct / n), status
+
+
+def naive_authors(model, tokenizer, row, max_length):
+    """The seven points of the released code's behaviour that concern scores; every failure gives 0."""
+    question, answer = row["instruction"], row["response"]
+    if question == "" or answer == "":
+        return np.nan
+    prompt = f"Question:\n{question}\n\nAnswer:\n"
+    try:
+        n_prompt = len(tokenizer.encode(prompt, truncation=True, max_length=max_length))
+        alone = tokenizer.encode(answer, truncation=True, max_length=max_length - n_prompt + 1)
+        joint = tokenizer.encode(prompt + answer, truncation=True, max_length=max_length)
+        direct = naive_losses(model, alone)
+        conditioned = naive_losses(model, joint)[n_prompt - 1 :]
+        score = np.exp(sum(conditioned) / len(conditioned)) / np.exp(sum(direct) / len(direct))
+    except ZeroDivisionError:
+        return 0.0
+    return 0.0 if np.isnan(score) else score
+
+
+# ---- scores
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_corrected_scores_equal_a_naive_loop_on_every_row(model, bos):
+    tokenizer = make_tokenizer(bos=bos)
+    scores = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
+    naive = [naive_corrected(model, tokenizer, row, MAX_LENGTH) for row in EXAMPLES]
+    assert list(scores.columns) == IFD_COLUMNS
+    assert scores["example_id"].tolist() == [row["example_id"] for row in EXAMPLES]
+    assert scores["n_response_tokens"].tolist() == [row[0] for row in naive]
+    assert scores["status"].tolist() == [row[4] for row in naive]
+    for column, expected in zip(
+        ["nll_conditioned", "nll_direct", "ifd"], list(zip(*naive, strict=True))[1:4], strict=True
+    ):
+        np.testing.assert_allclose(scores[column], expected, rtol=1e-4)
+    assert set(scores["status"]) == {"ok", "truncated", "prompt_too_long", "empty"}
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_authors_scores_equal_a_naive_loop_with_its_silent_zeros(model, bos):
+    tokenizer = make_tokenizer(bos=bos)
+    scores = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH, preset="authors")
+    naive = [naive_authors(model, tokenizer, row, MAX_LENGTH) for row in EXAMPLES]
+    np.testing.assert_allclose(scores["ifd"], naive, rtol=1e-4)
+    by_id = scores.set_index("example_id")
+    assert by_id.loc["long-prompt", ["ifd", "status"]].tolist() == [0.0, "prompt_too_long"]
+    assert (by_id.loc["one-token", "ifd"] == 0) == (not bos)  # without BOS its only token is not scored
+    assert by_id.loc["long-answer", "status"] == "truncated"
+
+
+def test_both_ratios_of_the_authors_scores_follow_from_the_stored_sums(model, tokenizer):
+    scores = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH, preset="authors")
+    scored = scores[scores["nll_direct"].notna()]
+    sums = scored["nll_conditioned"], scored["nll_direct"], scored["n_response_tokens"]
+    np.testing.assert_allclose(ifd_from_nll(*sums), scored["ifd"], rtol=1e-12)
+    loss = score_ifd(
+        model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH, preset="authors", kind="loss_ratio"
+    ).loc[scored.index]
+    np.testing.assert_allclose(ifd_from_nll(*sums, kind="loss_ratio"), loss["ifd"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 60, 100_000])
+def test_the_batch_budget_and_the_order_of_rows_change_no_score(model, tokenizer, tokens_per_batch):
+    whole = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH).set_index("example_id")
+    options = {"max_length": MAX_LENGTH, "tokens_per_batch": tokens_per_batch}
+    reverse = score_ifd(model, tokenizer, pd.DataFrame(EXAMPLES[::-1]), TEMPLATE, **options).set_index("example_id")
+    np.testing.assert_allclose(reverse.loc[whole.index, "ifd"], whole["ifd"], rtol=1e-5)
+    part = score_ifd(model, tokenizer, EXAMPLES[:3], TEMPLATE, **options)
+    np.testing.assert_allclose(part["ifd"], whole["ifd"][:3], rtol=1e-5)
+
+
+def test_half_precision_scores_are_summed_in_full_precision(tokenizer):
+    model = make_model(initializer_range=0.02)
+    full = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
+    half = score_ifd(model.to(torch.bfloat16), tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
+    np.testing.assert_allclose(half["nll_direct"], full["nll_direct"], rtol=5e-3)
+
+
+def test_the_plain_loop_over_chunks_equals_the_fused_head(model, tokenizer, monkeypatch):
+    fused = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
+    monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy", raising=False)
+    monkeypatch.setattr(ifd, "CHUNK", 7)
+    plain = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
+    np.testing.assert_allclose(plain["ifd"], fused["ifd"], rtol=1e-5)
+
+
+def test_a_model_that_caps_its_logits_is_scored_by_its_own_logits(tokenizer):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 330, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.5}
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, final_logit_softcapping=2.0)).eval()
+    scores = score_ifd(model, tokenizer, EXAMPLES[:2], TEMPLATE, max_length=MAX_LENGTH)
+    naive = [naive_corrected(model, tokenizer, row, MAX_LENGTH)[3] for row in EXAMPLES[:2]]
+    np.testing.assert_allclose(scores["ifd"], naive, rtol=1e-4)
+
+
+def test_a_model_with_an_adapter_is_scored_with_its_adapter(tokenizer):
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj", "down_proj", "lm_head"]
+    lora = LoraConfig(r=4, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(make_model(tie_word_embeddings=False), lora).eval()
+    scores = score_ifd(model, tokenizer, EXAMPLES[:2], TEMPLATE, max_length=MAX_LENGTH)
+    naive = [naive_corrected(model, tokenizer, row, MAX_LENGTH)[3] for row in EXAMPLES[:2]]
+    np.testing.assert_allclose(scores["ifd"], naive, rtol=1e-4)
+
+
+def test_a_row_whose_scores_are_not_finite_gets_the_status_nan(tokenizer):
+    model = make_model()
+    letter = tokenizer.encode("ß", add_special_tokens=False)[0]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[letter] = float("nan")
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.nan_to_num())
+    scores = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH).set_index("example_id")
+    assert scores.loc["unicode", "status"] == "nan" and np.isnan(scores.loc["unicode", "ifd"])
+    assert scores.loc["a", "status"] == "ok"
+    authors = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH, preset="authors")
+    assert authors.set_index("example_id").loc["unicode", "ifd"] == 0
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_halved_and_only_a_hopeless_row_is_given_up(
+    model, tokenizer, tmp_path, monkeypatch
+):
+    whole = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH).set_index("example_id")
+    forward = ifd._forward_nll
+
+    def small_memory(model, batch):
+        if len(batch) > 2 or len(batch[0].ids) == MAX_LENGTH:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
+        return forward(model, batch)
+
+    monkeypatch.setattr(ifd, "_forward_nll", small_memory)
+    options = {"max_length": MAX_LENGTH, "shard_dir": tmp_path}
+    scores = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options).set_index("example_id")
+    assert scores.loc["long-answer", "status"] == "oom" and np.isnan(scores.loc["long-answer", "ifd"])
+    others = scores.index.drop("long-answer")
+    np.testing.assert_allclose(scores.loc[others, "ifd"], whole.loc[others, "ifd"], rtol=1e-5)
+    monkeypatch.setattr(ifd, "_forward_nll", forward)  # a larger machine tries that row again
+    again = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options).set_index("example_id")
+    np.testing.assert_allclose(again["ifd"], whole["ifd"], rtol=1e-5)
+
+
+def test_an_error_that_is_not_about_memory_is_not_swallowed(model, tokenizer, monkeypatch):
+    def broken(model, batch):
+        raise RuntimeError("device-side assert")
+
+    monkeypatch.setattr(ifd, "_forward_nll", broken)
+    with pytest.raises(RuntimeError, match="device-side"):
+        score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
+
+
+def test_scoring_leaves_the_model_in_the_mode_it_came_in(tokenizer):
+    model = make_model().train()
+    score_ifd(model, tokenizer, EXAMPLES[:1], TEMPLATE, max_length=MAX_LENGTH)
+    assert model.training
+
+
+# ---- bad input
+
+
+def test_unusable_input_says_what_is_wrong(model, tokenizer):
+    with pytest.raises(DataError, match="Example 0 has no 'response'"):
+        score_ifd(model, tokenizer, [{"example_id": "a", "instruction": "x"}], TEMPLATE, max_length=MAX_LENGTH)
+    with pytest.raises(DataError, match="repeats the example_id 'a'"):
+        score_ifd(model, tokenizer, EXAMPLES + EXAMPLES[:1], TEMPLATE, max_length=MAX_LENGTH)
+    with pytest.raises(ModelError, match="neither a BOS nor an EOS"):
+        score_ifd(model, make_tokenizer(bos=False, eos=False), EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
+    with pytest.raises(ValueError, match="corrected, authors"):
+        score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH, preset="naive")
+
+
+def test_rows_without_text_are_recorded_and_no_rows_give_an_empty_frame(model, tokenizer):
+    row = {"example_id": 7, "instruction": None, "response": float("nan")}
+    assert score_ifd(model, tokenizer, [row], TEMPLATE, max_length=MAX_LENGTH)["status"].tolist() == ["empty"]
+    assert list(score_ifd(model, tokenizer, [], TEMPLATE, max_length=MAX_LENGTH).columns) == IFD_COLUMNS
+
+
+# ---- shards
+
+
+def forward_counter(monkeypatch):
+    """List that receives (example, pass) positions of every sequence that reaches the model."""
+    reached, forward = [], ifd._forward_nll
+
+    def counted(model, batch):
+        reached.extend((sequence.row, sequence.name) for sequence in batch)
+        return forward(model, batch)
+
+    monkeypatch.setattr(ifd, "_forward_nll", counted)
+    return reached
+
+
+def test_a_second_call_scores_nothing_and_gives_identical_numbers(model, tokenizer, tmp_path, monkeypatch):
+    options = {"max_length": MAX_LENGTH, "shard_dir": tmp_path}
+    first = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options)
+    reached = forward_counter(monkeypatch)
+    pd.testing.assert_frame_equal(score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options), first)
+    assert reached == []
+
+
+def test_the_seconds_of_all_attempts_add_up(model, tokenizer, tmp_path):
+    options = {"max_length": MAX_LENGTH, "shard_dir": tmp_path}
+    score_ifd(model, tokenizer, EXAMPLES[:4], TEMPLATE, **options)
+    first = scoring_seconds(tmp_path)
+    [path] = tmp_path.glob("seconds-*.txt")
+    with open(path, "a") as file:
+        file.write("100.0\n12.")  # another attempt, and a number that a kill cut short
+    score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options)
+    assert 0 < first < scoring_seconds(tmp_path) - 100 < 60
+    assert scoring_seconds(tmp_path / "none") == 0
+
+
+def test_only_the_missing_sums_are_scored_and_a_half_line_is_cut_off(model, tokenizer, tmp_path, monkeypatch):
+    options = {"max_length": MAX_LENGTH, "shard_dir": tmp_path, "tokens_per_batch": 60}
+    first = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options)
+    [path] = tmp_path.glob("*.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:5]) + lines[5][:11])
+    reached = forward_counter(monkeypatch)
+    again = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options)
+    np.testing.assert_allclose(again["ifd"], first["ifd"], rtol=1e-6)
+    assert len(reached) == len(set(reached)) == len(lines) - 5
+    whole, repaired = (
+        [json.loads(line)["tokens"] for line in text] for text in (lines, path.read_bytes().splitlines())
+    )
+    assert sorted(whole) == sorted(repaired)
+
+
+def test_a_damaged_line_in_the_middle_is_scored_again(model, tokenizer, tmp_path, monkeypatch):
+    options = {"max_length": MAX_LENGTH, "shard_dir": tmp_path}
+    first = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options)
+    [path] = tmp_path.glob("*.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"\0\0\xff{\n", b'{"nll": 3}\n', b"7\n", *lines[3:]]))
+    reached = forward_counter(monkeypatch)
+    again = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options)
+    assert len(reached) == 1
+    np.testing.assert_allclose(again["ifd"], first["ifd"], rtol=1e-6)
+
+
+def test_sums_of_another_model_or_of_changed_texts_are_never_reused(model, tokenizer, tmp_path):
+    options = {"max_length": MAX_LENGTH, "shard_dir": tmp_path}
+    score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options)
+    changed = [{**row, "response": row["response"] + " # changed"} for row in EXAMPLES]
+    for other, rows, template, max_length in [
+        (make_model(seed=1), EXAMPLES, TEMPLATE, MAX_LENGTH),
+        (make_model(rope_theta=500.0), EXAMPLES, TEMPLATE, MAX_LENGTH),
+        (model, changed, TEMPLATE, MAX_LENGTH),
+        (model, EXAMPLES, TEMPLATES["codellama"], MAX_LENGTH),
+        (model, EXAMPLES, TEMPLATE, MAX_LENGTH - 9),
+    ]:
+        fresh = score_ifd(other, tokenizer, rows, template, max_length=max_length)
+        shared = score_ifd(other, tokenizer, rows, template, max_length=max_length, shard_dir=tmp_path)
+        pd.testing.assert_frame_equal(shared, fresh)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[2])
+import test_ifd
+from codeact_lib import ifd
+forward, calls = ifd._forward_nll, []
+def deadly(model, batch):
+    calls.append(1)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return forward(model, batch)
+ifd._forward_nll = deadly
+options = {"max_length": test_ifd.MAX_LENGTH, "tokens_per_batch": 60, "shard_dir": sys.argv[1]}
+ifd.score_ifd(test_ifd.make_model(), test_ifd.make_tokenizer(), test_ifd.EXAMPLES, test_ifd.TEMPLATE, **options)
+"""
+
+
+def test_a_process_killed_in_a_batch_loses_that_batch_only(model, tokenizer, tmp_path, monkeypatch):
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), os.path.dirname(__file__)]
+    process = subprocess.run(command, cwd=os.path.dirname(os.path.dirname(__file__)), capture_output=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    options = {"max_length": MAX_LENGTH, "tokens_per_batch": 60}
+    undisturbed = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, shard_dir=tmp_path / "whole", **options)
+    [killed], [whole] = ([*(tmp_path / name).glob("*.jsonl")] for name in ("killed", "whole"))
+    done = killed.read_text().splitlines()
+    assert done and done == whole.read_text().splitlines()[: len(done)]
+    reached = forward_counter(monkeypatch)
+    resumed = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, shard_dir=tmp_path / "killed", **options)
+    assert len(reached) == len(whole.read_text().splitlines()) - len(done)
+    pd.testing.assert_frame_equal(resumed, undisturbed)
+    assert all(json.loads(line)["nll"] > 0 for line in done)
+
+
+# ---- small parts
+
+
+@given(st.lists(st.integers(1, 50)), st.integers(1, 200))
+def test_batches_hold_every_sequence_once_and_stay_in_the_budget(lengths, budget):
+    batches = plan_batches(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+
+
+def test_ifd_from_nll_gives_both_ratios_and_nan_without_tokens():
+    conditioned, direct, n = (
+        np.array([10.0, 30.0, 0.0, np.nan]),
+        np.array([20.0, 20.0, 0.0, 5.0]),
+        np.array([10, 10, 0, 2]),
+    )
+    expected = np.array([np.exp(1.0) / np.exp(2.0), np.exp(3.0) / np.exp(2.0), np.nan, np.nan])
+    np.testing.assert_allclose(ifd_from_nll(conditioned, direct, n), expected)
+    np.testing.assert_allclose(ifd_from_nll(conditioned, direct, n, kind="loss_ratio"), [0.5, 1.5, np.nan, np.nan])
+    assert ifd_from_nll(10.0, 20.0, 10) == pytest.approx(np.exp(-1.0))
+    with pytest.raises(ValueError, match="ppl_ratio or loss_ratio"):
+        ifd_from_nll(1.0, 1.0, 1, kind="ratio")
+
+
+def test_progress_says_how_far_it_is(model, tokenizer, capsys):
+    score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH, progress=True)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "6/6 rows" in line and "rows/s" in line and "0 s left" in line
+
+
+REAL_DATA = os.environ.get("CODEACT_REAL_DATA")
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="CODEACT_REAL_DATA names no folder with real instruction rows")
+@pytest.mark.parametrize("bos", [True, False])
+def test_real_rows_score_as_the_naive_loops_do(model, bos):
+    with open(os.path.join(REAL_DATA, "evol_instruct.jsonl"), encoding="utf-8") as file:
+        records = [json.loads(line) for line in file][:60]
+    rows = [{"example_id": i, "instruction": r["instruction"], "response": r["output"]} for i, r in enumerate(records)]
+    tokenizer = make_tokenizer(bos=bos)
+    corrected = score_ifd(model, tokenizer, rows, TEMPLATE, max_length=120)
+    np.testing.assert_allclose(
+        corrected["ifd"], [naive_corrected(model, tokenizer, row, 120)[3] for row in rows], rtol=1e-4
+    )
+    authors = score_ifd(model, tokenizer, rows, TEMPLATE, max_length=120, preset="authors")
+    np.testing.assert_allclose(authors["ifd"], [naive_authors(model, tokenizer, row, 120) for row in rows], rtol=1e-4)

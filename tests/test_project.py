@@ -1,0 +1,257 @@
+"""The project around the code: versions that agree, no trace of the machine it was made on, targets that work."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPO
+from packaging.requirements import Requirement
+
+import codeact_lib
+
+PYPROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+EXTRAS = PYPROJECT["optional-dependencies"]
+DIRECT = [Requirement(text) for text in [*PYPROJECT["dependencies"], *sum(EXTRAS.values(), [])]]
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def lock():
+    lines = [line for line in (REPO / "requirements.lock").read_text().splitlines() if line and line[0] != "#"]
+    return {canonical(line.split("==")[0]): line.split("==")[1] for line in lines}
+
+
+def tracked_files():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [REPO / name for name in listed.stdout.split("\0") if name and (REPO / name).is_file()]
+
+
+# ---------------------------------------------------------------------------------------------- versions
+
+
+def test_the_lock_pins_one_version_of_each_package_and_names_no_index_and_no_build():
+    lines = [line for line in (REPO / "requirements.lock").read_text().splitlines() if line and line[0] != "#"]
+    for line in lines:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line), line
+    assert len(lock()) == len(lines)
+
+
+def test_the_lock_satisfies_every_direct_dependency():
+    for requirement in DIRECT:
+        assert lock()[canonical(requirement.name)] in requirement.specifier, requirement
+
+
+def test_the_conda_file_says_the_same_versions_as_the_lock_for_exactly_the_direct_dependencies():
+    parts = yaml.safe_load((REPO / "environment.yml").read_text())["dependencies"]
+    pinned = dict(line.split("==") for line in parts[-1]["pip"])
+    assert {canonical(name) for name in pinned} == {canonical(requirement.name) for requirement in DIRECT}
+    for name, version in pinned.items():
+        assert lock()[canonical(name)] == version, name
+    minor = f"python={sys.version_info.major}.{sys.version_info.minor}"
+    assert parts[0] == "python=3.11" and minor == parts[0]
+
+
+def test_each_line_of_the_conda_file_says_which_notebooks_need_it():
+    lines = (REPO / "environment.yml").read_text().split("dependencies:\n")[1].splitlines()
+    for line in lines:
+        if line.strip() != "- pip:":
+            assert re.search(r"  # ((0[1-6] )*0[1-6]: .+|tests only|style checks only.*)$", line), line
+
+
+def test_every_third_party_import_is_a_declared_dependency():
+    declared = {canonical(requirement.name) for requirement in DIRECT}
+    providers = packages_distributions()
+    # what a declared package brings and hands to us as part of its own interface
+    brought = {
+        "IPython": "ipykernel",
+        "traitlets": "nbclient",
+        "huggingface_hub": "transformers",
+        "packaging": "pytest",
+        "threadpoolctl": "scikit-learn",
+    }
+    for path in [*(REPO / "codeact_lib").rglob("*.py"), *(REPO / "notebooks").glob("*.ipynb")]:
+        for name in imported_packages(path):
+            if name in sys.stdlib_module_names or name == "codeact_lib":
+                continue
+            found = {canonical(brought.get(name, "")), *map(canonical, providers.get(name, []))}
+            assert found & declared, f"{path.name} imports {name}"
+
+
+def sources(path):
+    if path.suffix == ".py":
+        return [path.read_text(encoding="utf-8")]
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    lines = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return [re.sub(r"^(\s*)[%!].*$", r"\1pass", text, flags=re.MULTILINE) for text in lines]
+
+
+def imports(path):
+    """Full dotted names of every import in a file, those inside functions too."""
+    for text in sources(path):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_packages(path):
+    return {name.split(".")[0] for name in imports(path)}
+
+
+# ---------------------------------------------------------------------------------------------- structure
+
+
+def own_imports(module):
+    """Names of the package's modules that one of them imports."""
+    return {
+        name.split(".")[1] for name in imports(REPO / "codeact_lib" / f"{module}.py") if name.startswith("codeact_lib.")
+    }
+
+
+def test_nothing_but_the_command_depends_on_the_pipeline():
+    for path in (REPO / "codeact_lib").glob("*.py"):
+        if path.stem not in ("cli", "pipeline", "stages", "__init__"):
+            assert not own_imports(path.stem) & {"pipeline", "stages", "cli"}, path.name
+
+
+@pytest.mark.parametrize("module", ["prompts", "packing", "modeling", "ifd"])
+def test_the_core_modules_run_where_only_torch_transformers_numpy_and_pandas_are(module):
+    path = REPO / "codeact_lib" / f"{module}.py"
+    inside_functions = {"peft", "bitsandbytes"}
+    outside = imported_packages(path) - set(sys.stdlib_module_names) - inside_functions
+    assert outside <= {"torch", "transformers", "numpy", "pandas", "codeact_lib"}
+    assert own_imports(module) <= {"errors", "prompts", "packing", "modeling", "ifd", "mini"}
+
+
+def test_importing_the_package_loads_nothing_of_weight():
+    code = "import sys, codeact_lib; print(*{'torch', 'pandas', 'numpy', 'pydantic'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+@pytest.mark.parametrize("name", codeact_lib.__all__)
+def test_every_public_name_can_be_imported_and_has_a_docstring(name):
+    value = getattr(codeact_lib, name)
+    assert not callable(value) or (value.__doc__ or "").strip()
+
+
+def test_every_pattern_of_package_data_matches_something():
+    patterns = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["codeact_lib"]
+    for pattern in patterns:
+        assert list((REPO / "codeact_lib").glob(pattern)), pattern
+
+
+# ---------------------------------------------------------------------------------------------- no trace of a machine
+
+
+def test_no_tracked_file_names_a_folder_of_a_machine_or_a_registry():
+    home = ["root", "home/[a-z]+", "work", "Users/[a-z]+", "opt/(?:wheels|pypi)"]
+    machine = re.compile(rf"(?<![\w.~*-])/(?:{'|'.join(home)})/[\w.]")
+    registry = re.compile("extra-index" + "-url|--index" + "-url|find" + r"-links|pypi\.org/" + "simple")
+    for path in tracked_files():
+        if path.suffix in (".safetensors", ".png", ".pdf"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        for pattern in (machine, registry, re.compile(re.escape(f"{REPO}/"))):
+            found = pattern.search(text)
+            assert not found, f"{path.relative_to(REPO)}: {text[max(0, found.start() - 40) : found.end() + 40]!r}"
+
+
+def test_no_large_or_pickled_file_is_tracked():
+    for path in tracked_files():
+        assert path.suffix not in (".pkl", ".pickle", ".pt", ".bin", ".joblib"), path
+        assert path.stat().st_size <= 8 * 2**20, path
+
+
+# ---------------------------------------------------------------------------------------------- licence, targets
+
+
+def test_the_licence_is_the_whole_apache_licence_and_everything_names_it():
+    text = (REPO / "LICENSE").read_text()
+    assert "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text and len(text) > 11_000
+    assert PYPROJECT["license"] == yaml.safe_load((REPO / "CITATION.cff").read_text())["license"] == "Apache-2.0"
+
+
+def test_the_citation_prefers_the_paper():
+    paper = yaml.safe_load((REPO / "CITATION.cff").read_text())["preferred-citation"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Lv", "Xia", "Huang"]
+    assert paper["url"].endswith("2408.02193") and paper["year"] == 2024
+    assert PYPROJECT["version"] == codeact_lib.__version__
+
+
+def test_make_alone_explains_every_target():
+    shown = subprocess.run(["make"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    targets = re.search(r"^\.PHONY: (.+)$", (REPO / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert re.findall(r"^make ([a-z-]+) +\S", shown, re.MULTILINE) == targets
+
+
+def test_the_ci_script_is_executable_and_calls_make_test():
+    script = REPO / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", script], check=True)
+    assert "make --no-print-directory test" in script.read_text()
+
+
+FAKE_PYTHON = """#!/bin/sh
+case "$1 $2" in
+    "-m venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && echo venv >> log ;;
+    "-m pip") echo pip >> log ;;
+    "-m pytest") echo pytest >> log ;;
+    "--version ") echo Python 3.11.7 ;;
+esac
+"""
+
+
+@pytest.fixture
+def bare_clone(tmp_path, monkeypatch):
+    """The files `make` looks at, and a PATH whose python3.11 only writes down what it was asked to do."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        (tmp_path / name).write_text((REPO / name).read_text())
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("bash", "sh", "make", "mkdir", "cp", "echo", "touch", "id", "awk", "rm", "cat"):
+        found = next(f"{p}/{tool}" for p in ("/usr/bin", "/bin", "/usr/local/bin") if Path(p, tool).exists())
+        (tools / tool).symlink_to(found)
+    monkeypatch.setenv("PATH", str(tools))
+    return tmp_path
+
+
+def make(folder, *arguments):
+    result = subprocess.run(["make", "-C", str(folder), *arguments], capture_output=True, text=True)
+    log = folder / "log"
+    done = log.read_text().split() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return result, done
+
+
+@pytest.mark.parametrize("name", ["python3.11", "python3"])
+def test_make_builds_the_environment_when_it_is_missing_or_older_than_the_lock(bare_clone, name):
+    python = bare_clone / "tools" / name
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    assert make(bare_clone, "test")[1] == ["venv", "pip", "pip", "pytest"]
+    assert make(bare_clone, "test")[1] == ["pytest"]
+    later = (bare_clone / ".venv" / ".installed").stat().st_mtime + 10
+    os.utime(bare_clone / "requirements.lock", (later, later))
+    assert make(bare_clone, "test")[1][:1] == ["venv"]
+
+
+def test_make_says_so_when_there_is_no_suitable_python(bare_clone):
+    old = bare_clone / "tools" / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    result, done = make(bare_clone, "test")
+    assert result.returncode != 0 and done == []
+    assert "Python 3.11 is needed" in result.stderr and "Traceback" not in result.stderr

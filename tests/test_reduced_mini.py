@@ -1,0 +1,130 @@
+"""The six real notebooks, end to end on a reduced mini profile, undisturbed and killed on the way."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPO
+
+from codeact_lib.pipeline import plan, run
+
+REDUCED = {
+    "name": "reduced",
+    "datasets": ["mini-evol"],
+    "arms": [
+        {"policy": "full", "ratio": 1.0, "strategy": "dynamic"},
+        {"policy": "cdas", "ratio": 0.4, "strategy": "dynamic_pack"},
+    ],
+    "n_rows_limit": 160,
+    "benchmark_limit": 6,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 2,  # enough steps to be killed between two checkpoints
+    "max_new_tokens": 60,
+    "save_steps": 4,
+    "torch_threads": 1,
+}
+CDAS = "mini-base__mini-evol__cdas-0.4__dynamic-pack"
+
+
+def call(folder, **changes):
+    return {
+        "profile": "mini",
+        "overrides": json.dumps({**REDUCED, **changes}),
+        "artifacts_dir": str(folder / "artifacts"),
+        "results_dir": str(folder / "results"),
+    }
+
+
+def verdicts(folder):
+    records = [json.loads(path.read_text()) for path in sorted((folder / "results" / "metrics").glob("*.json"))]
+    return {r["run_id"]: {name: b["verdicts"] for name, b in r["benchmarks"].items()} for r in records}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A finished reduced mini."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with contextlib.chdir(REPO):
+        assert run(**call(folder), say=lambda line: None) == len(plan(**call(folder)))
+    return folder
+
+
+@pytest.mark.timeout(900)
+def test_the_pipeline_leaves_tables_figures_and_a_report_of_measured_numbers(undisturbed):
+    results = undisturbed / "results"
+    for suffix in ("csv", "md", "tex", "html"):
+        for name in ("rq1", "rq2"):
+            assert (results / "tables" / f"{name}.{suffix}").stat().st_size
+    assert {path.suffix for path in (results / "figures").iterdir()} == {".svg", ".pdf", ".png"}
+    assert "<html" in (results / "report.html").read_text()
+    measured = verdicts(undisturbed)
+    assert set(measured) == {"mini-base__base", "mini-base__mini-evol__full__dynamic", CDAS}
+    assert all(len(tasks) == 6 for benchmarks in measured.values() for tasks in benchmarks.values())
+    record = json.loads((results / "metrics" / f"{CDAS}.json").read_text())
+    assert 0 < record["n_train"] < 0.4 * record["n_total"] + 1
+    assert record["train"]["peak_memory_bytes"] > 0 and record["train"]["seconds"] > 0
+
+
+def test_running_again_executes_nothing(undisturbed):
+    with contextlib.chdir(REPO):
+        assert run(**call(undisturbed), say=lambda line: None) == 0
+
+
+def test_every_executed_notebook_is_kept_without_an_error(undisturbed):
+    executed = list((undisturbed / "results" / "notebooks").iterdir())
+    assert len(executed) == 10
+    for path in executed:
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert cells[-1]["execution_count"]
+        assert not [o for cell in cells for o in cell["outputs"] if o["output_type"] == "error"], path
+
+
+# What each stage leaves as soon as it is in the middle of its work.
+UNDER_WAY = {
+    "02_ifd": "artifacts/ifd/mini-evol/mini-base/shards/*",
+    "04_train_dynamic_pack": f"artifacts/train/{CDAS}/checkpoints/checkpoint-*/codeact_checkpoint.json",
+    "05_eval": f"artifacts/eval/{CDAS}/*/samples.jsonl",
+}
+
+
+ONE_ARM = {"arms": REDUCED["arms"][1:], "evaluate_base": False}
+
+
+@pytest.mark.timeout(900)
+def test_three_kills_on_the_way_end_with_the_same_numbers(undisturbed, tmp_path):
+    options = call(tmp_path, **ONE_ARM)
+    for pattern in UNDER_WAY.values():
+        _kill_when_there(tmp_path, pattern, options)
+    with contextlib.chdir(REPO):
+        assert run(**options, say=lambda line: None) > 0
+    assert without_costs(tmp_path) == without_costs(undisturbed)
+
+
+def without_costs(folder):
+    """Everything the tables print of the CDAS run, but for times, memory and where it was measured."""
+    record = json.loads((folder / "results" / "metrics" / f"{CDAS}.json").read_text())
+    kept = ("optimizer_steps", "n_samples", "supervised_tokens", "padding_rate", "rows", "final_loss")
+    train = {name: record["train"][name] for name in kept}
+    benchmarks = {
+        name: {key: value for key, value in benchmark.items() if key != "seconds"}
+        for name, benchmark in record["benchmarks"].items()
+    }
+    rest = {key: value for key, value in record.items() if key not in ("selection_cost", "provenance")}
+    return {**rest, "train": train, "benchmarks": benchmarks}
+
+
+def _kill_when_there(folder, pattern, options):
+    code = "import json, sys; from codeact_lib.pipeline import run; run(**json.loads(sys.argv[1]))"
+    command = [sys.executable, "-c", code, json.dumps(options)]
+    process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 400
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, f"the run ended before {pattern} was there"
+        assert time.monotonic() < deadline, f"{pattern} never came"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()

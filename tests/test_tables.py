@@ -1,0 +1,413 @@
+"""Reported numbers, bold marks, measured rows, and the files and the report made of them."""
+
+import csv
+import html.parser
+import io
+import json
+import math
+import random
+import re
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codeact_lib import tables
+from codeact_lib.errors import ArtifactError
+from codeact_lib.report import to_html, to_latex, to_markdown
+from codeact_lib.tables import load_metrics, load_reported, rq1_table, rq2_table, write_report, write_table
+
+REPORTED = load_reported()
+
+# The paper's own bold marks, row by row (x = bold). RQ1: time, memory and four scores; RQ2: four scores.
+BOLD_RQ1 = """....xx xxxx.. ...xxx xxxxx. ....xx xxxxx. ..xxx. xx..xx ...xxx xxx... ....xx xxxx.x""".split()
+BOLD_RQ2 = """.... ..xx xx.x .... xxxx .... .... .... xxxx .... .... .... .... ...x xxx.""".split()
+ENVIRONMENT = {"python": "3.11.2", "packages": {}, "cpu": "a CPU", "cores": 2, "gpu": None, "ram_gib": 8.0}
+DATASETS = {"mini-evol": "EVOL-Instruct (mini)", "mini-oss": "OSS-Instruct (mini)"}
+
+
+def benchmark(kind, rate, rng, n=160):
+    verdicts = {}
+    for i in range(n):
+        base = rng.random() < rate
+        plus = base and rng.random() < 0.9
+        verdicts[f"{kind}/{i}"] = {"base": "pass" if base else "fail", "plus": "pass" if plus else "fail"}
+    counts = {side: {"k": sum(v[side] == "pass" for v in verdicts.values()), "n": n} for side in ("base", "plus")}
+    judged = {"version": "v1", "sha256": "0" * 64, "protocol": "authors", "isolation": "limits"}
+    seconds = {"generate": 8.0, "judge": 5.5}
+    return {"kind": kind, "n": n, **counts, "verdicts": verdicts, **judged, "seconds": seconds}
+
+
+def record(dataset, policy=None, ratio=None, strategy=None, rate=0.1, seconds=0.0, memory=0, n_train=None, **changes):
+    rng = random.Random(f"{dataset} {policy}")
+    train = {
+        **{"seconds": seconds, "optimizer_steps": 10, "supervised_tokens": 1000, "padding_rate": 0.3},
+        **{"peak_memory_bytes": memory, "peak_memory_kind": "rss_growth", "final_loss": 0.5},
+    }
+    result = {
+        "run_id": f"mini-base__{dataset}__{policy}" if dataset else "mini-base__base",
+        "profile": "mini",
+        "model": {"name": "mini-base", "label": "mini-base", "size": "2M", "revision": None, "reported_as": None},
+        "dataset": dataset,
+        "dataset_label": DATASETS.get(dataset),
+        "reported_as": dataset and DATASETS[dataset].removesuffix(" (mini)"),
+        **{"policy": policy, "ratio": ratio, "strategy": strategy, "seed": 0, "n_train": n_train, "n_total": 2400},
+        "train": train if dataset else None,
+        "selection_cost": {"embedding_seconds": 3.0, "ifd_seconds": 147.0} if dataset else None,
+        "benchmarks": {"mini-humaneval": benchmark("humaneval", rate, rng), "mini-mbpp": benchmark("mbpp", rate, rng)},
+        "provenance": {"environment": ENVIRONMENT, "keys": {"05_eval": "ab" * 32}, "seed": 0},
+    }
+    return result | changes
+
+
+def mini_metrics():
+    records = [record(None)]
+    for dataset in DATASETS:
+        records += [
+            record(dataset, "full", 1.0, "dynamic", 0.6, 112.3, 512_000_000, 2400),
+            record(dataset, "cdas", 0.4, "dynamic_pack", 0.5, 39.2, 320_500_000, 957),
+            record(dataset, "random", 0.4, "dynamic_pack", 0.45, 38.0, 318_000_000, 960),
+        ]
+    return records
+
+
+METRICS = mini_metrics()
+
+
+# The paper's numbers
+
+
+def marks(table, columns):
+    return ["".join("x" if bold else "." for bold in row) for row in table.bold[columns].to_numpy()]
+
+
+def test_reported_files_have_every_row_of_the_paper_in_its_columns():
+    assert [len(REPORTED[name]) for name in ("rq1", "rq2", "followup")] == [12, 15, 16]
+    assert list(REPORTED["rq1"].columns) == [
+        *("dataset", "model", "size", "codeact", "training_time_min", "peak_memory_gb"),
+        *("humaneval", "humaneval_plus", "mbpp", "mbpp_plus"),
+    ]
+    assert list(REPORTED["rq2"].columns) == [
+        *("group", "model", "size", "base_model", "data_type", "data_num"),
+        *("humaneval", "humaneval_plus", "mbpp", "mbpp_plus"),
+    ]
+
+
+def test_the_headline_row_is_the_papers():
+    row = REPORTED["rq1"].query("dataset == 'EVOL-Instruct' and model == 'DeepSeek-Coder' and codeact").iloc[0]
+    assert [row["training_time_min"], row["peak_memory_gb"], row["humaneval"], row["mbpp_plus"]] == [
+        58,
+        37.23,
+        67.1,
+        58.1,
+    ]
+
+
+def test_bold_marks_of_rq1_come_out_as_in_the_paper():
+    table = rq1_table([], REPORTED["rq1"])
+    paper = [i for i, source in enumerate(table.cells["Source"]) if source == "paper"]
+    columns = ["Training time", "Peak memory", *tables.HEADINGS.values()]
+    assert [marks(table, columns)[i] for i in paper] == BOLD_RQ1
+
+
+def test_bold_marks_of_rq2_come_out_as_in_the_paper():
+    assert marks(rq2_table([], REPORTED["rq2"]), list(tables.HEADINGS.values())) == BOLD_RQ2
+
+
+def test_cells_of_the_paper_are_printed_as_the_paper_prints_them():
+    cells = rq1_table([], REPORTED["rq1"]).cells
+    first = cells[cells["Source"] == "paper"].iloc[0].tolist()
+    assert first == ["CodeLlama", "7B", "✗", "paper", "220 min", "64.28 GB", "50.6", "47.0", "63.2", "51.4"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=12))
+def test_bold_is_every_best_value_of_a_group_of_at_least_two(rows):
+    groups, values = zip(*rows, strict=True)
+    found = tables.bold_marks(pd.DataFrame({"score": values}), list(groups), ["score"])["score"].tolist()
+    for i, (group, value) in enumerate(rows):
+        peers = [v for g, v in rows if g == group]
+        assert found[i] == (len(peers) > 1 and value == max(peers))
+
+
+def test_rows_that_can_only_be_of_378_tasks_are_marked():
+    cells = rq2_table([], REPORTED["rq2"]).cells
+    marked = cells[cells["MBPP"].str.endswith("†")]
+    assert marked["Model"].tolist() == ["Claude-3-Opus", "GPT-4-Turbo", "WizardCoder-CL"]
+    assert cells["HumanEval"].str.contains("†").sum() == 0
+
+
+@given(st.integers(1, 1000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_every_count_fits_its_own_number_of_tasks(counts):
+    k, n = counts
+    assert tables.fits(round(100 * k / n, 1), n)
+
+
+# Measured beside reported
+
+
+def test_nothing_measured_reads_not_run_and_leaves_the_paper_alone():
+    empty, full = rq1_table([], REPORTED["rq1"]), rq1_table(METRICS, REPORTED["rq1"])
+    assert set(empty.cells.loc[empty.cells["Source"] == "measured", "HumanEval"]) == {"not run"}
+    paper = [table.cells[table.cells["Source"] == "paper"].reset_index(drop=True) for table in (empty, full)]
+    pd.testing.assert_frame_equal(*paper)
+
+
+def test_measured_cells_carry_counts_interval_units_and_run():
+    table = rq1_table(METRICS, REPORTED["rq1"])
+    row = table.frame.query("run_id == 'mini-base__mini-evol__cdas'").iloc[0]
+    solved = METRICS[2]["benchmarks"]["mini-humaneval"]["base"]
+    assert (row["humaneval_k"], row["humaneval_n"]) == (solved["k"], solved["n"])
+    assert row["humaneval_low"] < row["humaneval"] < row["humaneval_high"]
+    assert row["benchmark_versions"] == "mini-humaneval v1 (160 tasks); mini-mbpp v1 (160 tasks)"
+    assert row["hardware"] == "a CPU, 2 cores"
+    place = table.links.index("mini-base__mini-evol__cdas")
+    cells = table.cells.iloc[place]
+    assert cells[["CodeACT", "Training time", "Peak memory"]].tolist() == ["✓", "39.2 s", "320 MB"]
+    assert re.fullmatch(rf"\d+\.\d\n{solved['k']}/160, \d+\.\d–\d+\.\d", cells["HumanEval"])
+
+
+def test_a_small_model_stands_in_a_block_that_says_it_cannot_be_compared():
+    table = rq1_table(METRICS, REPORTED["rq1"])
+    own = [block for block, link in zip(table.blocks, table.links, strict=True) if link]
+    assert len(own) == 4
+    assert all("2M-parameter model on CPU" in block and "not comparable" in block for block in own)
+
+
+def test_a_run_of_the_papers_model_stands_under_the_papers_rows():
+    model = {"name": "cl", "label": "CodeLlama", "size": "7B", "revision": "main", "reported_as": "CodeLlama"}
+    table = rq1_table([record("mini-evol", "full", 1.0, "dynamic", 0.5, 60.0, 10**10, 9, model=model)], REPORTED["rq1"])
+    place = [i for i, link in enumerate(table.links) if link]
+    assert [table.blocks[i] for i in place] == ["Models trained on EVOL-Instruct"]
+    assert table.cells.iloc[place[0] + 1]["HumanEval"] == "not run"  # its CodeACT arm
+
+
+def test_the_order_of_records_changes_no_table():
+    again = rq1_table(METRICS[::-1], REPORTED["rq1"])
+    once = rq1_table(METRICS, REPORTED["rq1"])
+    rows = [sorted(map(tuple, table.cells.astype(str).to_numpy())) for table in (once, again)]
+    assert rows[0] == rows[1]
+
+
+def test_each_seed_is_a_pair_of_its_own():
+    again = [record | {"seed": 1, "run_id": record["run_id"] + "__seed-1"} for record in METRICS[1:]]
+    table = rq1_table(METRICS + again, REPORTED["rq1"])
+    measured = table.cells[[link is not None for link in table.links]]
+    assert measured["Model"].tolist() == ["mini-base", "mini-base", "mini-base, seed 1", "mini-base, seed 1"] * 2
+    assert len(tables.comparison_table(METRICS + again).frame) == 2 * len(tables.comparison_table(METRICS).frame)
+
+
+def test_mixed_benchmark_versions_are_called_out():
+    odd = json.loads(json.dumps(METRICS))
+    odd[1]["benchmarks"]["mini-mbpp"]["version"] = "v2"
+    assert any("mix benchmark versions" in note for note in rq1_table(odd, REPORTED["rq1"]).notes)
+    assert not any("mix benchmark versions" in note for note in rq1_table(METRICS, REPORTED["rq1"]).notes)
+
+
+def test_rq2_holds_base_and_arms_in_a_group_of_their_own():
+    table = rq2_table(METRICS, REPORTED["rq2"])
+    measured = table.cells[table.cells["Source"] == "measured"]
+    assert len(measured) == 7
+    assert measured["Data num"].tolist()[:3] == ["-", "2,400", "957"]
+    assert len({block for block in table.blocks if block.startswith("Measured")}) == 1
+
+
+# Tests, claims, costs
+
+
+def test_paired_counts_agree_with_a_naive_count():
+    frame = tables.comparison_table(METRICS).frame
+    row = frame[(frame["tests"] == "all tasks, plus") & frame["compared_with"].str.startswith("random")].iloc[0]
+    ours, other = (
+        [v["plus"] == "pass" for b in METRICS[i]["benchmarks"].values() for v in b["verdicts"].values()] for i in (2, 3)
+    )
+    assert row["n"] == 320
+    assert row["only_codeact"] == sum(a and not b for a, b in zip(ours, other, strict=True))
+    assert row["only_other"] == sum(b and not a for a, b in zip(ours, other, strict=True))
+    pairs = int(row["only_codeact"] + row["only_other"])
+    tail = sum(math.comb(pairs, i) for i in range(min(row["only_codeact"], row["only_other"]) + 1)) / 2**pairs
+    assert row["p_value"] == pytest.approx(min(1, 2 * tail), abs=1e-5)
+
+
+def test_it_is_said_in_words_when_cdas_does_not_beat_random():
+    twins = json.loads(json.dumps(METRICS))
+    twins[2]["benchmarks"] = twins[3]["benchmarks"]
+    sentences = tables.findings(twins)
+    assert any("CDAS does not beat a random selection" in s and "EVOL" in s and "+0.0 points" in s for s in sentences)
+
+
+def test_the_headline_claims_are_recomputed_from_the_papers_own_rows():
+    frame = tables.derived_claims_table(METRICS, REPORTED).frame
+    claim = frame.query("source == 'paper' and dataset == 'EVOL-Instruct' and model == 'DeepSeek-Coder 6.7B'").iloc[0]
+    assert claim["gain_points"] == pytest.approx(8.6)
+    assert (round(claim["time_change_pct"]), round(claim["memory_change_pct"])) == (-78, -27)
+    again = frame.query("source == 'follow-up' and dataset == 'EVOL-Instruct' and model == 'DeepSeek-Coder 6.7B'").iloc[
+        0
+    ]
+    assert again["gain_points"] == pytest.approx(-0.6)
+    assert len(frame[frame["source"] == "measured"]) == 2
+
+
+def test_selection_pays_once_the_time_saved_exceeds_its_cost():
+    frame = tables.cost_table(METRICS).frame
+    pays = dict(zip(frame["run_id"], frame["break_even_trainings"], strict=True))
+    assert pays["mini-base__mini-evol__cdas"] == 3  # 150 s of selection, 73.1 s saved by each training
+    assert math.isnan(pays["mini-base__mini-evol__random"]) and math.isnan(pays["mini-base__mini-evol__full"])
+    slower = [r | {"train": r["train"] | {"seconds": 200.0}} if r["policy"] == "cdas" else r for r in METRICS]
+    assert "never" in set(tables.cost_table(slower).cells["Pays after"])
+
+
+def test_the_followup_stands_beside_the_paper_cell_by_cell():
+    frame = tables.followup_table(REPORTED).frame
+    assert len(frame) == 8
+    moved = frame.query("dataset == 'EVOL-Instruct' and model == 'DeepSeek-Coder' and ratio == 1.0").iloc[0]
+    assert (moved["humaneval_paper"], moved["humaneval_followup"]) == (58.5, 67.7)
+
+
+# Files
+
+
+class Cells(html.parser.HTMLParser):
+    """Text and bold mark of each body cell of an HTML table, and everything that could leave the file."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.ids, self.targets, self.bold, self.open = [], [], [], False, False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.targets += [attributes[k] for k in ("href", "src", "xlink:href", "srcset", "data") if k in attributes]
+        if tag == "tr":
+            self.rows.append([])
+        if tag == "td":
+            self.rows[-1].append(["", False])
+            self.open = True
+        if tag == "strong" and self.open:
+            self.rows[-1][-1][1] = True
+
+    def handle_endtag(self, tag):
+        self.open = self.open and tag != "td"
+
+    def handle_data(self, data):
+        if self.open:
+            self.rows[-1][-1][0] += data
+
+
+def test_all_formats_hold_the_same_bold_cells():
+    table = rq1_table([], REPORTED["rq1"])
+    expected = [
+        cell for row in range(len(table.cells)) for i, cell in enumerate(table.cells.iloc[row]) if table.is_bold(row, i)
+    ]
+    assert re.findall(r"\| \*\*(.+?)\*\*(?= \|)", to_markdown(table)) == expected
+    assert [text for row in Cells(to_html(table)).rows for text, bold in row if bold] == expected
+    body = to_latex(table).split(r"\midrule", 1)[1]
+    assert re.findall(r"\\textbf\{(.+?)\}", body) == expected
+
+
+def test_markdown_is_one_well_formed_pipe_table_a_block():
+    table = rq1_table(METRICS, REPORTED["rq1"])
+    blocks = [part for part in to_markdown(table).split("\n\n") if part.startswith("| ")]
+    assert len(blocks) == len(set(table.blocks)) == 4
+    for block in blocks:
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()} == {len(table.cells.columns) + 1}
+
+
+def test_latex_rows_have_as_many_cells_as_columns_and_no_bare_special_characters():
+    text = to_latex(rq2_table(METRICS, REPORTED["rq2"]))
+    rows = [line for line in text.splitlines() if line.endswith(r"\\") and not line.startswith(r"\multicolumn")]
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {9}
+    assert text.isascii()
+    assert not re.search(r"(?<!\\)[%#_]", "\n".join(rows))
+
+
+def test_csv_is_read_back_as_numbers(tmp_path):
+    paths = write_table(rq1_table(METRICS, REPORTED["rq1"]), tmp_path / "rq1")
+    assert sorted(p.suffix for p in paths) == [".csv", ".html", ".md", ".tex"]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "rq1.csv").read_text())))
+    assert len(rows) == 12 + 12 + 4
+    assert rows[0]["codeact"] == "no" and float(rows[0]["peak_memory_gb"]) == 64.28 and rows[0]["humaneval_k"] == ""
+    assert float(rows[-1]["training_time_min"]) == pytest.approx(39.2 / 60, abs=1e-4)
+    assert rows[-1]["humaneval_n"] == "160"
+
+
+def test_every_extra_table_writes_all_formats_with_and_without_measurements(tmp_path):
+    for metrics in (METRICS, METRICS[:1], []):
+        for make in (tables.arms_table, tables.comparison_table, tables.cost_table):
+            assert len(write_table(make(metrics), tmp_path / make.__name__)) == 4
+        write_table(tables.derived_claims_table(metrics, REPORTED), tmp_path / "claims")
+        assert isinstance(tables.findings(metrics), list)
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path):
+    first = [p.read_bytes() for p in write_table(rq2_table(METRICS, REPORTED["rq2"]), tmp_path / "a")]
+    assert first == [p.read_bytes() for p in write_table(rq2_table(METRICS, REPORTED["rq2"]), tmp_path / "a")]
+
+
+def test_the_report_asks_for_nothing_outside_itself_and_its_links_resolve(tmp_path):
+    svg = tmp_path / "drawing.svg"
+    svg.write_text(
+        '<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="9pt" height="9pt" viewBox="0 0 9 9">'
+        '<defs><g id="a"/></defs><use xlink:href="#a" xmlns:xlink="http://www.w3.org/1999/xlink"/></svg>'
+    )
+    made = [rq1_table(METRICS, REPORTED["rq1"]), tables.arms_table(METRICS)]
+    (tmp_path / "other.svg").write_text(svg.read_text())
+    figures = [tables.ReportFigure(svg, "A <drawing>"), tables.ReportFigure(tmp_path / "other.svg", "Another")]
+    report = write_report(
+        tmp_path / "report.html",
+        **{"title": "T", "summary": tables.findings(METRICS), "tables": made, "figures": figures},
+        **{"runs": [tables.run_facts(r) for r in METRICS], "provenance": {"python": "3.11"}},
+    )
+    page = Cells(report.read_text(encoding="utf-8"))
+    assert page.targets and all(target.startswith("#") for target in page.targets)
+    assert {target[1:] for target in page.targets} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert "@import" not in report.read_text() and "url(" not in report.read_text()
+
+
+def test_deviations_name_real_keys_of_every_profile_and_the_document():
+    from codeact_lib.artifacts import project_root
+    from codeact_lib.config import load_profile, profile_names
+
+    document = (project_root() / "docs" / "deviations.md").read_text(encoding="utf-8")
+    for name in profile_names():
+        for row in tables.deviations_in_force(load_profile(name)).to_dict("records"):
+            assert f"`{row['switch']}`" in document
+    assert [int(n) for n in re.findall(r"^\| (\d+) \|", document, re.M)] == list(range(1, 12))
+
+
+# Bad input
+
+
+def test_metrics_are_read_in_the_order_asked_for_and_missing_runs_left_out(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(METRICS[0] | {"run_id": name}))
+    assert [r["run_id"] for r in load_metrics(tmp_path, ["b", "gone", "a"])] == ["b", "a"]
+    assert [r["run_id"] for r in load_metrics(tmp_path)] == ["a", "b"]
+    assert len(load_metrics(tmp_path)[0]["metrics_sha256"]) == 64
+
+
+def test_a_damaged_metrics_file_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "x.json").write_text('{"run_id": "x"}')
+    with pytest.raises(ArtifactError, match=r"x\.json lacks model.*05_eval"):
+        load_metrics(tmp_path)
+
+
+def test_a_missing_reported_file_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match=r"rq1\.csv"):
+        load_reported(tmp_path)
+
+
+# Documents
+
+
+def test_every_function_the_paper_map_names_exists():
+    from codeact_lib.artifacts import PACKAGE_DIR, project_root
+
+    document = (project_root() / "docs" / "paper_map.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)\.(\w+)`", document)
+    assert len(named) > 15
+    for module, name in named:
+        source = (PACKAGE_DIR / f"{module}.py").read_text(encoding="utf-8")
+        assert re.search(rf"^(def|class) {name}\b", source, re.M), f"docs/paper_map.md: {module}.{name} does not exist"

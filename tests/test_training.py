@@ -1,0 +1,412 @@
+"""Training does the same whatever the padding, goes on after a kill as if nothing had happened, and fails in words."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import save_tiny_base
+from transformers import get_cosine_schedule_with_warmup
+
+from codeact_lib import training
+from codeact_lib.errors import ArtifactError, DataError, ModelError, ProfileError
+from codeact_lib.modeling import load_base_model, load_tokenizer
+from codeact_lib.packing import DynamicPackCollator, padding_report
+from codeact_lib.prompts import tokenize_example
+from codeact_lib.training import PeakMemory, SeededOrder, TrainReport, fine_tune, fine_tune_in_child, latest_checkpoint
+
+REPO = Path(__file__).resolve().parents[1]
+N_ROWS = 30
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def make_rows(n=N_ROWS):
+    response = "```python\ndef add(x):\n    return x + {}\n```"
+    return [
+        {"example_id": f"e{i}", "instruction": f"Add {i}. " * (1 + i % 4), "response": response.format(i) * (1 + i % 3)}
+        for i in range(n)
+    ]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def train_jsonl(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("data") / "train.jsonl", make_rows())
+
+
+@pytest.fixture
+def settings(base, train_jsonl, tmp_path):
+    """Two epochs of four optimizer steps, eight samples each but for the last."""
+    return {
+        "train_jsonl": train_jsonl,
+        "model_path": base,
+        "output_dir": tmp_path / "out",
+        "template": "deepseek-coder",
+        "max_length": 320,
+        "torch_threads": 1,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 2,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "save_steps": 3,
+        "logging_steps": 3,
+    }
+
+
+def weights(folder):
+    return torch.cat([p.detach().flatten() for p in load_base_model(folder / "model").parameters()])
+
+
+# ---- the same training under every strategy ------------------------------------------------------------------------
+
+
+def naive_training(settings, steps=8):
+    """Plain PyTorch: samples one by one, full logits, in the order of the seed; the losses and the last weights."""
+    tokenizer, model = load_tokenizer(settings["model_path"]), load_base_model(settings["model_path"]).train()
+    samples = [tokenize_example(tokenizer, "deepseek-coder", r["instruction"], r["response"], 320) for r in make_rows()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 2, steps)
+    order, losses = SeededOrder(len(samples), 0), []
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        indices = list(order)
+        for start in range(0, len(samples), 8):
+            batch = [samples[i] for i in indices[start : start + 8]]
+            total = sum(summed_loss(model, s) for s in batch) / sum(len(s["labels"]) - s["n_prompt"] for s in batch)
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(total.item())
+    return losses, torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def summed_loss(model, sample):
+    logits = model(torch.tensor([sample["input_ids"]]), use_cache=False).logits[0, :-1]
+    return F.cross_entropy(logits, torch.tensor(sample["labels"])[1:], reduction="sum")
+
+
+@pytest.mark.parametrize("strategy", ["dynamic", "dynamic_pack", "balanced_pack", "flat"])
+def test_every_strategy_trains_as_plain_pytorch_on_single_samples_does(settings, strategy):
+    losses, expected = naive_training(settings)
+    report = fine_tune(**{**settings, "strategy": strategy, "logging_steps": 1})
+    assert [point["loss"] for point in report.loss_curve] == pytest.approx(losses, abs=1e-4)
+    assert torch.allclose(weights(settings["output_dir"]), expected, atol=1e-4)
+
+
+def test_the_order_is_a_permutation_of_its_own_each_epoch_and_depends_on_the_seed_alone():
+    def epochs(seed):
+        order = SeededOrder(20, seed)
+        return [(order.set_epoch(epoch), list(order))[1] for epoch in range(3)]
+
+    assert all(sorted(indices) == list(range(20)) for indices in epochs(0))
+    torch.manual_seed(1)
+    first = epochs(0)
+    torch.manual_seed(2)
+    assert epochs(0) == first and len({tuple(indices) for indices in [*first, *epochs(1)]}) == 6
+
+
+def test_without_isolation_and_by_micro_batch_the_training_is_another_one(settings):
+    curves = [
+        [
+            point["loss"]
+            for point in fine_tune(**{**settings, "output_dir": settings["output_dir"] / name, **change}).loss_curve
+        ]
+        for name, change in {
+            "ours": {},
+            "see-each-other": {"isolate": False},
+            "mean-of-means": {"loss_normalization": "micro_batch"},
+        }.items()
+    ]
+    assert np.abs(np.subtract(curves[0], curves[1])).max() > 1e-4
+    assert np.abs(np.subtract(curves[0], curves[2])).max() > 1e-4
+
+
+# ---- what is reported ----------------------------------------------------------------------------------------------
+
+
+def test_the_report_counts_what_was_trained_on(settings):
+    report = fine_tune(**{**settings, "strategy": "dynamic_pack"})
+    tokenizer = load_tokenizer(settings["model_path"])
+    samples = [tokenize_example(tokenizer, "deepseek-coder", r["instruction"], r["response"], 320) for r in make_rows()]
+    tokens = sum(len(sample["input_ids"]) for sample in samples)
+    supervised = sum(len(sample["labels"]) - sample["n_prompt"] for sample in samples)
+    assert (report.n_samples, report.optimizer_steps) == (N_ROWS, 8)
+    assert (report.tokens, report.supervised_tokens) == (2 * tokens, 2 * supervised)
+    slots = 0
+    for epoch in range(2):
+        order = SeededOrder(N_ROWS, 0)
+        order.set_epoch(epoch)
+        slots += padding_report([len(samples[i]["input_ids"]) for i in order], 320, 4, ["dynamic_pack"])["slots"][0]
+    assert report.slots == slots and report.padding_rate == pytest.approx(1 - 2 * tokens / slots)
+    assert [point["step"] for point in report.loss_curve] == [3, 6, 8]
+    assert report.loss_curve[-1]["supervised_tokens"] == report.supervised_tokens
+    assert report.peak_memory_kind == "rss_growth" and report.peak_memory_bytes > 0 and report.seconds > 0
+
+
+def test_the_report_on_disk_is_the_one_returned_and_the_checkpoints_are_gone(settings):
+    report = fine_tune(**settings)
+    out = settings["output_dir"]
+    assert TrainReport(**json.loads((out / "train_metrics.json").read_text())) == report
+    assert not (out / "checkpoints").exists()
+    names = {path.name for path in (out / "model").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
+    assert not any(name.endswith((".bin", ".pt", ".pth")) for name in names), "no pickle among the results"
+
+
+def test_rows_that_cannot_be_learnt_from_are_left_out_and_counted(settings, tmp_path):
+    rows = [*make_rows(6), {"instruction": "a", "response": " "}, {"instruction": "long " * 400, "response": "b"}]
+    rows.append({"instruction": "a", "response": "return x\n" * 300})
+    report = fine_tune(**{**settings, "train_jsonl": write_rows(tmp_path / "train.jsonl", rows)})
+    assert report.dropped == {"empty": 1, "prompt_too_long": 1}
+    assert (report.n_samples, report.truncated) == (7, 1)
+
+
+def test_memory_held_for_a_moment_inside_the_block_is_seen_and_memory_before_it_is_not():
+    np.ones(2**24)  # 128 MiB that are gone before the block begins
+    with PeakMemory() as memory:
+        rest = memory.bytes()
+        array = np.ones(2**23)
+        time.sleep(0.1)
+        del array
+    assert rest < 2**23
+    assert 0.9 * 2**26 < memory.bytes() < 1.5 * 2**26
+
+
+# ---- killed and started again --------------------------------------------------------------------------------------
+
+
+def training_command(settings):
+    """The command line of these settings, their JSON file written."""
+    config = settings["output_dir"] / "train.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}))
+    return [sys.executable, "-m", "codeact_lib.training", "--config", str(config)]
+
+
+def kill_after_checkpoint(settings, step):
+    """Train in a process of its own and kill it as soon as the checkpoint of that step (or a later one) is sealed."""
+    out, command = settings["output_dir"], training_command(settings)
+    child = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL)
+    try:
+        while child.poll() is None:
+            sealed = [int(path.parent.name.split("-")[1]) for path in out.glob(f"checkpoints/*/{training.SEALED}")]
+            if any(found >= step for found in sealed):
+                break
+            time.sleep(0.01)
+        assert child.poll() is None, "it ended before it could be killed"
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+
+
+def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(settings, tmp_path, capsys):
+    settings = {**settings, "num_train_epochs": 12, "save_steps": 5}
+    again = {**settings, "output_dir": tmp_path / "killed"}
+    kill_after_checkpoint(again, step=10)
+    resumed = fine_tune(**again)
+    assert "resuming from checkpoint-" in capsys.readouterr().out and resumed.resumed
+    assert_same_training(resumed, fine_tune(**settings))
+
+
+def assert_same_training(resumed, undisturbed):
+    assert resumed.loss_curve == undisturbed.loss_curve and resumed.final_loss == undisturbed.final_loss
+    for count in ("supervised_tokens", "tokens", "slots", "rows", "optimizer_steps"):
+        assert getattr(resumed, count) == getattr(undisturbed, count)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
+def test_every_tuning_goes_on_exactly_where_its_checkpoint_stands(settings, tmp_path, monkeypatch, tuning):
+    settings = {**settings, "tuning": tuning}
+    interrupt_in_step_seven(settings, monkeypatch)
+    assert_same_training(fine_tune(**settings), fine_tune(**{**settings, "output_dir": tmp_path / "undisturbed"}))
+
+
+@pytest.fixture
+def interrupted(settings, monkeypatch):
+    """The folder with the checkpoints of steps 3 and 6 of a training that was stopped in step 7 of 8."""
+    return interrupt_in_step_seven(settings, monkeypatch)
+
+
+def interrupt_in_step_seven(settings, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(training.LogBook, "finish_step", stop_in_step_seven(training.LogBook.finish_step))
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(**settings)
+    folder = settings["output_dir"] / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+    return folder
+
+
+def stop_in_step_seven(finish_step):
+    def stopping(book, learning_rate):
+        if len(book.learning_rates) == 6:
+            raise KeyboardInterrupt
+        finish_step(book, learning_rate)
+
+    return stopping
+
+
+def flip_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "half written": lambda folder: (folder / training.SEALED).unlink(),
+    "a weight file cut short": lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
+    "a flipped byte": lambda folder: flip_a_byte(folder / "optimizer.pt"),
+    "a missing file": lambda folder: (folder / "rng_state.pth").unlink(),
+    "an unreadable seal": lambda folder: (folder / training.SEALED).write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(settings, interrupted, tmp_path, damage, capsys):
+    DAMAGE[damage](interrupted / "checkpoint-6")
+    report = fine_tune(**settings)
+    said = capsys.readouterr().out
+    assert "checkpoint-6 is not used" in said and "resuming from checkpoint-3" in said
+    assert report.loss_curve == fine_tune(**{**settings, "output_dir": tmp_path / "undisturbed"}).loss_curve
+
+
+def test_the_seconds_of_all_attempts_add_up(settings, interrupted):
+    seal = interrupted / "checkpoint-6" / training.SEALED
+    state = json.loads(seal.read_text())
+    state["log_book"]["seconds"] = 1000.0
+    seal.write_text(json.dumps(state))
+    assert 1000 < fine_tune(**settings).seconds < 1100
+
+
+def test_checkpoints_of_another_training_are_not_gone_on_from(settings, interrupted, capsys):
+    report = fine_tune(**{**settings, "learning_rate": 1e-3})
+    assert not report.resumed and "other data or arguments" in capsys.readouterr().out
+
+
+def test_saving_more_often_does_not_make_it_another_training(settings, interrupted):
+    assert fine_tune(**{**settings, "save_steps": 2}).resumed
+
+
+def test_no_checkpoints_means_starting_from_the_beginning(tmp_path):
+    assert latest_checkpoint(tmp_path / "none", "identity") is None
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"instruction": "a"}', "line 2.*'response'"),
+        ('{"instruction": "a", "response": 3}', "line 2.*must be text"),
+        ("{half", "line 2"),
+        ("[1]", "line 2"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(settings, tmp_path, line, message):
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(make_rows(1)[0]) + "\n" + line + "\n")
+    with pytest.raises(DataError, match=f"train.jsonl, {message}"):
+        fine_tune(**{**settings, "train_jsonl": path})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"train_jsonl": "nowhere.jsonl"}, ArtifactError, "nowhere.jsonl.*notebook 03"),
+        ({"learning_rat": 1.0}, ProfileError, "learning_rat"),
+        ({"fp16": True}, ProfileError, "fp16 needs a GPU"),
+        ({"lr_scheduler_type": "zigzag"}, ProfileError, "zigzag"),
+        ({"loss_normalization": "none"}, ProfileError, "step or micro_batch"),
+        ({"strategy": "knapsack"}, DataError, "knapsack"),
+        ({"template": "alpaca"}, DataError, "alpaca"),
+        ({"max_length": 8}, DataError, "none of 30 rows.*max_length"),
+        ({"learning_rate": 1e30}, ModelError, "lower learning_rate"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one of the cases is about machines without a GPU")
+def test_what_cannot_be_done_is_said_with_a_remedy(settings, change, error, message):
+    with pytest.raises(error, match=message):
+        fine_tune(**{**settings, **change})
+
+
+def test_two_processes_do_not_train_into_one_folder(settings, monkeypatch):
+    settings["output_dir"].mkdir()
+    with training.only_one(settings["output_dir"]), pytest.raises(ArtifactError, match="another process"):
+        with training.only_one(settings["output_dir"], patience=0):
+            pass
+
+
+# ---- a process of its own ------------------------------------------------------------------------------------------
+
+
+def test_a_child_process_reports_its_progress_and_its_result(settings):
+    lines = []
+    report = fine_tune_in_child(settings, say=lines.append)
+    assert lines[-1].startswith("step 8/8  loss ") and lines[-1].endswith("0:00 left")
+    assert report.loss_curve == fine_tune(**{**settings, "output_dir": settings["output_dir"] / "here"}).loss_curve
+
+
+def test_an_error_of_the_child_is_raised_here(settings):
+    with pytest.raises(ModelError, match="exit code 1: .*nowhere.jsonl does not exist"):
+        fine_tune_in_child({**settings, "train_jsonl": "nowhere.jsonl"})
+
+
+def test_a_child_ends_with_the_process_that_started_it(settings, tmp_path):
+    """A killed runner must leave no training behind that writes into the folder which the next runner resumes."""
+    settings = {**settings, "num_train_epochs": 2000}
+    command = [*training_command(settings), "--with-parent"]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess; subprocess.run({command!r})"], cwd=REPO, stdout=subprocess.DEVNULL
+    )
+    checkpoints = settings["output_dir"] / "checkpoints"
+    while not list(checkpoints.glob(f"*/{training.SEALED}")) and parent.poll() is None:
+        time.sleep(0.05)
+    assert parent.poll() is None
+    parent.kill()
+    parent.wait()
+    with training.only_one(settings["output_dir"], patience=20):  # given up by the child, or this raises
+        shutil.rmtree(checkpoints)
+    time.sleep(1)
+    assert not checkpoints.exists()
+
+
+def test_the_command_says_which_argument_is_missing(tmp_path, capsys):
+    (tmp_path / "train.json").write_text('{"template": "codellama"}')
+    assert training.main(["--config", str(tmp_path / "train.json")]) == 1
+    assert "lacks model_path, output_dir, train_jsonl" in capsys.readouterr().err
+
+
+def test_the_collator_of_the_three_line_recipe_is_the_one_used(settings, base):
+    """`DynamicPackCollator` in a plain Trainer gives the loss of `fine_tune` when nothing is accumulated."""
+    from transformers import Trainer, TrainingArguments
+
+    tokenizer, model = load_tokenizer(base), load_base_model(base, attn_implementation="codeact_segments")
+    samples = [
+        tokenize_example(tokenizer, "deepseek-coder", r["instruction"], r["response"], 320) for r in make_rows(8)
+    ]
+    args = TrainingArguments(str(settings["output_dir"]), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(model, args, train_dataset=samples, data_collator=DynamicPackCollator(tokenizer, 320))
+    expected = sum(summed_loss(model, s) for s in samples) / sum(len(s["labels"]) - s["n_prompt"] for s in samples)
+    assert trainer.train().training_loss == pytest.approx(expected.item(), abs=1e-5)

@@ -1,0 +1,50 @@
+"""Tokenizers and models of a few thousand weights, made on the spot; tests of training need nothing else."""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM as Auto
+from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+
+
+def tiny_tokenizer(**special):
+    """A byte-level BPE with a few merges; `special` overrides bos_token, eos_token or pad_token (None for without)."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>", "<pad>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(["def add(x):\n    return x + 1\n"] * 3, trainer)
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", **special}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens)
+
+
+def tiny_config(kind="llama", vocab_size=64):
+    """Two layers, hidden size 32, four heads (two for keys and values in "llama")."""
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    if kind == "gpt2":
+        no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        return GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=512, **no_dropout, **ends)
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        **ends,
+    )
+
+
+def tiny_model(kind="llama", attn_implementation="sdpa", vocab_size=64):
+    """A model in training mode with the same weights at every call."""
+    torch.manual_seed(0)
+    return Auto.from_config(tiny_config(kind, vocab_size), attn_implementation=attn_implementation).train()
+
+
+def save_tiny_base(folder):
+    """A model folder as users have it: weights as safetensors, configuration, tokenizer."""
+    tokenizer = tiny_tokenizer()
+    tiny_model(vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
