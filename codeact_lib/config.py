@@ -93,6 +93,7 @@ class Profile(_Strict):
     seeds: list[int] = Field(min_length=1)
     evaluate_base: bool
     benchmarks: list[str] = Field(min_length=1)
+    invalid_rows: Literal["error", "drop"]
     n_rows_limit: Count | None
     benchmark_limit: Count | None
 

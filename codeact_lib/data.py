@@ -5,8 +5,8 @@
     print(report)             # 3,983 rows read, 3,981 usable; dropped: 2 empty
     report.dropped            # frame: file, row, reason; one line for each row that was left out
 
-Nothing is repaired, guessed or cut here. A row that cannot be used never stops the job and never vanishes: it is
-dropped and its row number and reason are kept. Only a source without a single usable row is an error.
+Nothing is repaired, guessed or cut here. A row that cannot be used never vanishes: it is dropped, and its row number
+and reason are kept; or it is an error, where the caller wants to hear of it at once.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def load_instructions(
     response_column="response",
     limit=None,
     drop_duplicates=True,
+    invalid_rows="drop",
 ):
     """Read an instruction set and check every row.
 
@@ -85,6 +86,7 @@ def load_instructions(
         instruction_column, response_column: keys of the two texts in each row.
         limit: keep the first ``limit`` usable rows.
         drop_duplicates: drop a row whose two texts, blanks at the ends aside, equal those of an earlier one.
+        invalid_rows: "drop" leaves out and reports a row that cannot be used, "error" raises for the first such row.
 
     Returns:
         ``(examples, report)``: a frame ``example_id, instruction, response, dataset`` in the order of the source, and a
@@ -92,13 +94,17 @@ def load_instructions(
         files with an ``example_id`` in every row keep their own.
 
     Raises:
-        DataError: the source is missing, unreadable, or holds no usable row.
+        DataError: the source is missing, unreadable, or holds no usable row; or, with ``invalid_rows="error"``, a row
+            is no text.
     """
     source = Path(path).name if _is_file(path) else str(path)
     dataset = dataset or Path(str(path)).stem
     good, dropped = _sort_out(_read_rows(path, revision), instruction_column, response_column, limit, drop_duplicates)
     if not good:
         raise DataError(_nothing_usable(path, dropped))
+    invalid = [(number, reason) for number, reason, _ in dropped if not reason.startswith("duplicate")]
+    if invalid and invalid_rows == "error":
+        raise DataError(_first_invalid(path, invalid))
     dropped = [(source, number, reason) for number, reason, _ in dropped]
     examples = pd.DataFrame(
         {
@@ -169,6 +175,15 @@ def _nothing_usable(path, dropped):
     keys = next((", ".join(map(repr, row)) for _, _, row in dropped if isinstance(row, dict)), "")
     remedy = f" Its rows have the keys {keys}: set instruction_column and response_column." if keys else ""
     return f"{path} holds no usable row in {len(dropped):,}; the first problem is in row {number}: {reason}.{remedy}"
+
+
+def _first_invalid(path, invalid):
+    number, reason = invalid[0]
+    others = f" ({len(invalid) - 1:,} more rows cannot be used either)" if len(invalid) > 1 else ""
+    return (
+        f"{path}, row {number}: {reason}{others}. Correct or delete it, or set invalid_rows to drop: rows that cannot "
+        "be used are then left out and listed in the report."
+    )
 
 
 # ---------------------------------------------------------------------------------------------- sources

@@ -46,7 +46,7 @@ STAGES = ("01_cluster", "02_ifd", "03_sample", "04_train_dynamic_pack", "05_eval
 # The profile keys that can change a stage's result. Keys left out change its speed only (batch sizes of scoring and
 # generation, threads, how often a checkpoint is written), so turning them repeats nothing.
 KEYS = {
-    "01_cluster": ("n_rows_limit", "embedding_model", "n_clusters", "cluster_random_state"),
+    "01_cluster": ("invalid_rows", "n_rows_limit", "embedding_model", "n_clusters", "cluster_random_state"),
     "02_ifd": ("preset", "max_length", "ifd_dtype"),
     "03_sample": ("preset",),
     "04_train_dynamic_pack": (

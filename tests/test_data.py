@@ -69,6 +69,18 @@ def test_a_bad_row_is_dropped_and_reported_with_its_row_number_and_reason(tmp_pa
     assert json.loads(json.dumps(report.to_dict()))["dropped"][0]["row"] == 3
 
 
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES)
+def test_where_bad_rows_are_errors_the_message_names_file_row_and_remedy(tmp_path, line, reason):
+    path = tmp_path / "set.jsonl"
+    path.write_bytes(b'{"q": "fine", "a": "fine"}\n\n' + line + b'\n{"q": "last", "a": "row"}')
+    if reason.startswith("duplicate"):  # nothing is wrong with the row
+        assert len(load_instructions(path, **NAMES, invalid_rows="error")[0]) == 2
+        return
+    with pytest.raises(DataError) as error:
+        load_instructions(path, **NAMES, invalid_rows="error")
+    assert f"{path}, row 3: {reason}" in str(error.value) and "set invalid_rows to drop" in str(error.value)
+
+
 JSON_VALUES = st.sampled_from(
     [None, True, 3, 0.5, float("nan"), "", " \t", "x", "y", "\ud800", "\0", ["x"], {"x": "y"}]
 )

@@ -22,6 +22,7 @@ REDUCED = {
     "n_rows_limit": 160,
     "benchmark_limit": 6,
     "num_train_epochs": 1,
+    "learning_rate": 2.0e-4,  # a batch of two wants a small one
     "per_device_train_batch_size": 2,  # enough steps to be killed between two checkpoints
     "max_new_tokens": 60,
     "save_steps": 4,
@@ -81,6 +82,18 @@ def test_every_executed_notebook_is_kept_without_an_error(undisturbed):
         cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
         assert cells[-1]["execution_count"]
         assert not [o for cell in cells for o in cell["outputs"] if o["output_type"] == "error"], path
+
+
+def test_a_row_without_text_in_a_users_file_is_one_clear_error(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"instruction": "Add.", "response": "a + b"}\n{"instruction": " ", "response": "x"}\n')
+    settings = f"datasets=[{{name: mine, path: {path}, label: Mine}}]"
+    command = [sys.executable, "-m", "codeact_lib.cli", "run", "--set", settings, "--set", "name=mine"]
+    command += ["--artifacts-dir", str(tmp_path / "a"), "--results-dir", str(tmp_path / "r")]
+    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert f"{path}, row 2: empty: instruction" in result.stderr and "set invalid_rows to drop" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 # What each stage leaves as soon as it is in the middle of its work.

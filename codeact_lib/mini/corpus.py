@@ -221,22 +221,22 @@ def pretraining_texts(rng: random.Random):
     """An endless stream of (prompt, text) documents for the base model; `prompt` is an instruction or "" for plain
     code.
 
-    A quarter is bare code, half says in a comment or docstring what the code does (so that the model learns that text
-    explains code), one document in six answers a short instruction (so that it has seen the format, but only easy
-    tasks), the rest are functions of the standard library.
+    A third is bare code, half says in a comment or docstring what the code does (so that the model learns that text
+    explains code), one document in ten answers a short instruction (so that it has seen the format, but only easy
+    tasks and never an assertion, as MBPP gives one), the rest are functions of the standard library.
     """
     library = [code for _, _, code in stdlib.short_functions(False)]
     while True:
         kind = rng.random()
         if kind < 0.08:
             yield "", rng.choice(library)
-        elif kind < 0.33:
+        elif kind < 0.38:
             yield "", bare_code(rng)
-        elif kind < 0.83:
+        elif kind < 0.90:
             yield "", explained_code(rng)
         else:
-            program = sample_program(rng, rng.choices((1, 2), (75, 25))[0])
-            ask = rng.choices((say_plainly, ask_to_complete, ask_by_example), (60, 20, 20))[0]
+            program = sample_program(rng, rng.choices((1, 2), (80, 20))[0])
+            ask = rng.choices((say_plainly, ask_to_complete), (75, 25))[0]
             yield ask(program, rng), fenced(response_code(program, rng))
 
 
