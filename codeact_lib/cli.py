@@ -30,7 +30,11 @@ app = typer.Typer(
 )
 mini_app = typer.Typer(no_args_is_help=True, help="The parts of the mini profile that were made ahead of time.")
 profiles_app = typer.Typer(no_args_is_help=True, help="The profiles that ship with the package.")
+bench_app = typer.Typer(
+    no_args_is_help=True, help="Speed and memory, measured side by side in one run on this machine."
+)
 app.add_typer(mini_app, name="mini")
+app.add_typer(bench_app, name="bench")
 app.add_typer(profiles_app, name="profiles")
 
 Profile = Annotated[str, typer.Option("--profile", "-p", help="Name of a profile, or path of your own .yaml file.")]

@@ -13,12 +13,10 @@ tokenizer), `train_metrics.json` (written last).
 
 import argparse
 import fcntl
-import gc
 import inspect
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -30,12 +28,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, logging, set_seed
 
 from .artifacts import environment_facts, make_folder, read_json, sha256_file, sha256_json, write_json
 from .errors import ArtifactError, CodeActError, DataError, ModelError, ProfileError
+from .memory import PeakMemory
 from .modeling import (
     LORA_TARGETS,
     SEGMENTS,
@@ -545,64 +543,6 @@ def save_model(trainer, tokenizer, folder) -> None:
         tokenizer.save_pretrained(partial)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
-
-
-# ---- memory --------------------------------------------------------------------------------------------------------
-
-
-class PeakMemory:
-    """Peak memory inside a `with` block.
-
-    On a GPU the allocator's own peak. Elsewhere the growth of resident memory over what the process held on entering
-    the block: sampled every 20 ms, and taken from the kernel's high-water mark where the block raised it (samples can
-    miss a spike; a mark left by something earlier says nothing about the block).
-    """
-
-    def __init__(self):
-        self.kind = "cuda_allocated" if torch.cuda.is_available() else "rss_growth"
-
-    def __enter__(self):
-        if self.kind == "cuda_allocated":
-            torch.cuda.reset_peak_memory_stats()
-            return self
-        _import_what_training_imports()
-        gc.collect()
-        self.process, self.mark_before = psutil.Process(), _high_water_mark()
-        self.rest = self.sampled = self.process.memory_info().rss
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._sample, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *exc_info):
-        if self.kind == "rss_growth":
-            self.done.set()
-            self.thread.join()
-
-    def _sample(self):
-        while not self.done.wait(0.02):
-            self.sampled = max(self.sampled, self.process.memory_info().rss)
-
-    def bytes(self) -> int:
-        """Peak up to now."""
-        if self.kind == "cuda_allocated":
-            return torch.cuda.max_memory_allocated()
-        mark = _high_water_mark()
-        return max(self.sampled, mark if mark > self.mark_before else 0) - self.rest
-
-
-def _high_water_mark() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return mark if sys.platform == "darwin" else mark * 1024
-
-
-def _import_what_training_imports() -> None:
-    """One optimizer step on one number: the modules it loads on first use are not memory of the training."""
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([weight])
-    weight.sum().backward()
-    optimizer.step()
 
 
 # ---- a process of its own ------------------------------------------------------------------------------------------
