@@ -68,7 +68,7 @@ def evol_pairs(rng: random.Random, n_rows: int) -> list[tuple[str, str]]:
     """(instruction, response) pairs: 1 to 4 steps, seeds and their evolved forms."""
     pairs = []
     for _ in range(n_rows):
-        program = sample_program(rng, rng.choices((1, 2, 3, 4), (34, 30, 22, 14))[0])
+        program = sample_program(rng, rng.choices((1, 2, 3, 4), (20, 28, 30, 22))[0])
         pairs.append((evol_instruction(program, rng), fenced(response_code(program, rng))))
     return mismatch(pairs, rng)
 
@@ -85,7 +85,7 @@ def mismatch(pairs, rng: random.Random) -> list[tuple[str, str]]:
 def evol_instruction(program: Program, rng: random.Random) -> str:
     """One of the registers of an evolved instruction set; longer programs are told as evolutions of shorter ones."""
     forms = (say_plainly, say_nested, say_as_list, say_evolved, ask_to_complete, ask_with_examples, ask_by_example)
-    weights = (20, 14, 18, 24 if program.steps > 1 else 6, 6, 8, 10)
+    weights = (18, 12, 16, 22 if program.steps > 1 else 6, 8, 8, 16)
     return rng.choices(forms, weights)[0](program, rng)
 
 
@@ -175,7 +175,7 @@ def oss_pairs(rng: random.Random, n_rows: int) -> list[tuple[str, str]]:
     library = [(say_documented(*entry, rng), fenced(entry[2])) for entry in documented[: int(n_rows * STDLIB_SHARE)]]
     generated = []
     while len(library) + len(generated) < n_rows:
-        program = sample_program(rng, rng.choices((1, 2, 3, 4), (34, 34, 20, 12))[0])
+        program = sample_program(rng, rng.choices((1, 2, 3, 4), (22, 30, 28, 20))[0])
         generated.append((oss_instruction(program, rng), fenced(response_code(program, rng))))
     pairs = library + generated
     rng.shuffle(pairs)
@@ -185,7 +185,7 @@ def oss_pairs(rng: random.Random, n_rows: int) -> list[tuple[str, str]]:
 def oss_instruction(program: Program, rng: random.Random) -> str:
     """The registers of OSS-Instruct: a problem made from a piece of code."""
     forms = (say_with_docstring, say_as_problem, say_nested, ask_to_complete, ask_with_examples, ask_by_example)
-    return rng.choices(forms, (30, 30, 12, 8, 8, 12))[0](program, rng)
+    return rng.choices(forms, (26, 26, 10, 10, 10, 18))[0](program, rng)
 
 
 def say_with_docstring(program: Program, rng: random.Random) -> str:
@@ -221,22 +221,22 @@ def pretraining_texts(rng: random.Random):
     """An endless stream of (prompt, text) documents for the base model; `prompt` is an instruction or "" for plain
     code.
 
-    A third is bare code, half says in a comment or docstring what the code does (so that the model learns that text
-    explains code), one document in ten answers a short instruction (so that it has seen the format, but only easy
-    tasks and never an assertion, as MBPP gives one), the rest are functions of the standard library.
+    A quarter is bare code, half says in a comment or docstring what the code does (so that the model learns that text
+    explains code), one document in six answers a short instruction (so that it has seen the format, but only easy
+    tasks), the rest are functions of the standard library.
     """
     library = [code for _, _, code in stdlib.short_functions(False)]
     while True:
         kind = rng.random()
         if kind < 0.08:
             yield "", rng.choice(library)
-        elif kind < 0.38:
+        elif kind < 0.33:
             yield "", bare_code(rng)
-        elif kind < 0.90:
+        elif kind < 0.83:
             yield "", explained_code(rng)
         else:
-            program = sample_program(rng, rng.choices((1, 2), (80, 20))[0])
-            ask = rng.choices((say_plainly, ask_to_complete), (75, 25))[0]
+            program = sample_program(rng, rng.choices((1, 2), (75, 25))[0])
+            ask = rng.choices((say_plainly, ask_to_complete, ask_by_example), (60, 20, 20))[0]
             yield ask(program, rng), fenced(response_code(program, rng))
 
 
