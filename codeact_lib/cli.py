@@ -42,6 +42,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a profile key; repeatable. The value is YAML."),
 ]
+Grid = Annotated[str, typer.Option(help="A wider set of runs that the profile offers, e.g. full.")]
 ArtifactsDir = Annotated[str, typer.Option(help="Where rebuildable files go [default: artifacts/PROFILE].")]
 ResultsDir = Annotated[str, typer.Option(help="Where tables and metrics go [default: results/PROFILE].")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="On an error, show the whole traceback.")]
@@ -64,6 +65,7 @@ def run(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, change nothing.")] = False,
     set_: Set = None,
+    grid: Grid = "",
     artifacts_dir: ArtifactsDir = "",
     results_dir: ResultsDir = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Stream what the notebooks print.")] = False,
@@ -85,7 +87,7 @@ def run(
     from codeact_lib import pipeline
 
     pipeline.run(
-        **_call(profile, set_, artifacts_dir, results_dir),
+        **_call(profile, set_, grid, artifacts_dir, results_dir),
         first=first,
         only=tuple(only or ()),
         force=tuple(force or ()),
@@ -99,6 +101,7 @@ def run(
 def plan(
     profile: Profile = "mini",
     set_: Set = None,
+    grid: Grid = "",
     artifacts_dir: ArtifactsDir = "",
     results_dir: ResultsDir = "",
     traceback: Traceback = False,
@@ -113,7 +116,7 @@ def plan(
     """
     from codeact_lib import pipeline
 
-    tasks = pipeline.plan(**_call(profile, set_, artifacts_dir, results_dir))
+    tasks = pipeline.plan(**_call(profile, set_, grid, artifacts_dir, results_dir))
     for line in pipeline.plan_lines(tasks):
         _say(line)
 
@@ -152,11 +155,11 @@ def build_base(
     _say(f"base model written to {folder}")
 
 
-def _call(profile, set_, artifacts_dir, results_dir):
+def _call(profile, set_, grid, artifacts_dir, results_dir):
     """The options every stage command shares, as the pipeline takes them (paths relative to the project root)."""
     if profile.endswith((".yaml", ".yml")):
         profile = _from_root(profile)
-    overrides = _overrides(set_ or [])
+    overrides = _overrides(set_ or []) | ({"grid": grid} if grid else {})
     return {
         "profile": profile,
         "overrides": json.dumps(overrides) if overrides else "",

@@ -71,12 +71,20 @@ class Arm(_Strict):
     policy: Literal["full", "cdas", "random", "longest", "ifd", "stratified"]
     ratio: Ratio
     strategy: Literal["traditional", "dynamic", "dynamic_pack", "balanced_pack", "flat"]
+    seeds: list[int] | None = Field(default=None, min_length=1)  # instead of the profile's
 
     @model_validator(mode="after")
     def _full_means_all(self):
         if self.policy == "full" and self.ratio != 1:
             raise ValueError("policy full keeps all rows: set ratio: 1.0, or choose another policy")
         return self
+
+
+class Grid(_Strict):
+    """A wider set of runs that a profile offers under a name: ``codeact run --grid full``."""
+
+    arms: list[Arm] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
 
 
 class Profile(_Strict):
@@ -91,6 +99,8 @@ class Profile(_Strict):
     models: list[ModelSpec] = Field(min_length=1)
     arms: list[Arm] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
+    grid: str
+    grids: dict[str, Grid]
     evaluate_base: bool
     benchmarks: list[str] = Field(min_length=1)
     invalid_rows: Literal["error", "drop"]
@@ -161,7 +171,9 @@ class Profile(_Strict):
         for model in self.models:
             if self.evaluate_base:
                 runs.append(Run(model.name, None, None, None, None, self.seed, f"{model.name}__base", None))
-            runs += [self._run(model, d, arm, s) for d in self.datasets for arm in self.arms for s in self.seeds]
+            runs += [
+                self._run(model, d, arm, s) for d in self.datasets for arm in self.arms for s in arm.seeds or self.seeds
+            ]
         return runs
 
     def run(self, run_id):
@@ -247,11 +259,28 @@ def load_profile(name_or_path="mini", overrides=None):
     changes = parse_overrides(overrides)
     for key, value in changes.items():
         values[key] = _pick_by_name(path, key, values.get(key), value)
+    values = _with_grid(path, values, changes)
     try:
         profile = Profile(**values)
     except ValidationError as error:
         raise ProfileError(_one_line(path, error, changes)) from error
     return _with_local_paths(profile, path)
+
+
+def _with_grid(path, values, changes):
+    """The profile with the arms and seeds of the chosen grid, under a name of its own; explicit changes win."""
+    chosen, grids = values.get("grid"), values.get("grids")
+    if chosen in (None, "default") or not isinstance(grids, dict):
+        return values
+    if chosen not in grids:
+        known = ", ".join(["default", *grids])
+        raise ProfileError(
+            f"Profile {path}: no grid is called {chosen!r}{_nearest(str(chosen), grids)} It has {known}."
+        )
+    if not isinstance(grids[chosen], dict):
+        return values  # validation says what is wrong with it
+    wider = {**grids[chosen], "name": f"{values.get('name')}-{chosen}"}
+    return values | {key: value for key, value in wider.items() if key not in changes}
 
 
 def parse_overrides(overrides):

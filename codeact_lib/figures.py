@@ -481,6 +481,30 @@ def _dodged(rows: list[dict]) -> list[dict]:
     return rows
 
 
+@_styled
+def sampling_rate_curve(frame, scores: Mapping[str, str], *, title: str | None = None) -> Figure:
+    """pass@1 against the share of the data that was chosen, one panel a ``setting``.
+
+    frame: ``setting``, ``ratio`` (0..1) and a column of means in % for each key of ``scores``, which maps it to its
+    name; an optional ``<key>_sd`` draws the spread over seeds.
+    """
+    panels = list(frame.groupby("setting", sort=False))
+    fig, axes = _canvas(4.4 * len(panels) + 0.6, 3.6, 1, len(panels), squeeze=False, sharey=True)
+    for ax, (name, part) in zip(axes[0], panels, strict=True):
+        for (column, label), colour, marker in zip(scores.items(), PALETTE, "osD^v", strict=False):
+            spread = part.get(f"{column}_sd")
+            line = {"color": colour, "marker": marker, "markersize": 5.5, "linewidth": 1.4, "capsize": 2.5}
+            ax.errorbar(100 * part["ratio"], part[column], yerr=spread, label=label, **line)
+        ax.set_title(name)
+        ax.set_xlabel("share of the data chosen (%), 100: all of it")
+        ax.grid(axis="y")
+    axes[0][0].set_ylabel("pass@1 (%)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+    _headline(fig, title or "How much to choose")
+    return fig
+
+
 def _round_ticks(low: float, high: float) -> list[float]:
     steps = [m * 10.0**e for e in range(0, 9) for m in (1, 2, 3, 5)]
     return [step for step in steps if low / 1.3 <= step <= high * 1.3]

@@ -5,9 +5,10 @@ A ``Table`` holds one set of facts twice: ``frame`` for machines (numbers, count
 """
 
 import html
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pandas as pd
 
 from .artifacts import atomic_write
 
-FORMATS = ("csv", "md", "tex", "html")
+FORMATS = ("csv", "md", "tex", "html", "json")
 NOT_RUN = "not run"
 
 
@@ -25,7 +26,7 @@ class Table:
     """One table: ``frame`` as data, ``cells`` as text (after a line break: small print), ``bold`` marks of that shape.
 
     blocks: one heading a row of ``cells``; consecutive rows with the same heading form a block. links: a row's run
-    id or None. left: columns of words, set flush left.
+    id or None. sources: ``tables.run_sources``, for the JSON. left: columns of words, set flush left.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Table:
     left: Sequence[str] = field(
         default=("Model", "Base model", "Data type", "Arm", "Data set", "Source", "Claim", "Run")
     )
+    sources: Mapping[str, dict] = field(default_factory=dict)
 
     def is_bold(self, row: int, column: int) -> bool:
         return bool(self.bold is not None and self.bold.iloc[row, column])
@@ -48,15 +50,24 @@ class Table:
 
 
 def write_table(table: Table | pd.DataFrame, stem: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write a table as ``stem``.csv, .md, .tex (booktabs) and .html by rename. A plain frame is written as its text."""
+    """Write a table as ``stem``.csv, .md, .tex (booktabs), .html and .json by rename; a plain frame as its text."""
     if isinstance(table, pd.DataFrame):
         table = Table(Path(stem).name, Path(stem).name, table, table.astype(str))
-    render = {"md": to_markdown, "tex": to_latex, "html": _html_page, "csv": lambda t: _csv(t.frame)}
+    render = {"md": to_markdown, "tex": to_latex, "html": _html_page, "csv": lambda t: _csv(t.frame), "json": to_json}
     paths = [Path(f"{stem}.{suffix}") for suffix in formats]
     for path in paths:
         with atomic_write(path) as file:
             file.write(render[path.suffix[1:]](table))
     return paths
+
+
+def to_json(table: Table) -> str:
+    """Rows as in the CSV (missing values are null), notes, and for each run in them where its numbers come from."""
+    rows = json.loads(table.frame.to_json(orient="records"))
+    runs = {run for row in rows for key in ("run_id", "run_ids") for run in (row.get(key) or "").split("; ")}
+    facts = {"name": table.name, "title": table.title, "notes": list(table.notes), "rows": rows}
+    sources = {run_id: table.sources[run_id] for run_id in table.sources if run_id in runs}
+    return json.dumps({**facts, "runs": sources}, indent=1, ensure_ascii=False) + "\n"
 
 
 def _csv(frame: pd.DataFrame) -> str:

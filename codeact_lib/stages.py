@@ -83,6 +83,7 @@ class StageTask:
     inputs: dict  # {name: Path}
     parameters: dict  # enters the key
     run: Run | None = None
+    optional: frozenset = frozenset()  # inputs that may be absent: their absence enters the key
     call: dict = field(default_factory=dict)  # the notebook parameters common to all stages
     _key: str | None = None
     _input_hashes: dict | None = None
@@ -123,7 +124,7 @@ class StageTask:
         return [str(value) for value in self.identity.values()]
 
     def missing_inputs(self):
-        return {name: path for name, path in self.inputs.items() if not path.exists()}
+        return {n: path for n, path in self.inputs.items() if n not in self.optional and not path.exists()}
 
     def state(self):
         """``(state, reason)``: done, stale code, missing, changed or damaged; the first two count as done."""
@@ -155,7 +156,8 @@ class StageTask:
     def key(self):
         """sha256 of stage name, parameters and input hashes."""
         if self._key is None:
-            self._input_hashes = {name: self._hash(path) for name, path in self.inputs.items()}
+            present = {name: path for name, path in self.inputs.items() if path.exists() or name not in self.optional}
+            self._input_hashes = {name: self._hash(path) for name, path in present.items()}
             self._hashes_saved()
             self._key = stage_key(self.stage, self.parameters, self._input_hashes)
         return self._key
@@ -386,10 +388,11 @@ def _eval(profile, paths, *, run_id):
 def _tables(profile, paths):
     runs = profile.runs()
     reported = sorted((paths.root / "results" / "reported").glob("*.csv"))
+    metrics = {f"metrics {run.run_id}": paths.metrics(run.run_id) for run in runs}
     return {
         "folder": paths.results,
-        "inputs": {f"metrics {run.run_id}": paths.metrics(run.run_id) for run in runs}
-        | {f"reported {path.stem}": path for path in reported},
+        "inputs": metrics | {f"reported {path.stem}": path for path in reported},
+        "optional": frozenset(metrics),  # a run without a record is "not run" in the tables
         # The report prints the whole profile, and making it again takes seconds.
         "parameters": {"runs": [run.run_id for run in runs], "profile": _without_folders(profile.model_dump())},
     }

@@ -30,6 +30,7 @@ __all__ = [
     "derived_claims_table",
     "deviations_in_force",
     "findings",
+    "first_seeds",
     "followup_table",
     "load_metrics",
     "load_reported",
@@ -81,6 +82,15 @@ def load_metrics(folder: str | Path, run_ids: Iterable[str] | None = None) -> li
     folder = Path(folder)
     paths = [folder / f"{run_id}.json" for run_id in run_ids] if run_ids is not None else sorted(folder.glob("*.json"))
     return [_checked_record(path) for path in paths if path.is_file()]
+
+
+def first_seeds(metrics: list[dict]) -> list[dict]:
+    """One run an arm, that of its first seed: what a figure of single runs can show."""
+    kept = {}
+    for record in metrics:
+        arm = (record["model"]["name"], record["dataset"], record["policy"], record["ratio"], record["strategy"])
+        kept.setdefault(arm, record)
+    return list(kept.values())
 
 
 def _checked_record(path: Path) -> dict:
@@ -142,7 +152,19 @@ def benchmark_stamp(record: dict) -> str:
     return "; ".join(parts)
 
 
-def _measured(record: dict) -> dict:
+def run_sources(metrics: list[dict]) -> dict[str, dict]:
+    """Where the numbers of each run come from: its metrics file and hash, stage keys, versions and hardware."""
+    return {
+        record["run_id"]: {
+            "metrics": f"metrics/{record['run_id']}.json",
+            "sha256": record.get("metrics_sha256"),
+            **record["provenance"],
+        }
+        for record in metrics
+    }
+
+
+def measured_row(record: dict) -> dict:
     """One record as flat columns: time in minutes, memory in GB (1e9 bytes), pass@1 in % with k, n and 95% interval."""
     from .statistics import pass_interval
 
@@ -236,10 +258,11 @@ def _efficiency_cells(frame: pd.DataFrame, groups: list) -> tuple[list[str], lis
 # RQ1
 
 
-def rq1_table(metrics: list[dict], reported: pd.DataFrame) -> Table:
+def rq1_table(metrics: list[dict], reported: pd.DataFrame, followup: pd.DataFrame | None = None) -> Table:
     """RQ1: full data with dynamic padding against CodeACT, per data set and base model (CodeACT, table 1).
 
-    metrics: records of 05_eval. reported: ``rq1.csv``. Runs of the paper's own models and data stand under the
+    metrics: records of 05_eval. reported: ``rq1.csv``. followup: ``followup.csv``, whose re-runs of the same rows then
+    stand below the paper's as a source of their own. Runs of the paper's own models and data stand under the
     paper's rows, all others in blocks of their own that say what they are. What was not run says "not run".
     """
     rows, used = [], set()
@@ -247,6 +270,7 @@ def rq1_table(metrics: list[dict], reported: pd.DataFrame) -> Table:
         block = f"Models trained on {dataset}"
         identity = {"block": block, "dataset": dataset, "model": model, "size": size}
         rows += [identity | {"source": "paper", "status": "reported"} | row for row in pair.to_dict("records")]
+        rows += [identity | row for row in _followup_arms(followup, dataset, model, size)]
         found = [r for r in metrics if _reported_key(r) == (dataset, model, size)]
         used |= {r["run_id"] for r in found}
         rows += _arm_pair(found, identity)
@@ -255,6 +279,22 @@ def rq1_table(metrics: list[dict], reported: pd.DataFrame) -> Table:
     return _rq1_cells(
         pd.DataFrame(rows).sort_values("block", key=_first_seen, kind="stable").reset_index(drop=True), metrics
     )
+
+
+def _followup_arms(followup: pd.DataFrame | None, dataset: str, model: str, size: str) -> list[dict]:
+    """The follow-up's full-data and 40% rows of one setting; it gives no time and memory for them."""
+    if followup is None:
+        return []
+    same = followup[
+        (followup["table"] == "pass_at_one") & (followup["dataset"] == dataset) & (followup["size"] == size)
+    ]
+    same = same[same["model"].str.replace("-Python", "") == model]
+    arms = [(ratio, same[same["ratio"] == ratio]) for ratio in (1.0, 0.4)]
+    return [
+        {"source": "follow-up", "status": "reported", "codeact": ratio < 1} | found.iloc[0][SCORES].to_dict()
+        for ratio, found in arms
+        if len(found)
+    ]
 
 
 def _reported_key(record: dict) -> tuple:
@@ -290,7 +330,7 @@ def _arm_pair(records: list[dict], identity: dict) -> list[dict]:
     for seed in sorted({r["seed"] for r in records if _is(r, BASELINE) or _is(r, CODEACT)}) or [None]:
         for codeact, arm in ((False, BASELINE), (True, CODEACT)):
             record = next((r for r in records if _is(r, arm) and r["seed"] == seed), None)
-            row = _measured(record) if record else {"source": "measured", "status": NOT_RUN, "seed": seed}
+            row = measured_row(record) if record else {"source": "measured", "status": NOT_RUN, "seed": seed}
             rows.append(identity | {"codeact": codeact} | row)
     return rows
 
@@ -314,7 +354,8 @@ def _rq1_cells(frame: pd.DataFrame, metrics: list[dict]) -> Table:
     links = [None if _missing(run) else run for run in frame["run_id"][keep]]
     notes = [RQ1_NOTE, *_measured_notes(metrics)]
     title = "RQ1: how CodeACT performs across data sets and models"
-    return Table("rq1", title, frame, cells[keep], bold[keep], list(frame["block"][keep]), notes, links)
+    blocks, sources = list(frame["block"][keep]), run_sources(metrics)
+    return Table("rq1", title, frame, cells[keep], bold[keep], blocks, notes, links, sources=sources)
 
 
 def _collapse_not_run(frame: pd.DataFrame, cells: pd.DataFrame) -> list[bool]:
@@ -383,7 +424,7 @@ def rq2_table(metrics: list[dict], reported: pd.DataFrame) -> Table:
         for row in reported.to_dict("records")
     ]
     for record in metrics:
-        rows.append(_rq2_identity(record) | _measured(record))
+        rows.append(_rq2_identity(record) | measured_row(record))
     frame = pd.DataFrame(rows)
     frame = frame.reindex(
         columns=_columns(frame, ["block", "model", "size", "base_model", "data_type", "data_num", "source", "status"])
@@ -400,7 +441,8 @@ def rq2_table(metrics: list[dict], reported: pd.DataFrame) -> Table:
     bold[list(HEADINGS.values())] = marks[SCORES].to_numpy()
     links = [None if _missing(run) else run for run in frame["run_id"]]
     title = "RQ2: models trained with CodeACT beside other models"
-    return Table("rq2", title, frame, cells, bold, list(frame["block"]), [RQ2_NOTE, *_measured_notes(metrics)], links)
+    blocks, notes = list(frame["block"]), [RQ2_NOTE, *_measured_notes(metrics)]
+    return Table("rq2", title, frame, cells, bold, blocks, notes, links, sources=run_sources(metrics))
 
 
 RQ2_NOTE = (
@@ -459,7 +501,8 @@ def arms_table(metrics: list[dict]) -> Table:
     for column in SCORES:
         cells[HEADINGS[column]] = [_score_cell(row, column) for row in frame.to_dict("records")]
     notes = ["Padding is the share of token slots that hold no token.", *_measured_notes(metrics)]
-    return _plain("arms", "All measured arms", frame, cells, blocks=groups, notes=notes, links=list(frame["run_id"]))
+    more = {"blocks": groups, "notes": notes, "links": list(frame["run_id"]), "sources": run_sources(metrics)}
+    return _plain("arms", "All measured arms", frame, cells, **more)
 
 
 def _arm_row(record: dict) -> dict:
@@ -467,7 +510,7 @@ def _arm_row(record: dict) -> dict:
     padding = {"padding_pct": math.nan if rate is None else round(100 * rate, 3)}
     row = {"data_set": setting(record), "arm": arm_label(record)} | padding
     empty = {column: math.nan for column in (*EFFICIENCY, *SCORES)}
-    return empty | row | _measured(record)
+    return empty | row | measured_row(record)
 
 
 NOTHING_SHOWN = "no difference shown"
@@ -493,7 +536,7 @@ def comparison_table(metrics: list[dict]) -> Table:
     note = (
         "Exact McNemar test on the tasks that one arm solves and the other does not. "
         f"Not corrected for the number of tests ({len(frame)}): about one in twenty falls below 0.05 by chance. "
-        "One training run an arm: the test covers the choice of tasks, not the luck of training."
+        "Each line compares two training runs: the test covers the choice of tasks, not the luck of training."
     )
     left = ("Compared with", "Tests", "Finding")
     return _plain("comparisons", "Paired tests", frame, cells, blocks=list(frame["data_set"]), notes=[note], left=left)
@@ -747,7 +790,7 @@ def pass_at_one_frame(metrics: list[dict]) -> pd.DataFrame:
     rows = []
     for _, _, column, heading in BENCHMARKS:
         for record in metrics:
-            row = _measured(record)
+            row = measured_row(record)
             if column in row:
                 low, high = row[f"{column}_low"] / 100, row[f"{column}_high"] / 100
                 counts = {"k": row[f"{column}_k"], "n": row[f"{column}_n"], "low": low, "high": high}
@@ -797,7 +840,7 @@ def efficiency_panels(
     paper["pass_at_one"], paper["ours"] = known[column], known["model"].str.contains("CodeACT")
     panels = {"Reported in the paper": paper}
     for records in _by_setting(metrics).values():
-        rows = [(r, _measured(r)) for r in records]
+        rows = [(r, measured_row(r)) for r in records]
         panels[f"Measured: {records[0]['model']['label']}, {records[0]['dataset_label']}"] = pd.DataFrame(
             [
                 {

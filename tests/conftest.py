@@ -133,7 +133,7 @@ def make_toy_project(folder):
     for stage in TOY_NOTEBOOKS:
         write_notebook(folder, stage)
     values = yaml.safe_load((PROFILES_DIR / "mini.yaml").read_text(encoding="utf-8"))
-    values["name"] = "toy"
+    values |= {"name": "toy", "learning_rate": 1.5e-3}
     values["datasets"] = [{"name": "toy", "path": "toy.jsonl", "label": "Toy"}]
     model = {"name": "toy-model", "path": "./toy-model", "template": "deepseek-coder", "label": "Toy", "size": "1"}
     values["models"] = [model]

@@ -61,6 +61,18 @@ def test_no_revision_is_invented():
         assert {entry["revision"] for entry in raw(name)[key]} <= {None, "main"}
 
 
+def test_a_wider_grid_brings_its_arms_and_seeds_under_a_name_of_its_own():
+    narrow, wide = load_profile("mini"), load_profile("mini", {"grid": "full", "datasets": ["mini-evol"]})
+    assert (narrow.name, wide.name) == ("mini", "mini-full")
+    corners = {("full", "dynamic"), ("full", "dynamic_pack"), ("cdas", "dynamic"), ("cdas", "dynamic_pack")}
+    for seed in (0, 1, 2):
+        ran = {(r.policy, r.strategy) for r in wide.runs() if r.seed == seed and r.ratio in (1.0, 0.4)}
+        assert corners | {(p, "dynamic_pack") for p in ("random", "longest", "ifd", "stratified")} == ran
+    rates = [r.ratio for r in wide.runs() if r.policy == "cdas" and r.strategy == "dynamic_pack" and r.seed == 0]
+    assert sorted(rates) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    assert load_profile("mini", {"grid": "full", "seeds": [7], "name": "mine"}).name == "mine"
+
+
 def test_seeds_show_in_names_only_where_they_change_something():
     profile = load_profile("mini", {"seeds": [0, 1], "datasets": ["mini-evol"]})
     names = [run.run_id for run in profile.runs()]
@@ -97,6 +109,7 @@ def test_a_misspelt_key_is_refused_and_the_right_one_suggested(key, data):
         ({"arms": [{"policy": "cdas", "ratio": 0.4, "stratgy": "dynamic"}]}, ("stratgy", "did you mean 'strategy'")),
         ({"arms": []}, ("arms",)),
         ({"seeds": [1, 1]}, ("seeds", "twice")),
+        ({"grid": "ful"}, ("ful", "did you mean 'full'", "default")),
         ({"bf16": True, "fp16": True}, ("bf16", "fp16")),
         ({"datasets": ["mini-evil"]}, ("mini-evil", "mini-evol")),
         ({"name": "two__parts"}, ("name", "two__parts")),

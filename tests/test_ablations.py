@@ -1,0 +1,76 @@
+"""The tables of what the paper leaves open, on made-up records, against means and ratios taken by hand."""
+
+import statistics
+
+import pytest
+from test_tables import record
+
+from codeact_lib import ablations
+from codeact_lib.figures import sampling_rate_curve
+from codeact_lib.report import NOT_RUN
+from codeact_lib.tables import HEADINGS, first_seeds, write_table
+
+FULL, PACKED = ("full", 1.0, "dynamic"), ("full", 1.0, "dynamic_pack")
+LESS, CODEACT = ("cdas", 0.4, "dynamic"), ("cdas", 0.4, "dynamic_pack")
+
+
+def run(arm, seed=0, rate=0.5, seconds=10.0, memory=100_000_000):
+    policy, ratio, strategy = arm
+    name = f"{policy}-{ratio}-{strategy}-{seed}"
+    made = record("mini-evol", *arm, rate, seconds, memory, n_train=100, seed=seed, run_id=name)
+    for found in made["benchmarks"].values():  # another seed, other verdicts
+        for task in list(found["verdicts"])[:seed]:
+            found["verdicts"][task] = {"base": "pass", "plus": "pass"}
+        for side in ("base", "plus"):
+            found[side] = {"k": sum(v[side] == "pass" for v in found["verdicts"].values()), "n": found["n"]}
+    return made
+
+
+def test_means_and_spread_are_those_of_the_seeds():
+    runs = [run(CODEACT, seed, seconds=10.0 + seed) for seed in (0, 1, 5)]
+    means = ablations.arm_means([record(None), *runs])
+    assert len(means) == 1 and means.loc[0, "n_seeds"] == 3
+    scores = [100 * r["benchmarks"]["mini-humaneval"]["base"]["k"] / 160 for r in runs]
+    assert means.loc[0, "humaneval"] == pytest.approx(statistics.mean(scores), abs=1e-3)
+    assert means.loc[0, "humaneval_sd"] == pytest.approx(statistics.stdev(scores), abs=1e-3)
+    assert means.loc[0, "training_time_min"] == pytest.approx(12 / 60, abs=1e-4)
+    assert ablations.policy_table(runs).cells.loc[0, "HumanEval"] == f"{statistics.mean(scores):.1f} ± " + (
+        f"{statistics.stdev(scores):.1f}"
+    )
+
+
+def test_the_split_separates_fewer_samples_from_packing():
+    arms = {FULL: 100.0, PACKED: 50.0, LESS: 40.0, CODEACT: 20.0}
+    table = ablations.split_table([run(arm, seconds=s, memory=int(s * 1e6)) for arm, s in arms.items()])
+    assert table.frame["time_ratio"].tolist() == [1.0, 0.5, 0.4, 0.2]
+    assert table.frame["memory_ratio"].tolist() == [1.0, 0.5, 0.4, 0.2]
+    assert table.cells["of baseline"].tolist() == ["× 1.00", "× 0.50", "× 0.40", "× 0.20"]
+
+
+def test_an_arm_that_was_not_run_says_so():
+    table = ablations.split_table([run(FULL), run(CODEACT)])
+    assert table.cells["Training time"].tolist()[1:3] == [NOT_RUN, NOT_RUN]
+    assert NOT_RUN not in (table.cells["Training time"][0], table.cells["Training time"][3])
+
+
+def test_the_sampling_curve_takes_packed_full_data_where_there_is_some():
+    runs = [run(FULL), run(CODEACT), run(("cdas", 0.1, "dynamic_pack"))]
+    frame = ablations.rate_frame(runs)
+    assert frame[["ratio", "strategy"]].values.tolist() == [
+        [0.1, "dynamic_pack"],
+        [0.4, "dynamic_pack"],
+        [1.0, "dynamic"],
+    ]
+    assert ablations.rate_frame([*runs, run(PACKED)])["strategy"].tolist() == ["dynamic_pack"] * 3
+    assert len(sampling_rate_curve(frame, HEADINGS).axes) == 1
+
+
+def test_figures_of_single_runs_take_the_first_seed_of_each_arm():
+    runs = [run(CODEACT, 0), run(CODEACT, 1), run(FULL, 1)]
+    assert [r["run_id"] for r in first_seeds(runs)] == [runs[0]["run_id"], runs[2]["run_id"]]
+
+
+@pytest.mark.parametrize("table", [ablations.split_table, ablations.policy_table, ablations.rate_table])
+def test_every_table_writes_all_formats_with_and_without_measurements(table, tmp_path):
+    for metrics in ([], [record(None)], [run(FULL), run(CODEACT), run(CODEACT, 1)]):
+        assert all(path.stat().st_size for path in write_table(table(metrics), tmp_path / "table"))
