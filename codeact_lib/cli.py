@@ -121,6 +121,30 @@ def plan(
         _say(line)
 
 
+@app.command()
+def explain(
+    what: Annotated[str, typer.Argument(metavar="RUN_ID|TABLE:ROW:COLUMN", help="A run, or a cell of a table's CSV.")],
+    profile: Profile = "mini",
+    set_: Set = None,
+    grid: Grid = "",
+    artifacts_dir: ArtifactsDir = "",
+    results_dir: ResultsDir = "",
+    traceback: Traceback = False,
+):
+    """Follow a number back: metrics, stages with their parameters and inputs, versions, hardware.
+
+    Examples:
+
+    \b
+        codeact explain mini-base__mini-evol__cdas-0.4__dynamic-pack
+        codeact explain rq1:31:humaneval_plus
+    """
+    from codeact_lib.explain import explain as chain
+
+    for line in chain(what, **_call(profile, set_, grid, artifacts_dir, results_dir)):
+        _say(line)
+
+
 @profiles_app.command("list")
 def list_profiles():
     """Name and description of each profile."""

@@ -1,0 +1,108 @@
+"""From a number in a table back to what it was measured on: `codeact explain <run_id or table cell>`."""
+
+import csv
+import json
+from pathlib import Path
+
+from .artifacts import RunPaths, StageManifest
+from .config import load_profile
+from .errors import ArtifactError, ProfileError
+from .stages import STAGES, open_stage, short_path
+from .tables import load_metrics, run_facts
+
+CELL = "a cell is TABLE:ROW:COLUMN with the row counted from 1 and the column of the CSV, e.g. rq1:31:humaneval_plus"
+WITHOUT_A_RUN = {
+    "paper": "reported in arXiv 2408.02193 (results/reported), not measured here",
+    "follow-up": "reported in arXiv 2504.12687 (results/reported), not measured here",
+    "measured": "not run",
+}
+
+
+def explain(what: str, *, profile="mini", overrides="", artifacts_dir="", results_dir="") -> list[str]:
+    """The chain behind a run id or a table cell, as lines: value, metrics, stages with parameters and inputs, machine.
+
+    `what` is a run id or `TABLE:ROW:COLUMN`. Raises ProfileError or ArtifactError saying what exists instead.
+    """
+    loaded = load_profile(profile, overrides)
+    paths = RunPaths(loaded.name, artifacts_dir or None, results_dir or None)
+    lines, run_id = _cell(paths, what) if ":" in what else ([], what)
+    if run_id is None:
+        return lines
+    loaded.run(run_id)  # an unknown name is refused with the nearest known one
+    records = load_metrics(paths.results / "metrics", [run_id])
+    if not records:
+        raise ArtifactError(f"{run_id} has no metrics in {_shown(paths, paths.results)}: it was not run yet.")
+    call = {"profile": profile, "overrides": overrides, "artifacts_dir": artifacts_dir, "results_dir": results_dir}
+    return [*lines, *_metrics(paths, records[0]), *_stages(paths, loaded, run_id, records[0], call)]
+
+
+def _cell(paths: RunPaths, what: str) -> tuple[list[str], str | None]:
+    """What a cell says, and the run it comes from (None: it is reported, not measured)."""
+    table, _, rest = what.partition(":")
+    number, _, column = rest.partition(":")
+    path = paths.tables_dir / f"{table}.csv"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in paths.tables_dir.glob("*.csv"))) or "none yet"
+        raise ArtifactError(
+            f"no table is called {table!r} in {_shown(paths, paths.tables_dir)} (there: {known}); {CELL}."
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not number.isdigit() or not 1 <= int(number) <= len(rows):
+        raise ProfileError(f"{table} has rows 1 to {len(rows)}, not {number!r}; {CELL}.")
+    row = rows[int(number) - 1]
+    if column not in row:
+        raise ProfileError(f"{table} has no column {column!r}; it has {', '.join(row)}.")
+    lines = [f"{what} = {row[column] or 'empty'}"]
+    parts = {part: row.get(f"{column}_{part}") for part in ("k", "n", "low", "high")}
+    if all(parts.values()):
+        lines.append("  {k} of {n} tasks solved, 95% interval {low} to {high}".format(**parts))
+    run_id = row.get("run_id") or None
+    if run_id is None:
+        lines.append(f"  {WITHOUT_A_RUN.get(row.get('source', ''), 'taken from several runs: explain one of them')}")
+    return lines, run_id
+
+
+def _metrics(paths: RunPaths, record: dict) -> list[str]:
+    facts = run_facts(record)["facts"]
+    lines = [f"run {record['run_id']}", f"  metrics  {_shown(paths, paths.metrics(record['run_id']))}"]
+    return lines + [f"  {name:<9} {value}" for name, value in facts.items() if name != "stage keys"]
+
+
+def _stages(paths, loaded, run_id, record, call) -> list[str]:
+    """Each stage behind the run: its manifest where the artifacts are at hand, else the copy kept with the metrics."""
+    lines = []
+    kept = record["provenance"].get("stages", {})
+    for stage, identity in _identities(loaded, run_id):
+        task = open_stage(stage, **call, **identity)
+        lines.append(f"stage {task.title}")
+        if task.manifest_path.is_file():
+            manifest = StageManifest.read(task.manifest_path)
+            facts = {name: getattr(manifest, name) for name in ("key", "started", "seconds", "parameters", "inputs")}
+            facts |= {"code": manifest.code_sha256, "outputs": manifest.outputs}
+            facts |= {"versions": manifest.versions, "hardware": manifest.hardware}
+            lines.append(f"  manifest   {_shown(paths, task.manifest_path)}")
+        else:
+            facts = kept.get(stage, {"key": record["provenance"]["keys"].get(stage, "unknown")})
+            lines.append("  manifest   not here (its artifacts were not kept); this is what the metrics recorded")
+        lines += [f"  {name:<10} {_compact(value)}" for name, value in facts.items()]
+    return lines
+
+
+def _identities(loaded, run_id) -> list[tuple[str, dict]]:
+    """The stages a run depends on, with the notebook parameters that name them."""
+    run = loaded.run(run_id)
+    if run.is_base:
+        return [(STAGES[4], {"run_id": run_id})]
+    place = {"dataset": run.dataset, "model": run.model}
+    choice = {"policy": run.policy, "ratio": run.ratio, "seed": run.seed}
+    names = ({"dataset": run.dataset}, place, place | choice, {"run_id": run_id}, {"run_id": run_id})
+    return list(zip(STAGES[:5], names, strict=True))
+
+
+def _compact(value) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _shown(paths: RunPaths, path: Path) -> str:
+    return short_path(path, paths.root)
