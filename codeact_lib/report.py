@@ -8,6 +8,7 @@ import html
 import json
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,7 +190,7 @@ def to_latex(table: Table) -> str:
     body = []
     for heading, positions in _blocks(table):
         if heading:
-            body += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{c}}{{\emph{{{_tex(heading)}}}}} \\"]
+            body += [r"\midrule", *_tex_heading(heading, len(columns))]
         body += [
             r"\midrule",
             *(" & ".join(_tex_cell(table, row, i) for i in range(len(columns))) + r" \\" for row in positions),
@@ -215,7 +216,13 @@ def to_latex(table: Table) -> str:
 def _tex_cell(table: Table, row: int, column: int) -> str:
     main, _, small = (_tex(part) for part in str(table.cells.iloc[row, column]).partition("\n"))
     main = rf"\textbf{{{main}}}" if table.is_bold(row, column) else main
-    return rf"{main} {{\scriptsize ({small})}}" if small else main
+    return rf"\shortstack{{{main}\\{{\scriptsize {small}}}}}" if small else main
+
+
+def _tex_heading(heading: str, n_columns: int) -> list[str]:
+    """A long heading on two lines: one wider than the columns would make the whole table small."""
+    parts = textwrap.wrap(heading, 90)
+    return [rf"\multicolumn{{{n_columns}}}{{c}}{{\emph{{{_tex(part)}}}}} \\" for part in parts]
 
 
 # The report

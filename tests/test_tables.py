@@ -7,6 +7,8 @@ import json
 import math
 import random
 import re
+import shutil
+import subprocess
 
 import pandas as pd
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from codeact_lib import tables
 from codeact_lib.errors import ArtifactError
-from codeact_lib.report import to_html, to_latex, to_markdown
+from codeact_lib.report import to_html, to_json, to_latex, to_markdown
 from codeact_lib.tables import load_metrics, load_reported, rq1_table, rq2_table, write_report, write_table
 
 REPORTED = load_reported()
@@ -324,12 +326,48 @@ def test_latex_rows_have_as_many_cells_as_columns_and_no_bare_special_characters
 
 def test_csv_is_read_back_as_numbers(tmp_path):
     paths = write_table(rq1_table(METRICS, REPORTED["rq1"]), tmp_path / "rq1")
-    assert sorted(p.suffix for p in paths) == [".csv", ".html", ".md", ".tex"]
+    assert sorted(p.suffix for p in paths) == [".csv", ".html", ".json", ".md", ".tex"]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "rq1.csv").read_text())))
     assert len(rows) == 12 + 12 + 4
     assert rows[0]["codeact"] == "no" and float(rows[0]["peak_memory_gb"]) == 64.28 and rows[0]["humaneval_k"] == ""
     assert float(rows[-1]["training_time_min"]) == pytest.approx(39.2 / 60, abs=1e-4)
     assert rows[-1]["humaneval_n"] == "160"
+
+
+def test_json_holds_the_rows_and_for_each_run_where_its_numbers_come_from():
+    table = rq1_table([r | {"metrics_sha256": "ab"} for r in METRICS], REPORTED["rq1"], REPORTED["followup"])
+    facts = json.loads(to_json(table))
+    assert len(facts["rows"]) == len(table.frame)
+    measured = [row for row in facts["rows"] if row["run_id"]]
+    assert {row["run_id"] for row in measured} == set(facts["runs"])
+    for row in measured:
+        assert facts["runs"][row["run_id"]]["sha256"] == "ab"
+        assert facts["runs"][row["run_id"]]["environment"] == ENVIRONMENT and row["humaneval_n"] == 160
+
+
+def test_followup_rows_are_a_source_of_their_own_with_its_own_bold():
+    table = rq1_table([], REPORTED["rq1"], REPORTED["followup"])
+    rows = table.frame[table.frame["source"] == "follow-up"].set_index(["dataset", "model", "codeact"])
+    assert len(rows) == 8
+    assert rows.loc[("EVOL-Instruct", "DeepSeek-Coder", False), "humaneval"] == 67.7
+    evol = table.cells[(table.cells["Source"] == "follow-up") & (table.cells["HumanEval"] == "67.7")]
+    assert table.bold.loc[evol.index, "HumanEval"].all()
+    without = rq1_table([], REPORTED["rq1"])
+    paper = table.cells[table.cells["Source"] == "paper"].reset_index(drop=True)
+    assert paper.equals(without.cells[without.cells["Source"] == "paper"].reset_index(drop=True))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_the_latex_compiles(tmp_path):
+    made = [rq1_table(METRICS, REPORTED["rq1"], REPORTED["followup"]), rq2_table(METRICS, REPORTED["rq2"])]
+    made += [tables.arms_table(METRICS), tables.comparison_table(METRICS), tables.cost_table(METRICS)]
+    made += [tables.derived_claims_table(METRICS, REPORTED), tables.followup_table(REPORTED)]
+    pages = "\\clearpage\n".join(map(to_latex, made))
+    head = "\\documentclass{article}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs,graphicx}\n"
+    (tmp_path / "all.tex").write_text(f"{head}\\begin{{document}}\n{pages}\n\\end{{document}}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_every_extra_table_writes_all_formats_with_and_without_measurements(tmp_path):
