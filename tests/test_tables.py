@@ -373,7 +373,7 @@ def test_the_latex_compiles(tmp_path):
 def test_every_extra_table_writes_all_formats_with_and_without_measurements(tmp_path):
     for metrics in (METRICS, METRICS[:1], []):
         for make in (tables.arms_table, tables.comparison_table, tables.cost_table):
-            assert len(write_table(make(metrics), tmp_path / make.__name__)) == 4
+            assert len(write_table(make(metrics), tmp_path / make.__name__)) == 5
         write_table(tables.derived_claims_table(metrics, REPORTED), tmp_path / "claims")
         assert isinstance(tables.findings(metrics), list)
 
