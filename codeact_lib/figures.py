@@ -208,6 +208,31 @@ def _ifd_quantiles(ax, ifd, clusters) -> None:
 
 
 @_styled
+def ifd_against_length(ifd, n_tokens, kept, *, title: str | None = None) -> Figure:
+    """Scatter of IFD over the length of the answer (logarithmic): chosen rows over the dropped ones.
+
+    ifd: (n,) ratios, NaN where a row has no score. n_tokens: (n,) answer tokens. kept: (n,) booleans. Above 20,000
+    points every so many-th is drawn.
+    """
+    ifd, n_tokens, kept = np.asarray(ifd, float), np.asarray(n_tokens, float), np.asarray(kept, bool)
+    shown = np.flatnonzero(np.isfinite(ifd) & (n_tokens > 0))
+    shown = shown[:: len(shown) // 20_000 + 1]
+    top = max(1.5, float(np.quantile(ifd[shown], 0.995)) if len(shown) else 1.5)
+    fig, ax = _canvas(7.2, 4.2)
+    for chosen, colour, name in ((False, MUTED, "dropped"), (True, BLUE, "chosen")):
+        rows = shown[kept[shown] == chosen]
+        points = n_tokens[rows], np.minimum(ifd[rows], top)
+        style = {"color": colour, "alpha": 0.6 if chosen else 0.35, "linewidths": 0, "rasterized": True}
+        ax.scatter(*points, s=9, label=f"{name} ({(kept == chosen).sum():,})", **style)
+    ax.axhline(1, color=INK, linewidth=1, linestyle="--")
+    ax.set(xscale="log", xlabel="answer tokens (logarithmic)", ylabel="IFD", ylim=(0, top * 1.02))
+    ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, markerscale=2)
+    _headline(fig, title or "Difficulty against the length of the answer")
+    return fig
+
+
+@_styled
 def selection_bars(kept, dropped, *, labels=None, title: str | None = None) -> Figure:
     """Rows kept and dropped per cluster as stacked bars.
 
