@@ -199,6 +199,19 @@ def show_profile(
     _say(profile_path(name).read_text(encoding="utf-8").rstrip("\n"))
 
 
+@bench_app.command("select")
+def bench_select(
+    rows: Annotated[list[int] | None, typer.Option(help="Rows to choose from; repeatable [10k, 100k, 1M].")] = None,
+    dimensions: Annotated[int, typer.Option(help="Of the embeddings; 384 is MiniLM's, 768 MPNet's.")] = 384,
+    repeats: Annotated[int, typer.Option(help="Rounds; the table has medians.")] = 3,
+    traceback: Traceback = False,
+):
+    """Time and memory of choosing from up to a million rows; writes results/bench/select.json and .md."""
+    from codeact_lib.bench.select import SIZES, run
+
+    run(tuple(rows or SIZES), dimensions, repeats, say=_say)
+
+
 @mini_app.command("build-base")
 def build_base(
     output: Annotated[str, typer.Option(help="Folder to write the model to [default: the package's own].")] = "",

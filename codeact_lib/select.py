@@ -13,6 +13,7 @@ costs one batch.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import dataclass, field
 from datetime import date
@@ -305,10 +306,19 @@ class _Steps:
         return self.work.frame("ifd", key, lambda: _score(pool, s, self.work), f"score IFD with {s.model}")
 
 
+def _hush():
+    """Bars that count the tensors of a model, and a missing 4-bit kernel that nothing here needs, say nothing useful."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel("ERROR")
+
+
 def _embed_and_cluster(pool, settings, shard_dir):
     """Frame ``example_id, cluster, x, y``, the cluster cards, and the diagnostics as plain values."""
     from codeact_lib import embedding
 
+    _hush()
     embedder = embedding.load_embedder(settings.embedding_model)
     embeddings = embedding.embed_instructions(pool["instruction"], embedder, shard_dir=shard_dir)
     authors = {"n_init": 1, "minibatch_above": None} if settings.preset == "authors" else {}
@@ -331,6 +341,7 @@ def _score(pool, settings, work):
     from codeact_lib.ifd import score_ifd
     from codeact_lib.modeling import load_base_model, load_tokenizer
 
+    _hush()
     tokenizer = load_tokenizer(settings.model, revision=settings.revision)
     model = load_base_model(settings.model, revision=settings.revision, dtype=settings.dtype)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -357,25 +368,40 @@ def _write_chosen(data, out, exports, selection):
     chosen, settings = selection.chosen, selection.settings
     wanted = set(chosen["row"])
     originals = {n: row for n, row in read_rows(data, settings.data_revision) if n in wanted}
-    records = []
-    for line in chosen.itertuples():
-        added = dict(zip(ADDED_COLUMNS, (int(line.cluster), line.ifd, line.reason), strict=True))
-        records.append({key: _plain(value) for key, value in {**originals[line.row], **added}.items()})
+    added = zip(chosen["cluster"].tolist(), chosen["ifd"].tolist(), chosen["reason"], strict=True)
+    rows = [originals[number] for number in chosen["row"]]
+    records = [{**row, **dict(zip(ADDED_COLUMNS, extra, strict=True))} for row, extra in zip(rows, added, strict=True)]
     _write_records(out, records)
     selection.files.append(out)
-    conversations = [conversation(originals[row], selection.columns) for row in chosen["row"]]
     for layout in exports:
+        conversations = [conversation(row, selection.columns) for row in rows]
         folder = out.with_name(f"{out.stem}-{layout}")
         selection.files += export(layout, conversations, folder, out.stem)
 
 
 def _write_records(out, records):
     if out.suffix == ".parquet":
-        return write_frame(out, pd.DataFrame(records))
+        return _write_parquet(out, records)
+    records = _plain(records)
     if out.suffix == ".json":
         return write_json(out, records)
     with atomic_write(out) as file:
         file.writelines(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+
+
+def _write_parquet(out, records):
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.Table.from_pylist(records)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+        raise DataError(
+            f"{out}: a column holds values of different types ({error}), which parquet cannot; write a .jsonl file. "
+            "The same command continues from here."
+        ) from error
+    with atomic_write(out, "wb") as file:
+        pyarrow.parquet.write_table(table, file)
 
 
 def _plain(value):

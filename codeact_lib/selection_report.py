@@ -115,12 +115,14 @@ def _drawings(selection):
     """name -> SVG of each figure."""
     scored, table = selection.scored, selection.table
     why = table["reason"].str.partition(":")[0].where(~table["keep"], "kept")
+    why = why.mask(why.str.startswith("status"), "no score").str.replace(">=", "≥")
     counts = table.groupby(["cluster", why]).size().unstack(fill_value=0)
     kept = counts.pop("kept") if "kept" in counts else counts.sum(axis=1) * 0
+    names = sorted(counts, key=lambda name: name.startswith(("IFD", "no score")))  # lost by comparison first
     drawn = {
         "ifd": figures.ifd_histogram(scored["ifd"], scored["cluster"]),
         "length": figures.ifd_against_length(scored["ifd"], scored["n_response_tokens"], table["keep"]),
-        "clusters": figures.selection_bars(kept, {name: counts[name] for name in counts}, labels=counts.index),
+        "clusters": figures.selection_bars(kept, {name: counts[name] for name in names}, labels=counts.index),
         "map": figures.cluster_map(scored["x"], scored["y"], scored["cluster"]),
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -141,11 +143,16 @@ def _inline(figure, stem):
 
 
 def _provenance(selection):
-    """Settings that were given or matter, versions and hardware; never a path of this machine."""
+    """Settings that were given or matter, versions and hardware; local files by name, never by their folder."""
     settings = selection.settings.model_dump(exclude_none=True, exclude={"columns"})
-    settings["model"] = Path(settings["model"]).name if Path(settings["model"]).exists() else settings["model"]
-    columns = ", ".join(f"{kind}: {name}" for kind, name in vars(selection.columns).items() if name)
+    named = {"columns": [f"{kind}: {name}" for kind, name in vars(selection.columns).items() if name]}
     environment = environment_facts()
-    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
-    place = {"hardware": f"{environment['cpu']}, {environment['cores']} cores, GPU: {environment['gpu'] or 'none'}"}
-    return {"columns": columns, **settings, "packages": packages, **place}
+    named |= settings | {"packages": [f"{name} {version}" for name, version in environment["packages"].items()]}
+    named["hardware"] = f"{environment['cpu']}, {environment['cores']} cores, GPU: {environment['gpu'] or 'none'}"
+    return {name.replace("_", " "): _words(value) for name, value in named.items() if value != ()}
+
+
+def _words(value):
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_words, value))
+    return Path(value).name if isinstance(value, str) and Path(value).exists() else str(value)
