@@ -307,7 +307,7 @@ class _Steps:
 
 
 def _hush():
-    """Bars that count the tensors of a model, and a missing 4-bit kernel that nothing here needs, say nothing useful."""
+    """Bars that count a model's tensors, and a missing 4-bit kernel that nothing here needs, tell nobody anything."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

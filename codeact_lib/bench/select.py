@@ -46,7 +46,7 @@ def prepare(n_rows: int, dimensions: int, ratio: float = 0.4):
         clustering = cluster_embeddings(embeddings)
         table = select("cdas", frame.assign(cluster=clustering.labels), ratio)
         facts = {"rows": n_rows, "chosen": int(table["keep"].sum()), "algorithm": clustering.diagnostics["algorithm"]}
-        return facts | {"process_memory_bytes": _process_peak()}
+        return facts | {"process_memory_gb": round(_process_peak() / 1e9, 3)}
 
     return work
 
@@ -60,8 +60,8 @@ def _process_peak() -> int:
 def run(sizes=SIZES, dimensions: int = 384, repeats: int = 3, folder=None, say=print) -> pd.DataFrame:
     """Measure every size, each in a fresh process, and write results/bench/select.json and .md; returns the table.
 
-    `microseconds_per_row` is the median time divided by the rows, `process_memory_bytes` the peak of the whole process
-    with its embeddings, `peak_memory_bytes` what the work added to it.
+    `microseconds_per_row` is the median time divided by the rows, `process_memory_gb` (1e9 bytes) the peak of the whole
+    process with its embeddings, `peak_memory_bytes` what the work added to it.
     """
     contenders = {
         f"{n:,} rows": ("codeact_lib.bench.select:prepare", {"n_rows": n, "dimensions": dimensions}) for n in sizes
@@ -69,6 +69,7 @@ def run(sizes=SIZES, dimensions: int = 384, repeats: int = 3, folder=None, say=p
     table = compare(contest(contenders, repeats=repeats, say=say), baseline=next(iter(contenders)))
     table["microseconds_per_row"] = table["seconds"] / table["rows"] * 1e6
     table = table.drop(columns=["speedup", "memory_ratio"])  # of different amounts of work
+    table = table.astype({"rows": int, "chosen": int})
     about = {
         "work": "K-Means (k = 10; mini-batches above 200,000 rows), then CDAS with a reason for every row",
         "dimensions": dimensions,
