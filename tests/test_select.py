@@ -114,7 +114,7 @@ def test_a_second_call_repeats_nothing_and_another_ratio_only_chooses(finished, 
     select_rows(folder / "data.jsonl", out=tmp_path / "again.jsonl", **work, **FAST)
     assert (tmp_path / "again.jsonl").read_bytes() == before
     assert sum("kept from before" in line for line in lines) == 4
-    for changes in ({"ratio": 0.2}, {"policy": "random"}, {"quota": "all"}):
+    for changes in ({"ratio": 0.2}, {"policy": "random"}):
         lines.clear()
         select_rows(folder / "data.jsonl", out=tmp_path / "other.json", **work, **FAST, **changes)
         assert sum("kept from before" in line for line in lines) == 4
@@ -172,30 +172,31 @@ def test_chats_are_scored_by_their_first_turn_and_exported_whole(tmp_path):
 # ---------------------------------------------------------------------------------------------- a kill
 
 
-def command(data, out):
-    options = ["--model", "mini-base", "--out", str(out), "--clusters", "3", "--tokens-per-batch", "400"]
-    return [sys.executable, "-m", "codeact_lib.cli", "select", str(data), *options]
+SLOWLY = {"tokens_per_batch": 400}  # many small batches, so that a kill falls between them
 
 
 @pytest.mark.slow
 def test_after_a_kill_the_same_command_gives_the_identical_file_and_scores_no_row_twice(tmp_path):
     data, whole, resumed = (
-        write_lines(tmp_path / "data.jsonl", rows_of(150)),
+        write_lines(tmp_path / "data.jsonl", rows_of(120)),
         tmp_path / "a.jsonl",
         tmp_path / "b.jsonl",
     )
-    subprocess.run(command(data, whole), check=True, stdout=subprocess.DEVNULL)
-    child = subprocess.Popen(command(data, resumed), stdout=subprocess.DEVNULL)
-    scores, deadline = tmp_path / "b.jsonl.work" / "ifd", time.monotonic() + 120
+    select_rows(data, out=whole, say=quiet, **SLOWLY, **FAST)
+    options = ["--model", "mini-base", "--out", str(resumed), "--clusters", "3", "--tokens-per-batch", "400"]
+    command = [sys.executable, "-m", "codeact_lib.cli", "select", str(data), *options]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    scores, deadline = tmp_path / "b.jsonl.work" / "ifd", time.monotonic() + 300
     while not lines_in(scores) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
     child.wait()
     before = lines_in(scores)
     assert before and not resumed.exists()  # in the middle of the scoring
-    subprocess.run(command(data, resumed), check=True, stdout=subprocess.DEVNULL)
+    select_rows(data, out=resumed, say=quiet, **SLOWLY, **FAST)
     assert resumed.read_bytes() == whole.read_bytes() and len(read_lines(whole)) > 20
-    assert set(before[:-1]) <= set(lines_in(scores)) and len(lines_in(scores)) == len(set(lines_in(scores)))
+    after = lines_in(scores)
+    assert set(before[:-1]) <= set(after) and len(after) == len(set(after))
 
 
 def lines_in(folder):
