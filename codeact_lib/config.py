@@ -49,6 +49,8 @@ class DatasetSpec(_Strict):
     revision: str | None = None
     instruction_column: str = "instruction"
     response_column: str = "response"
+    input_column: str | None = None  # Alpaca's second half of the instruction
+    messages_column: str | None = None  # a list of chat messages, of which the first turn is taken
     label: str
     reported_as: str | None = None  # its name in results/reported/*.csv, null if the paper has none
 
@@ -68,7 +70,7 @@ class ModelSpec(_Strict):
 class Arm(_Strict):
     """How much data is kept, by which policy, and how it is batched: one column of the comparison."""
 
-    policy: Literal["full", "cdas", "random", "longest", "ifd", "stratified"]
+    policy: Literal["full", "cdas", "random", "longest", "ifd", "stratified", "easy", "middle", "hard"]
     ratio: Ratio
     strategy: Literal["traditional", "dynamic", "dynamic_pack", "balanced_pack", "flat"]
     seeds: list[int] | None = Field(default=None, min_length=1)  # instead of the profile's

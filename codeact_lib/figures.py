@@ -175,8 +175,16 @@ def ifd_histogram(ifd, clusters=None, *, title: str | None = None) -> Figure:
     return fig
 
 
+IFD_TOP = 3.0  # axes end here: a weak scorer gives a few short answers an IFD of ten and more
+
+
+def _ifd_top(ifd) -> float:
+    """Where an IFD axis ends: at the 99.5% quantile, but within 1.5 and ``IFD_TOP``; higher values stand at the end."""
+    return float(np.clip(np.quantile(ifd, 0.995), 1.5, IFD_TOP)) if len(ifd) else 1.5
+
+
 def _ifd_bars(ax, ifd) -> None:
-    top = max(1.5, float(np.quantile(ifd, 0.995)) if len(ifd) else 1.5)
+    top = _ifd_top(ifd)
     edges = np.linspace(0, top, round(top / 0.05) + 1)
     counts, _ = np.histogram(np.clip(ifd, 0, top), bins=edges)
     colours = [BLUE if edge < 1 - 1e-9 else RED for edge in edges[:-1]]
@@ -185,12 +193,14 @@ def _ifd_bars(ax, ifd) -> None:
     ax.annotate(
         "1: the instruction\nstops helping",
         (1, 0.98),
-        (4, 0),
+        (7, 0),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
         va="top",
     )
-    ax.set(xlabel="IFD = PPL(answer | instruction) / PPL(answer)", ylabel="rows", xlim=(0, top))
+    more = f"; last bar: {top:.2g} and more" if (ifd > top).any() else ""
+    ax.set(xlabel=f"IFD = PPL(answer | instruction) / PPL(answer){more}", ylabel="rows", xlim=(0, top))
+    ax.margins(y=0.15)  # room for the words
 
 
 def _ifd_quantiles(ax, ifd, clusters) -> None:
@@ -205,6 +215,32 @@ def _ifd_quantiles(ax, ifd, clusters) -> None:
     ax.set_yticks(range(len(names)), [str(name) for name in names])
     ax.invert_yaxis()
     ax.set_title("Difficulty by cluster")
+
+
+@_styled
+def ifd_against_length(ifd, n_tokens, kept, *, title: str | None = None) -> Figure:
+    """Scatter of IFD over the length of the answer (logarithmic): chosen rows over the dropped ones.
+
+    ifd: (n,) ratios, NaN where a row has no score. n_tokens: (n,) answer tokens. kept: (n,) booleans. Above 20,000
+    points every so many-th is drawn.
+    """
+    ifd, n_tokens, kept = np.asarray(ifd, float), np.asarray(n_tokens, float), np.asarray(kept, bool)
+    shown = np.flatnonzero(np.isfinite(ifd) & (n_tokens > 0))
+    shown = shown[:: len(shown) // 20_000 + 1]
+    top = _ifd_top(ifd[shown])
+    fig, ax = _canvas(7.2, 4.2)
+    for chosen, colour, name in ((False, MUTED, "dropped"), (True, BLUE, "chosen")):
+        rows = shown[kept[shown] == chosen]
+        points = n_tokens[rows], np.minimum(ifd[rows], top)
+        style = {"color": colour, "alpha": 0.6 if chosen else 0.35, "linewidths": 0, "rasterized": True}
+        ax.scatter(*points, s=9, label=f"{name} ({(kept == chosen).sum():,})", **style)
+    ax.axhline(1, color=INK, linewidth=1, linestyle="--")
+    ylabel = "IFD" + (f" (higher values drawn at {top:.2g})" if (ifd[shown] > top).any() else "")
+    ax.set(xscale="log", xlabel="answer tokens (logarithmic)", ylabel=ylabel, ylim=(0, top * 1.02))
+    ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, markerscale=2)
+    _headline(fig, title or "Difficulty against the length of the answer")
+    return fig
 
 
 @_styled
@@ -226,11 +262,14 @@ def selection_bars(kept, dropped, *, labels=None, title: str | None = None) -> F
         ax.barh(range(len(kept)), counts, left=start, color=colour, edgecolor="white", label=label)
         start = start + counts
     for y, count in enumerate(kept):
+        if count < start.max() / 16:
+            continue  # no room in the bar
         ax.text(count, y, f" {count:,.0f} ", ha="right", va="center", color="white", fontsize=8, fontweight="bold")
     ax.set_yticks(range(len(kept)), labels)
     ax.set(xlabel="rows", ylabel="cluster", xlim=(0, max(start.max(initial=0), 1)))
     ax.invert_yaxis()
-    ax.legend(ncols=len(reasons) + 1, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2)
+    columns = {"ncols": min(len(reasons) + 1, 3), "columnspacing": 1.2}  # more would not fit the width
+    ax.legend(**columns, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2)
     share = kept.sum() / max(start.sum(), 1)
     _headline(fig, title or f"{kept.sum():,.0f} of {start.sum():,.0f} rows kept ({share:.0%})")
     return fig

@@ -8,18 +8,22 @@ the IFD order, diversity because every cluster gives its part.
     table = select("cdas", frame, 0.4)                     # every row: keep, rank, and why
 
 The other policies take the same number of rows as CDAS would, so that two arms differ in which rows they hold, not how
-many.
+many; ``compare_policies`` lays them side by side.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from codeact_lib.artifacts import atomic_write
 
-POLICIES = ("full", "cdas", "random", "longest", "ifd", "stratified")
+BANDS = ("easy", "middle", "hard")
+POLICIES = ("full", "cdas", "random", "longest", "ifd", "stratified", *BANDS)
+QUOTAS = ("kept", "all")
 USABLE = ("ok", "truncated")  # statuses with a score that may be compared
 UNTRAINABLE = ("empty", "prompt_too_long")  # nothing to learn from: no policy takes them
 SELECTION_COLUMNS = ["example_id", "cluster", "ifd", "status", "keep", "reason", "rank"]
@@ -49,8 +53,11 @@ def cdas_sample(ifd, cluster, ratio, *, status=None, quota="kept"):
     labels, first, inverse, counts = np.unique(
         cluster[kept], return_index=True, return_inverse=True, return_counts=True
     )
+    if quota not in QUOTAS:
+        raise ValueError(f"quota {quota!r} is unknown; choose {' or '.join(QUOTAS)}")
     if quota == "all":
-        counts = np.array([np.count_nonzero(cluster == label) for label in labels])
+        all_labels, all_counts = np.unique(cluster, return_counts=True)
+        counts = all_counts[np.searchsorted(all_labels, labels)]
     places = np.arange(len(kept)) - first[inverse]
     return kept[places < (counts * ratio).astype(np.int64)[inverse]]
 
@@ -82,6 +89,24 @@ def ifd_sample(ifd, ratio, *, status=None, budget=None):
     pool = np.flatnonzero(_helpful(ifd, status))
     size = _size(len(pool), ratio, budget, len(pool))
     return pool[np.argsort(-ifd[pool], kind="stable")][:size]
+
+
+def band_sample(ifd, ratio, band, *, status=None, budget=None):
+    """The easy, middle or hard part of the rows with IFD below 1, whatever their cluster.
+
+    ``easy`` takes the lowest IFD first, ``hard`` the highest first (it is ``ifd_sample``), ``middle`` the rows around
+    the median, easiest first; ties by row.
+    """
+    if band not in BANDS:
+        raise ValueError(f"band {band!r} is unknown; choose one of {', '.join(BANDS)}")
+    if band == "hard":
+        return ifd_sample(ifd, ratio, status=status, budget=budget)
+    ifd = np.asarray(ifd, dtype=np.float64)
+    _check(ratio, ifd, status=status)
+    pool = np.flatnonzero(_helpful(ifd, status))
+    size = _size(len(pool), ratio, budget, len(pool))
+    start = (len(pool) - size) // 2 if band == "middle" else 0
+    return pool[np.argsort(ifd[pool], kind="stable")][start : start + size]
 
 
 def stratified_sample(cluster, ratio, *, seed=0, status=None, budget=None):
@@ -171,8 +196,9 @@ def _choose(policy, frame, ratio, seed, preset, quota):
         return random_sample(len(frame), ratio, seed=seed, status=status, budget=len(cdas))
     if policy == "longest":
         return longest_sample(frame["n_response_tokens"], ratio, status=status, budget=len(cdas))
-    if policy == "ifd":
-        return ifd_sample(frame["ifd"], ratio, status=scored, budget=len(cdas))
+    if policy in ("ifd", *BANDS):
+        band = "hard" if policy == "ifd" else policy
+        return band_sample(frame["ifd"], ratio, band, status=scored, budget=len(cdas))
     return stratified_sample(frame["cluster"], ratio, seed=seed, status=status, budget=len(cdas))
 
 
@@ -183,6 +209,9 @@ _KEPT = {
     "longest": "among the longest responses",
     "ifd": "among the hardest of all rows",
     "stratified": "drawn at random in its cluster",
+    "easy": "among the easiest of all rows",
+    "middle": "of middle difficulty",
+    "hard": "among the hardest of all rows",
 }
 _DROPPED = {
     "full": "not trainable",
@@ -191,6 +220,9 @@ _DROPPED = {
     "longest": "shorter than the chosen rows",
     "ifd": "below the quota",
     "stratified": "not drawn",
+    "easy": "harder than the chosen rows",
+    "middle": "harder or easier than the chosen rows",
+    "hard": "below the quota",
 }
 
 
@@ -198,7 +230,7 @@ def _reasons(policy, table, keep, ratio, preset):
     """Words for each row; a row that the policy could not look at says so, rather than that it lost."""
     reason = np.where(keep, _KEPT[policy].format(share=f"{ratio:.0%}"), _DROPPED[policy]).astype(object)
     status = table["status"].to_numpy()
-    if policy in ("cdas", "ifd"):
+    if policy in ("cdas", "ifd", *BANDS):
         with np.errstate(invalid="ignore"):
             reason[~keep & (table["ifd"].to_numpy() >= 1)] = "IFD >= 1: the instruction does not help"
         unseen = ~np.isin(status, USABLE) if preset != "authors" else ~np.isfinite(table["ifd"].to_numpy())
@@ -206,6 +238,65 @@ def _reasons(policy, table, keep, ratio, preset):
         unseen = np.isin(status, UNTRAINABLE)
     reason[~keep & unseen] = [f"status {word}" for word in status[~keep & unseen]]
     return reason
+
+
+# ---------------------------------------------------------------------------------------------- policies side by side
+
+
+@dataclass(frozen=True)
+class PolicyComparison:
+    """Result of ``compare_policies``.
+
+    Attributes:
+        chosen: policy -> (m,) row numbers in order of selection.
+        summary: frame, one line a policy: ``policy, rows``; quantiles ``ifd_5, ifd_50, ifd_95`` and ``tokens_5,
+            tokens_50, tokens_95`` of what it took (of IFD where it is finite, of the responses' tokens); ``misleading``
+            (share with IFD >= 1); ``clusters`` (share of the clusters that give at least one row), ``least_covered``
+            and ``most_covered`` (smallest and largest share of a cluster's rows that was taken).
+        overlap: frame policy x policy: share of the line's rows that the column's policy takes too.
+    """
+
+    chosen: dict
+    summary: pd.DataFrame
+    overlap: pd.DataFrame
+
+
+def compare_policies(frame, ratio, policies=POLICIES, seed=0, *, preset="corrected", quota="kept"):
+    """What each policy would take at the budget of CDAS, and how far they agree.
+
+    Args:
+        frame: ``example_id, cluster, ifd, status, n_response_tokens``.
+        ratio, seed, preset, quota: as in ``select``.
+
+    Returns:
+        ``PolicyComparison``.
+    """
+    chosen = {policy: _choose(policy, frame, ratio, seed, preset, quota) for policy in policies}
+    summary = pd.DataFrame([{"policy": policy, **_describe(frame, rows)} for policy, rows in chosen.items()])
+    shared = [[len(np.intersect1d(a, b)) / max(len(a), 1) for b in chosen.values()] for a in chosen.values()]
+    return PolicyComparison(chosen, summary, pd.DataFrame(shared, index=list(chosen), columns=list(chosen)))
+
+
+def _describe(frame, rows):
+    """One policy's line: what its rows are like, and how they spread over the clusters."""
+    taken = frame.iloc[rows]
+    ifd = taken["ifd"].to_numpy(dtype=np.float64)
+    line = {"rows": len(rows), **_quantiles("ifd", ifd[np.isfinite(ifd)])}
+    line |= _quantiles("tokens", taken["n_response_tokens"].to_numpy(dtype=np.float64))
+    shares = (taken["cluster"].value_counts() / frame["cluster"].value_counts()).fillna(0)
+    with np.errstate(invalid="ignore"):
+        line["misleading"] = float(np.mean(ifd >= 1)) if len(ifd) else 0.0
+    covered = {"clusters": (shares > 0).mean(), "least_covered": shares.min(), "most_covered": shares.max()}
+    return {**line, **covered}
+
+
+def _quantiles(name, values):
+    levels = (5, 50, 95)
+    found = np.percentile(values, levels) if len(values) else [np.nan] * len(levels)
+    return {f"{name}_{level}": float(value) for level, value in zip(levels, found, strict=True)}
+
+
+# ---------------------------------------------------------------------------------------------- the training set
 
 
 def write_training_set(path, examples, selection):

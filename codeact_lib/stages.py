@@ -291,6 +291,8 @@ def _pick(profile, stage):
 def _cluster(profile, paths, *, dataset):
     spec = profile.dataset(dataset)
     columns = {"instruction_column": spec.instruction_column, "response_column": spec.response_column}
+    optional = {"input_column": spec.input_column, "messages_column": spec.messages_column}
+    columns |= {name: column for name, column in optional.items() if column}
     return {
         "folder": paths.cluster_dir(dataset),
         "inputs": _local_input("instructions", spec.path) | _local_input("embedding_model", profile.embedding_model),

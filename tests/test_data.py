@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeact_lib.data import COLUMNS, find_leaks, load_instructions
+from codeact_lib import data
+from codeact_lib.data import COLUMNS, columns_of, load_instructions
 from codeact_lib.errors import DataError
 
 ROWS = [{"q": f"Question {i}?", "a": f"answer {i}\nüß"} for i in range(5)]
@@ -38,6 +39,7 @@ def test_every_file_format_gives_the_same_rows(tmp_path, suffix):
     assert examples["response"].tolist() == [row["a"] for row in ROWS]
     assert set(examples["dataset"]) == {"set"}
     assert (report.n_read, report.n_usable, len(report.dropped)) == (5, 5, 0)
+    assert report.rows == (1, 2, 3, 4, 5)
 
 
 BAD_LINES = [
@@ -94,6 +96,115 @@ def test_rows_read_are_rows_kept_plus_rows_reported(tmp_path_factory, rows):
     assert report.n_usable == len(examples) >= len(ROWS) - len(rows)
     assert examples["example_id"].is_unique
     assert all(text.strip() for text in [*examples["instruction"], *examples["response"]])
+
+
+def test_bytes_that_are_not_utf8_spoil_their_row_and_not_the_file(tmp_path):
+    rows = {
+        ".json": b'[{"q": "fine", "a": "fine"}, {"q": "x", "a": "\xff"}, {"q": "last", "a": "row"}]',
+        ".csv": b"q,a\nfine,fine\nx,\xff\nlast,row\n",
+    }
+    for suffix, content in rows.items():
+        (tmp_path / f"set{suffix}").write_bytes(content)
+        examples, report = load_instructions(tmp_path / f"set{suffix}", **NAMES)
+        assert examples["instruction"].tolist() == ["fine", "last"] and report.rows == (1, 3)
+        assert report.dropped[["row", "reason"]].values.tolist() == [[2, "not UTF-8: a"]]
+
+
+def test_a_csv_line_with_too_few_or_too_many_fields_is_a_reported_row(tmp_path):
+    (tmp_path / "set.csv").write_text(f'q,a\nfine,"two\nlines"\none\n1,2,3\nlast,{"x" * 200_000}\n')
+    examples, report = load_instructions(tmp_path / "set.csv", **NAMES)
+    assert examples["response"].str.len().tolist() == [9, 200_000]
+    assert report.dropped["row"].tolist() == [2, 3]
+    assert set(report.dropped["reason"]) == {"wrong number of fields: the header has 2"}
+
+
+def test_a_row_longer_than_allowed_is_reported_with_its_length(tmp_path):
+    path = write(tmp_path / "set.jsonl", [*ROWS, {"q": "q" * 600, "a": "a" * 700}])
+    examples, report = load_instructions(path, **NAMES, max_characters=1299)
+    assert len(examples) == 5
+    assert report.dropped["reason"].tolist() == ["too long: 1,300 characters, 1,299 are allowed"]
+    assert len(load_instructions(path, **NAMES, max_characters=1300)[0]) == 6
+
+
+ALPACA = [
+    {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+    {"instruction": "Greet.", "input": "", "output": "hi"},
+    {"instruction": "Wave.", "output": "o/"},
+]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_the_input_of_an_alpaca_row_becomes_part_of_its_instruction(tmp_path, suffix):
+    path = write(tmp_path / f"set{suffix}", ALPACA)
+    columns = columns_of(path)
+    assert (columns.instruction, columns.response, columns.input) == ("instruction", "output", "input")
+    examples, _ = load_instructions(path, response_column="output", input_column="input")
+    assert examples["instruction"].tolist() == ["Add.\n1 and 2", "Greet.", "Wave."]
+
+
+CHATS = [
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
+     {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Bye"},
+     {"role": "assistant", "content": "Ciao"}],
+    [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}],
+]  # fmt: skip
+SHAREGPT = [{"from": "human", "value": "Sum"}, {"from": "gpt", "value": "sum(xs)"}]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_of_a_chat_the_first_turn_is_taken(tmp_path, suffix):
+    path = write(tmp_path / f"set{suffix}", [{"messages": messages} for messages in CHATS])
+    assert columns_of(path).messages == "messages"
+    examples, _ = load_instructions(path, messages_column="messages")
+    assert examples[["instruction", "response"]].values.tolist() == [["Hi", "Hello"], ["2+2?", "4"]]
+    other = write(tmp_path / f"other{suffix}", [{"conversations": SHAREGPT}])
+    examples, _ = load_instructions(other, messages_column=columns_of(other).messages)
+    assert examples[["instruction", "response"]].values.tolist() == [["Sum", "sum(xs)"]]
+
+
+USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+BAD_CHATS = [
+    ({"other": []}, "missing key: messages"),
+    ({"messages": "Hi"}, "not a chat: messages is str"),
+    ({"messages": []}, "no first turn: messages holds no user message with an assistant message right after it"),
+    ({"messages": [USER]}, "no first turn"),
+    ({"messages": [ASSISTANT, USER]}, "no first turn"),
+    ({"messages": [USER, USER, ASSISTANT]}, "no first turn"),
+    ({"messages": ["Hi", "Hello"]}, "not a chat: message 1 of messages is str"),
+    ({"messages": [USER, {"content": "Hello"}]}, "not a chat: message 2 of messages has no role"),
+    ({"messages": [USER, {**ASSISTANT, "content": None}]}, "not text: message 2 of messages is NoneType"),
+    ({"messages": [USER, {**ASSISTANT, "content": " "}]}, "empty: the first answer of messages"),
+    ({"messages": [{**USER, "content": ""}, ASSISTANT]}, "empty: the first question of messages"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), BAD_CHATS)
+def test_a_chat_without_a_first_turn_is_reported(tmp_path, row, reason):
+    path = write(tmp_path / "set.jsonl", [row, {"messages": CHATS[1]}])
+    examples, report = load_instructions(path, messages_column="messages")
+    assert len(examples) == 1 and report.dropped["row"].tolist() == [1]
+    assert report.dropped["reason"][0].startswith(reason)
+
+
+def test_columns_without_a_usual_name_are_asked_for(tmp_path):
+    with pytest.raises(DataError, match="the columns 'q', 'a' are none of the usual names. Say which one holds"):
+        columns_of(write(tmp_path / "set.jsonl", ROWS))
+
+
+def test_near_duplicates_are_dropped_and_the_rows_they_repeat_are_named(tmp_path):
+    text = " ".join(f"word{i}" for i in range(200))
+    rows = [{"q": text, "a": "x"}, {"q": f"{text} more", "a": "x"}, {"q": text[::-1], "a": "x"}]
+    path = write(tmp_path / "set.jsonl", rows)
+    examples, report = load_instructions(path, **NAMES, near_duplicates=0.9)
+    assert report.rows == (1, 3) and report.counts() == {"near duplicate": 1}
+    assert report.dropped["reason"][0] == "near duplicate: 98% in common with row 1"
+    assert len(load_instructions(path, **NAMES)[0]) == 3
+
+
+def test_a_folder_of_files_is_read_as_the_hub_is(tmp_path):
+    """The hub's loader takes folders too: the same code path, without a network."""
+    write(tmp_path / "train.jsonl", ROWS)
+    assert list(data._read_hub(str(tmp_path), None, "train")) == ROWS
 
 
 def test_missing_values_of_columnar_files_are_empty_text(tmp_path):
@@ -167,38 +278,6 @@ def test_a_hub_set_that_cannot_be_had_says_what_to_check():
         "DataError: The data set 'some-user/some-set' is neither a file here nor on the Hugging Face hub" in done.stderr
     )
     assert "the revision (abc) and the network" in done.stderr
-
-
-# ---- leaks
-
-TASK = {
-    "task_id": "Mini/0",
-    "prompt": 'def f(xs):\n    """Return the sum of the squares of the even numbers in the list, or zero if none."""\n',
-    "canonical_solution": "    return sum(x * x for x in xs if x % 2 == 0)\n",
-}
-
-
-def leaks_of(instruction, response="pass", **options):
-    examples = pd.DataFrame([{"example_id": "e", "instruction": instruction, "response": response}])
-    return find_leaks(examples, [TASK], **options)
-
-
-def test_a_copied_prompt_is_found_through_case_and_punctuation():
-    copied = "RETURN the SUM of the squares; of the even numbers\nin the list -- or zero, if none!!"
-    found = leaks_of("Please: " + copied, n=8)
-    assert found[["example_id", "task_id", "part"]].values.tolist() == [["e", "Mini/0", "prompt"]]
-    assert found["share"][0] > 0.7
-
-
-def test_a_copied_solution_is_found_in_the_response():
-    found = leaks_of("Do it", "def g(xs):\n  return sum(x*x for x in xs if x%2==0)", n=8)
-    assert found["part"].tolist() == ["canonical_solution"] and found["share"][0] == 1
-
-
-def test_a_related_row_and_a_short_task_are_no_leak():
-    assert leaks_of("Return the sum of the odd numbers in the list and the mean of the squares").empty
-    assert leaks_of("pass", n=100).empty  # no text of the task has 100 words
-    assert list(leaks_of("x").columns) == ["example_id", "task_id", "part", "share"]
 
 
 # ---- real rows

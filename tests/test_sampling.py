@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codeact_lib.sampling import (
+    BANDS,
     POLICIES,
     SELECTION_COLUMNS,
+    band_sample,
     cdas_sample,
+    compare_policies,
     ifd_sample,
     longest_sample,
     random_sample,
@@ -33,7 +36,7 @@ def columns(rows):
     return np.array(ifd, dtype=float), np.array(cluster, dtype=int), np.array(status, dtype=object)
 
 
-def naive_cdas(ifd, cluster, ratio, status=None):
+def naive_cdas(ifd, cluster, ratio, status=None, quota="kept"):
     """The paper's three lines, cluster by cluster, on Python lists."""
     chosen = []
     for label in sorted(set(cluster)):
@@ -43,7 +46,7 @@ def naive_cdas(ifd, cluster, ratio, status=None):
             if cluster[i] == label and usable and math.isfinite(ifd[i]) and ifd[i] < 1:
                 kept.append(i)
         kept.sort(key=lambda i: ifd[i], reverse=True)
-        chosen += kept[: int(len(kept) * ratio)]
+        chosen += kept[: int((len(kept) if quota == "kept" else cluster.count(label)) * ratio)]
     return chosen
 
 
@@ -54,14 +57,14 @@ def frame_of(rows):
     return pd.DataFrame({**values, "n_response_tokens": np.arange(len(rows)) % 7})
 
 
-@settings(max_examples=1500, deadline=None)
-@given(ROWS, RATIOS, st.booleans())
-def test_cdas_equals_the_naive_version(rows, ratio, with_status):
+@settings(max_examples=3000, deadline=None)
+@given(ROWS, RATIOS, st.booleans(), st.sampled_from(["kept", "all"]))
+def test_cdas_equals_the_naive_version(rows, ratio, with_status, quota):
     ifd, cluster, status = columns(rows)
     status = status if with_status else None
-    chosen = cdas_sample(ifd, cluster, ratio, status=status)
+    chosen = cdas_sample(ifd, cluster, ratio, status=status, quota=quota)
     # Python's sort with reverse=True keeps ties in their order, as the library must
-    assert chosen.tolist() == naive_cdas(ifd.tolist(), cluster.tolist(), ratio, status)
+    assert chosen.tolist() == naive_cdas(ifd.tolist(), cluster.tolist(), ratio, status, quota)
     assert chosen.dtype == np.int64
 
 
@@ -116,6 +119,19 @@ def test_ifd_only_is_cdas_with_a_single_cluster(rows, ratio):
     assert ifd_sample(ifd, ratio, status=status).tolist() == cdas_sample(ifd, one, ratio, status=status).tolist()
 
 
+@given(ROWS, RATIOS, st.one_of(st.none(), st.integers(0, 40)))
+def test_difficulty_bands_are_slices_of_the_rows_in_order_of_ifd(rows, ratio, budget):
+    ifd, _, status = columns(rows)
+    usable = [i for i in range(len(rows)) if status[i] in ("ok", "truncated") and math.isfinite(ifd[i]) and ifd[i] < 1]
+    ascending = sorted(usable, key=lambda i: ifd[i])
+    size = min(int(len(usable) * ratio) if budget is None else budget, len(usable))
+    bands = {band: band_sample(ifd, ratio, band, status=status, budget=budget).tolist() for band in BANDS}
+    below = (len(usable) - size) // 2
+    assert bands["easy"] == ascending[:size]
+    assert bands["middle"] == ascending[below : below + size]
+    assert bands["hard"] == sorted(usable, key=lambda i: ifd[i], reverse=True)[:size]
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), RATIOS, st.integers(0, 3))
 def test_stratified_shares_stay_within_one_row_of_proportion(cluster, ratio, seed):
     cluster = np.array(cluster)
@@ -154,7 +170,7 @@ def test_every_row_gets_a_reason_and_kept_rows_a_rank(rows, ratio, policy, prese
 def test_all_policies_take_as_many_rows_as_cdas_where_there_are_that_many(rows, ratio):
     frame = frame_of(rows)
     budget = select("cdas", frame, ratio)["keep"].sum()
-    for policy in ("random", "longest", "ifd", "stratified"):
+    for policy in ("random", "longest", "ifd", "stratified", *BANDS):
         assert select(policy, frame, ratio)["keep"].sum() == budget
     trainable = ~frame["status"].isin(["empty", "prompt_too_long"])
     assert select("full", frame)["keep"].tolist() == trainable.tolist()
@@ -181,7 +197,39 @@ def test_the_reasons_say_why_a_row_was_dropped():
     assert select("full", frame_of(rows))["reason"].tolist().count("all rows") == 5
 
 
+@given(ROWS, RATIOS)
+def test_a_comparison_holds_what_each_policy_alone_would_take(rows, ratio):
+    frame = frame_of(rows)
+    comparison = compare_policies(frame, ratio)
+    assert list(comparison.chosen) == comparison.summary["policy"].tolist() == list(POLICIES)
+    kept = {policy: set(np.flatnonzero(select(policy, frame, ratio)["keep"])) for policy in POLICIES}
+    for policy, chosen in comparison.chosen.items():
+        assert set(chosen.tolist()) == kept[policy]
+    for a in POLICIES:
+        for b in POLICIES:
+            expected = len(kept[a] & kept[b]) / max(len(kept[a]), 1)
+            assert comparison.overlap.loc[a, b] == pytest.approx(expected)
+
+
+def test_the_summary_describes_the_rows_that_a_policy_takes():
+    ifd = [0.1, 0.9, 0.5, 0.4, 1.5, math.nan]
+    frame = pd.DataFrame({"cluster": [0, 0, 1, 1, 1, 2], "ifd": ifd, "n_response_tokens": [1, 2, 3, 4, 50, 60]})
+    frame = frame.assign(example_id=list("abcdef"), status=["ok"] * 5 + ["oom"])
+    comparison = compare_policies(frame, 0.5, policies=["cdas", "full", "easy"])
+    cdas, full, easy = comparison.summary.to_dict("records")
+    assert comparison.chosen["cdas"].tolist() == [1, 2] and comparison.chosen["easy"].tolist() == [0, 3]
+    assert (cdas["rows"], cdas["ifd_50"], cdas["tokens_50"], cdas["misleading"]) == (2, 0.7, 2.5, 0)
+    assert (cdas["clusters"], cdas["least_covered"], cdas["most_covered"]) == pytest.approx((2 / 3, 0, 1 / 2))
+    assert (full["rows"], full["ifd_50"], full["misleading"], full["clusters"]) == (6, 0.5, 1 / 6, 1)
+    assert full["tokens_5"] == pytest.approx(np.quantile([1, 2, 3, 4, 50, 60], 0.05))
+    assert comparison.overlap.loc["cdas"].tolist() == [1, 1, 0] and easy["ifd_50"] == 0.25
+
+
 def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="quota 'some' is unknown; choose kept or all"):
+        cdas_sample([0.5], [0], 0.4, quota="some")
+    with pytest.raises(ValueError, match="choose one of easy, middle, hard"):
+        band_sample([0.5], 0.4, "impossible")
     with pytest.raises(ValueError, match="ratio must lie in"):
         cdas_sample([0.5], [0], 0)
     with pytest.raises(ValueError, match="status has 2 rows"):
