@@ -1,5 +1,6 @@
 """The scorer against naive loops of one row at a time; killed, short of memory, and misled by its own files."""
 
+import itertools
 import json
 import os
 import signal
@@ -16,9 +17,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from tokenizers import decoders as tokenizer_decoders
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from codeact_lib import ifd
+from codeact_lib import nll
 from codeact_lib.errors import DataError, ModelError
-from codeact_lib.ifd import IFD_COLUMNS, ifd_from_nll, plan_batches, score_ifd, scoring_seconds
+from codeact_lib.ifd import IFD_COLUMNS, ifd_from_nll, score_ifd, scoring_seconds
+from codeact_lib.nll import plan_batches, score_batches
 from codeact_lib.prompts import TEMPLATES
 
 TEMPLATE = TEMPLATES["deepseek-coder"]
@@ -174,12 +176,26 @@ def test_half_precision_scores_are_summed_in_full_precision(tokenizer):
     np.testing.assert_allclose(half["nll_direct"], full["nll_direct"], rtol=5e-3)
 
 
-def test_the_plain_loop_over_chunks_equals_the_fused_head(model, tokenizer, monkeypatch):
-    fused = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
-    monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy", raising=False)
-    monkeypatch.setattr(ifd, "CHUNK", 7)
-    plain = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
-    np.testing.assert_allclose(plain["ifd"], fused["ifd"], rtol=1e-5)
+def test_the_size_of_the_blocks_of_logits_changes_no_score(model, tokenizer, monkeypatch):
+    whole = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
+    for block in ((512, 7), (5, 1000), (1, 1)):
+        monkeypatch.setitem(nll.LOGIT_BLOCK, "cpu", block)
+        scores = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
+        np.testing.assert_allclose(scores["ifd"], whole["ifd"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_head_in_blocks_equals_cross_entropy_over_all_logits_at_once(dtype, bias):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 3000, bias=bias, dtype=dtype)
+    hidden, target = torch.randn(700, 16, dtype=dtype), torch.randint(0, 3000, (700,))
+    with torch.inference_mode():
+        expected = torch.nn.functional.cross_entropy(head(hidden).float(), target, reduction="none")
+        nll_of_tokens = nll.head_nll(head, hidden, target)
+    assert nll_of_tokens.dtype == torch.float32
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype]
+    torch.testing.assert_close(nll_of_tokens, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_a_model_that_caps_its_logits_is_scored_by_its_own_logits(tokenizer):
@@ -217,33 +233,67 @@ def test_a_row_whose_scores_are_not_finite_gets_the_status_nan(tokenizer):
     assert authors.set_index("example_id").loc["unicode", "ifd"] == 0
 
 
-def test_a_batch_that_does_not_fit_in_memory_is_halved_and_only_a_hopeless_row_is_given_up(
-    model, tokenizer, tmp_path, monkeypatch
-):
-    whole = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH).set_index("example_id")
-    forward = ifd._forward_nll
+SHORT_OF_MEMORY = """
+import json, resource, sys
+sys.path.insert(0, sys.argv[1])
+import psutil, test_ifd
+from codeact_lib import ifd, nll
+tried, forward = [], nll._forward_nll
+def limited(core, batch, token_nll):  # the texts are tokens by now: it is the model that lacks memory
+    if not tried:
+        limit = psutil.Process().memory_info().vms + int(sys.argv[2]) * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    tried.append(len(batch) * len(batch[0].ids))
+    return forward(core, batch, token_nll)
+model, tokenizer, rows = test_ifd.make_model(), test_ifd.make_tokenizer(), test_ifd.LONG_ROWS
+options = {"max_length": 10**6, "tokens_per_batch": 10**6}
+ifd.score_ifd(model, tokenizer, rows[-2:], test_ifd.TEMPLATE, **options)
+nll._forward_nll = limited
+scores = ifd.score_ifd(model, tokenizer, rows, test_ifd.TEMPLATE, **options)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(json.dumps([tried, scores["status"].tolist(), scores["ifd"].tolist()]))
+"""
+LONG_ROWS = [
+    {"example_id": i, "instruction": "Count.", "response": "x = 1\n" * n} for i, n in enumerate([50_000] + [100] * 90)
+]
 
-    def small_memory(model, batch):
-        if len(batch) > 2 or len(batch[0].ids) == MAX_LENGTH:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
-        return forward(model, batch)
 
-    monkeypatch.setattr(ifd, "_forward_nll", small_memory)
-    options = {"max_length": MAX_LENGTH, "shard_dir": tmp_path}
-    scores = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options).set_index("example_id")
-    assert scores.loc["long-answer", "status"] == "oom" and np.isnan(scores.loc["long-answer", "ifd"])
-    others = scores.index.drop("long-answer")
-    np.testing.assert_allclose(scores.loc[others, "ifd"], whole.loc[others, "ifd"], rtol=1e-5)
-    monkeypatch.setattr(ifd, "_forward_nll", forward)  # a larger machine tries that row again
-    again = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options).set_index("example_id")
-    np.testing.assert_allclose(again["ifd"], whole["ifd"], rtol=1e-5)
+def test_where_memory_is_really_short_batches_shrink_and_only_a_hopeless_row_is_given_up(model, tokenizer):
+    expected = score_ifd(model, tokenizer, LONG_ROWS[1:], TEMPLATE, max_length=10**6)
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, os.path.dirname(__file__), "32"]
+    process = subprocess.run(command, cwd=os.path.dirname(os.path.dirname(__file__)), capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    tried, status, scores = json.loads(process.stdout.splitlines()[-1])
+    assert status == ["oom"] + ["ok"] * 90
+    np.testing.assert_allclose(scores[1:], expected["ifd"], rtol=1e-4)
+    assert len(tried) > 4 and max(tried[3:]) <= tried[0] // 4
+
+
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 500), st.integers(5, 400))
+def test_a_size_that_did_not_fit_is_never_tried_again_except_for_a_single_row(lengths, budget, memory):
+    sequences = [nll.Sequence(i, "direct", np.zeros(n, np.int32), 1) for i, n in enumerate(lengths)]
+    tried, failed = [], []
+
+    def score(batch):
+        tried.append((len(batch), len(batch) * max(lengths[i] for i in batch)))
+        if tried[-1][1] > memory:
+            failed.append(tried[-1])
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
+        return [float(lengths[i]) for i in batch]
+
+    results = {}
+    for batch, values in score_batches(score, plan_batches(lengths, budget), sequences):
+        results.update(zip(batch, values, strict=True))
+    assert results == {i: float(n) if n <= memory else None for i, n in enumerate(lengths)}
+    several = [slots for rows, slots in failed if rows > 1]
+    assert all(later <= earlier // 2 for earlier, later in itertools.pairwise(several))
 
 
 def test_an_error_that_is_not_about_memory_is_not_swallowed(model, tokenizer, monkeypatch):
-    def broken(model, batch):
+    def broken(model, batch, token_nll):
         raise RuntimeError("device-side assert")
 
-    monkeypatch.setattr(ifd, "_forward_nll", broken)
+    monkeypatch.setattr(nll, "_forward_nll", broken)
     with pytest.raises(RuntimeError, match="device-side"):
         score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
 
@@ -279,13 +329,13 @@ def test_rows_without_text_are_recorded_and_no_rows_give_an_empty_frame(model, t
 
 def forward_counter(monkeypatch):
     """List that receives (example, pass) positions of every sequence that reaches the model."""
-    reached, forward = [], ifd._forward_nll
+    reached, forward = [], nll._forward_nll
 
-    def counted(model, batch):
+    def counted(model, batch, token_nll):
         reached.extend((sequence.row, sequence.name) for sequence in batch)
-        return forward(model, batch)
+        return forward(model, batch, token_nll)
 
-    monkeypatch.setattr(ifd, "_forward_nll", counted)
+    monkeypatch.setattr(nll, "_forward_nll", counted)
     return reached
 
 
@@ -357,14 +407,14 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 import test_ifd
-from codeact_lib import ifd
-forward, calls = ifd._forward_nll, []
-def deadly(model, batch):
+from codeact_lib import nll
+forward, calls = nll._forward_nll, []
+def deadly(model, batch, token_nll):
     calls.append(1)
     if len(calls) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-    return forward(model, batch)
-ifd._forward_nll = deadly
+    return forward(model, batch, token_nll)
+nll._forward_nll = deadly
 options = {"max_length": test_ifd.MAX_LENGTH, "tokens_per_batch": 60, "shard_dir": sys.argv[1]}
 ifd.score_ifd(test_ifd.make_model(), test_ifd.make_tokenizer(), test_ifd.EXAMPLES, test_ifd.TEMPLATE, **options)
 """
