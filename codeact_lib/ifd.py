@@ -26,6 +26,7 @@ from codeact_lib.shards import SumShards, model_fingerprint, scoring_seconds, se
 IFD_COLUMNS = ["example_id", "n_response_tokens", "nll_conditioned", "nll_direct", "ifd", "status"]
 PRESETS = ("corrected", "authors")
 PASSES = ("conditioned", "direct")
+USABLE = ("ok", "truncated")  # the other statuses say why there is no score
 
 
 def ifd_from_nll(nll_conditioned, nll_direct, n_tokens, kind="ppl_ratio"):
@@ -99,6 +100,41 @@ def score_ifd(
     shards = SumShards(shard_dir, model_fingerprint(model)) if shard_dir is not None else None
     sums = sum_nll(model, sequences, keys, tokens_per_batch=tokens_per_batch, shards=shards, progress=progress)
     return _assemble(rows, statuses, sequences, sums, preset, kind)
+
+
+def scorer_agreement(scores, reference, choose):
+    """How far the scores of one model can stand for those of another, on examples that both have scored.
+
+    A model of 1B scores five times as fast as one of 7B. Whether it chooses the same rows is a question of the data and
+    the two models: score a sample with both and see.
+
+    Args:
+        scores, reference: frames of ``score_ifd`` over the same examples in the same order.
+        choose: function from such a frame to the numbers of the rows chosen, e.g.
+            ``lambda frame: ifd_sample(frame["ifd"], 0.4)``.
+
+    Returns:
+        Dict: ``n_rows``; ``n_scored_by_both``, the rows all the rest is about; ``spearman``, the rank correlation of
+        the two IFDs (NaN where one is constant); ``overlap``, the share of the reference's choice that is in the other;
+        ``overlap_by_chance``, what a random choice of the same size would reach.
+
+    Raises:
+        DataError: the frames are not about the same examples.
+    """
+    from scipy.stats import spearmanr
+
+    if scores["example_id"].tolist() != reference["example_id"].tolist():
+        raise DataError("Both models must have scored the same examples in the same order.")
+    both = scores["status"].isin(USABLE).to_numpy() & reference["status"].isin(USABLE).to_numpy()
+    ours, theirs = (frame[both].reset_index(drop=True) for frame in (scores, reference))
+    chosen, wanted = set(choose(ours)), set(choose(theirs))
+    return {
+        "n_rows": len(scores),
+        "n_scored_by_both": int(both.sum()),
+        "spearman": float(spearmanr(ours["ifd"], theirs["ifd"]).statistic) if len(ours) > 1 else float("nan"),
+        "overlap": len(chosen & wanted) / max(len(wanted), 1),
+        "overlap_by_chance": len(chosen) / max(len(ours), 1),
+    }
 
 
 def _as_rows(examples):

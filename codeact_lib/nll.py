@@ -19,6 +19,7 @@ import time
 from collections import deque
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -64,7 +65,8 @@ def sum_nll(model, sequences, keys=None, *, tokens_per_batch=None, shards=None, 
         List of floats, in order; NaN where the model gave none, None where memory did not suffice for that sequence
         alone. Under torchrun or accelerate every process must make the same call, and gets the whole list.
     """
-    core, team = _causal_lm(model), _launched_processes()
+    core = _causal_lm(model)
+    team = _launched_processes(_device(core))
     rank, n_processes = (team.process_index, team.num_processes) if team else (0, 1)
     known = shards.read() if shards else {}
     sums = {i: known[key] for i, key in enumerate(keys or []) if key in known}
@@ -235,13 +237,13 @@ def _inference(core):
 # ---------------------------------------------------------------------------------------------- several processes
 
 
-def _launched_processes():
+def _launched_processes(device):
     """accelerate's ``PartialState`` of the processes that were launched together; None where this one is alone."""
     if int(os.environ.get("WORLD_SIZE", 1)) < 2:
         return None
     from accelerate import PartialState
 
-    return PartialState()
+    return PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))  # the slowest share may take long
 
 
 def _gathered(sums, team):
