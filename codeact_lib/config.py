@@ -67,6 +67,14 @@ class ModelSpec(_Strict):
     reported_as: str | None = None
 
 
+class ScorerSpec(_Strict):
+    """A model that scores the instruction sets for all models, and how many rows it shares with each to compare."""
+
+    path: str
+    revision: str | None = None
+    agreement_rows: Count
+
+
 class Arm(_Strict):
     """How much data is kept, by which policy, and how it is batched: one column of the comparison."""
 
@@ -114,7 +122,8 @@ class Profile(_Strict):
     n_clusters: Count
     cluster_random_state: int
 
-    ifd_tokens_per_batch: Count
+    scorer: ScorerSpec | None
+    ifd_tokens_per_batch: Count | None
     ifd_dtype: Literal["float32", "float16", "bfloat16"]
 
     tuning: Literal["full", "lora", "qlora"]
@@ -343,7 +352,7 @@ def _explain(key, problem):
 
 
 def _known_keys(location):
-    kinds = {"datasets": DatasetSpec, "models": ModelSpec, "arms": Arm}
+    kinds = {"datasets": DatasetSpec, "models": ModelSpec, "arms": Arm, "scorer": ScorerSpec}
     return (kinds.get(location[0], Profile) if len(location) > 1 else Profile).model_fields
 
 
@@ -391,6 +400,8 @@ def _with_local_paths(profile, source):
         "benchmarks": [_local(b, "benchmarks", source) for b in profile.benchmarks],
         "embedding_model": _local(profile.embedding_model, "embedding_model", source),
     }
+    if profile.scorer:
+        found["scorer"] = profile.scorer.model_copy(update={"path": _local(profile.scorer.path, "scorer", source)})
     return profile.model_copy(update=found)
 
 

@@ -310,13 +310,14 @@ def _ifd(profile, paths, *, dataset, model):
     profile.dataset(dataset)
     return {
         "folder": paths.ifd_dir(dataset, model),
-        "inputs": {"examples": paths.examples(dataset), **_base_model(spec)},
+        "inputs": {"examples": paths.examples(dataset), **_base_model(spec), **_scorer_input(profile.scorer)},
         "parameters": {
             "dataset": dataset,
             "model": model,
             **_source(spec),
             "template": spec.template,
             **_pick(profile, "02_ifd"),
+            **({"scorer": _without_folders(profile.scorer.model_dump())} if profile.scorer else {}),
         },
     }
 
@@ -427,6 +428,10 @@ def _base_model(spec):
 
         return {"base_model": Path(base_model_dir())}
     return _local_input("base_model", spec.path)
+
+
+def _scorer_input(spec):
+    return {f"scorer {name}": path for name, path in (_base_model(spec) if spec else {}).items()}
 
 
 def maker_of(name):

@@ -1,5 +1,6 @@
 """The scorer against naive loops of one row at a time; killed, short of memory, and misled by its own files."""
 
+import itertools
 import json
 import os
 import signal
@@ -14,12 +15,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from tokenizers import decoders as tokenizer_decoders
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
-from codeact_lib import ifd
+from codeact_lib import nll
 from codeact_lib.errors import DataError, ModelError
-from codeact_lib.ifd import IFD_COLUMNS, ifd_from_nll, plan_batches, score_ifd, scoring_seconds
+from codeact_lib.ifd import IFD_COLUMNS, ifd_from_nll, score_ifd, scorer_agreement, scoring_seconds
+from codeact_lib.modeling import load_base_model
+from codeact_lib.nll import plan_batches, score_batches
 from codeact_lib.prompts import TEMPLATES
+from codeact_lib.scoring import score_in_processes
 
 TEMPLATE = TEMPLATES["deepseek-coder"]
 MAX_LENGTH = 48
@@ -174,12 +186,26 @@ def test_half_precision_scores_are_summed_in_full_precision(tokenizer):
     np.testing.assert_allclose(half["nll_direct"], full["nll_direct"], rtol=5e-3)
 
 
-def test_the_plain_loop_over_chunks_equals_the_fused_head(model, tokenizer, monkeypatch):
-    fused = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
-    monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy", raising=False)
-    monkeypatch.setattr(ifd, "CHUNK", 7)
-    plain = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
-    np.testing.assert_allclose(plain["ifd"], fused["ifd"], rtol=1e-5)
+def test_the_size_of_the_blocks_of_logits_changes_no_score(model, tokenizer, monkeypatch):
+    whole = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
+    for block in ((512, 7), (5, 1000), (1, 1)):
+        monkeypatch.setitem(nll.LOGIT_BLOCK, "cpu", block)
+        scores = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
+        np.testing.assert_allclose(scores["ifd"], whole["ifd"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_head_in_blocks_equals_cross_entropy_over_all_logits_at_once(dtype, bias):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 3000, bias=bias, dtype=dtype)
+    hidden, target = torch.randn(700, 16, dtype=dtype), torch.randint(0, 3000, (700,))
+    with torch.inference_mode():
+        expected = torch.nn.functional.cross_entropy(head(hidden).float(), target, reduction="none")
+        nll_of_tokens = nll.head_nll(head, hidden, target)
+    assert nll_of_tokens.dtype == torch.float32
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype]
+    torch.testing.assert_close(nll_of_tokens, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_a_model_that_caps_its_logits_is_scored_by_its_own_logits(tokenizer):
@@ -203,6 +229,37 @@ def test_a_model_with_an_adapter_is_scored_with_its_adapter(tokenizer):
     np.testing.assert_allclose(scores["ifd"], naive, rtol=1e-4)
 
 
+def test_a_model_in_four_bits_with_an_adapter_is_scored_as_its_own_logits_say(tokenizer, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    make_model(hidden_size=64, intermediate_size=128, tie_word_embeddings=False).save_pretrained(tmp_path)
+    model = load_base_model(tmp_path, tuning="qlora")
+    scores = score_ifd(model, tokenizer, EXAMPLES[:2], TEMPLATE, max_length=MAX_LENGTH)
+    naive = [naive_corrected(model, tokenizer, row, MAX_LENGTH)[3] for row in EXAMPLES[:2]]
+    np.testing.assert_allclose(scores["ifd"], naive, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_of_another_build_is_scored_as_its_own_logits_say(tokenizer, tied):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 330, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, tie_word_embeddings=tied)).eval()
+    scores = score_ifd(model, tokenizer, EXAMPLES[:3], TEMPLATE, max_length=MAX_LENGTH)
+    naive = [naive_corrected(model, tokenizer, row, MAX_LENGTH)[3] for row in EXAMPLES[:3]]
+    np.testing.assert_allclose(scores["ifd"], naive, rtol=1e-4)
+
+
+def test_the_weight_of_an_adapter_is_part_of_what_a_sum_belongs_to(tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    for alpha in (4, 400):
+        torch.manual_seed(0)
+        lora = LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj"], init_lora_weights=False)
+        model = get_peft_model(make_model(), lora).eval()
+        fresh = score_ifd(model, tokenizer, EXAMPLES[:2], TEMPLATE, max_length=MAX_LENGTH)
+        shared = score_ifd(model, tokenizer, EXAMPLES[:2], TEMPLATE, max_length=MAX_LENGTH, shard_dir=tmp_path)
+        pd.testing.assert_frame_equal(shared, fresh)
+
+
 def test_a_row_whose_scores_are_not_finite_gets_the_status_nan(tokenizer):
     model = make_model()
     letter = tokenizer.encode("ß", add_special_tokens=False)[0]
@@ -217,33 +274,67 @@ def test_a_row_whose_scores_are_not_finite_gets_the_status_nan(tokenizer):
     assert authors.set_index("example_id").loc["unicode", "ifd"] == 0
 
 
-def test_a_batch_that_does_not_fit_in_memory_is_halved_and_only_a_hopeless_row_is_given_up(
-    model, tokenizer, tmp_path, monkeypatch
-):
-    whole = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH).set_index("example_id")
-    forward = ifd._forward_nll
+SHORT_OF_MEMORY = """
+import json, resource, sys
+sys.path.insert(0, sys.argv[1])
+import psutil, test_ifd
+from codeact_lib import ifd, nll
+tried, forward = [], nll._forward_nll
+def limited(core, batch, token_nll):  # the texts are tokens by now: it is the model that lacks memory
+    if not tried:
+        limit = psutil.Process().memory_info().vms + int(sys.argv[2]) * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    tried.append(len(batch) * len(batch[0].ids))
+    return forward(core, batch, token_nll)
+model, tokenizer, rows = test_ifd.make_model(), test_ifd.make_tokenizer(), test_ifd.LONG_ROWS
+options = {"max_length": 10**6, "tokens_per_batch": 10**6}
+ifd.score_ifd(model, tokenizer, rows[-2:], test_ifd.TEMPLATE, **options)
+nll._forward_nll = limited
+scores = ifd.score_ifd(model, tokenizer, rows, test_ifd.TEMPLATE, **options)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(json.dumps([tried, scores["status"].tolist(), scores["ifd"].tolist()]))
+"""
+LONG_ROWS = [
+    {"example_id": i, "instruction": "Count.", "response": "x = 1\n" * n} for i, n in enumerate([50_000] + [100] * 90)
+]
 
-    def small_memory(model, batch):
-        if len(batch) > 2 or len(batch[0].ids) == MAX_LENGTH:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
-        return forward(model, batch)
 
-    monkeypatch.setattr(ifd, "_forward_nll", small_memory)
-    options = {"max_length": MAX_LENGTH, "shard_dir": tmp_path}
-    scores = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options).set_index("example_id")
-    assert scores.loc["long-answer", "status"] == "oom" and np.isnan(scores.loc["long-answer", "ifd"])
-    others = scores.index.drop("long-answer")
-    np.testing.assert_allclose(scores.loc[others, "ifd"], whole.loc[others, "ifd"], rtol=1e-5)
-    monkeypatch.setattr(ifd, "_forward_nll", forward)  # a larger machine tries that row again
-    again = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options).set_index("example_id")
-    np.testing.assert_allclose(again["ifd"], whole["ifd"], rtol=1e-5)
+def test_where_memory_is_really_short_batches_shrink_and_only_a_hopeless_row_is_given_up(model, tokenizer):
+    expected = score_ifd(model, tokenizer, LONG_ROWS[1:], TEMPLATE, max_length=10**6)
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, os.path.dirname(__file__), "32"]
+    process = subprocess.run(command, cwd=os.path.dirname(os.path.dirname(__file__)), capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    tried, status, scores = json.loads(process.stdout.splitlines()[-1])
+    assert status == ["oom"] + ["ok"] * 90
+    np.testing.assert_allclose(scores[1:], expected["ifd"], rtol=1e-4)
+    assert len(tried) > 4 and max(tried[3:]) <= tried[0] // 4
+
+
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 500), st.integers(5, 400))
+def test_a_size_that_did_not_fit_is_never_tried_again_except_for_a_single_row(lengths, budget, memory):
+    sequences = [nll.Sequence(i, "direct", np.zeros(n, np.int32), 1) for i, n in enumerate(lengths)]
+    tried, failed = [], []
+
+    def score(batch):
+        tried.append((len(batch), len(batch) * max(lengths[i] for i in batch)))
+        if tried[-1][1] > memory:
+            failed.append(tried[-1])
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
+        return [float(lengths[i]) for i in batch]
+
+    results = {}
+    for batch, values in score_batches(score, plan_batches(lengths, budget), sequences):
+        results.update(zip(batch, values, strict=True))
+    assert results == {i: float(n) if n <= memory else None for i, n in enumerate(lengths)}
+    several = [slots for rows, slots in failed if rows > 1]
+    assert all(later <= earlier // 2 for earlier, later in itertools.pairwise(several))
 
 
 def test_an_error_that_is_not_about_memory_is_not_swallowed(model, tokenizer, monkeypatch):
-    def broken(model, batch):
+    def broken(model, batch, token_nll):
         raise RuntimeError("device-side assert")
 
-    monkeypatch.setattr(ifd, "_forward_nll", broken)
+    monkeypatch.setattr(nll, "_forward_nll", broken)
     with pytest.raises(RuntimeError, match="device-side"):
         score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
 
@@ -279,13 +370,13 @@ def test_rows_without_text_are_recorded_and_no_rows_give_an_empty_frame(model, t
 
 def forward_counter(monkeypatch):
     """List that receives (example, pass) positions of every sequence that reaches the model."""
-    reached, forward = [], ifd._forward_nll
+    reached, forward = [], nll._forward_nll
 
-    def counted(model, batch):
+    def counted(model, batch, token_nll):
         reached.extend((sequence.row, sequence.name) for sequence in batch)
-        return forward(model, batch)
+        return forward(model, batch, token_nll)
 
-    monkeypatch.setattr(ifd, "_forward_nll", counted)
+    monkeypatch.setattr(nll, "_forward_nll", counted)
     return reached
 
 
@@ -357,14 +448,14 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 import test_ifd
-from codeact_lib import ifd
-forward, calls = ifd._forward_nll, []
-def deadly(model, batch):
+from codeact_lib import ifd, nll
+forward, calls = nll._forward_nll, []
+def deadly(model, batch, token_nll):
     calls.append(1)
     if len(calls) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-    return forward(model, batch)
-ifd._forward_nll = deadly
+    return forward(model, batch, token_nll)
+nll._forward_nll = deadly
 options = {"max_length": test_ifd.MAX_LENGTH, "tokens_per_batch": 60, "shard_dir": sys.argv[1]}
 ifd.score_ifd(test_ifd.make_model(), test_ifd.make_tokenizer(), test_ifd.EXAMPLES, test_ifd.TEMPLATE, **options)
 """
@@ -384,6 +475,106 @@ def test_a_process_killed_in_a_batch_loses_that_batch_only(model, tokenizer, tmp
     assert len(reached) == len(whole.read_text().splitlines()) - len(done)
     pd.testing.assert_frame_equal(resumed, undisturbed)
     assert all(json.loads(line)["nll"] > 0 for line in done)
+
+
+# ---- one model for another
+
+
+def frame_of(ifd, status="ok"):
+    n = len(ifd)
+    return pd.DataFrame({"example_id": range(n), "ifd": ifd, "status": status})
+
+
+def hardest_half(scores):
+    return np.argsort(-scores["ifd"].to_numpy(), kind="stable")[: len(scores) // 2]
+
+
+def test_agreement_is_the_rank_correlation_and_the_shared_part_of_the_choice():
+    small, large = frame_of([0.1, 0.2, 0.3, 0.4]), frame_of([0.1, 0.9, 0.5, 0.95])
+    report = scorer_agreement(small, large, hardest_half)
+    d = np.array([0, 1, 1, 0])  # differences of the ranks 1 2 3 4 and 1 3 2 4
+    assert report["spearman"] == pytest.approx(1 - 6 * (d**2).sum() / (4 * 15))
+    assert report["overlap"] == 0.5  # rows 3, 2 against 3, 1
+    assert report["overlap_by_chance"] == 0.5
+    assert report["n_rows"] == report["n_scored_by_both"] == 4
+    same = scorer_agreement(large, large, hardest_half)
+    assert same["spearman"] == pytest.approx(1) and same["overlap"] == 1
+
+
+def test_agreement_leaves_out_rows_that_either_model_could_not_score():
+    small = frame_of([0.1, np.nan, 0.3, 0.4, 0.5], ["ok", "oom", "ok", "truncated", "ok"])
+    large = frame_of([0.2, 0.3, 0.4, 0.5, 0.0], ["ok", "ok", "ok", "ok", "nan"])
+    report = scorer_agreement(small, large, hardest_half)
+    assert report["n_rows"] == 5 and report["n_scored_by_both"] == 3
+    assert report["spearman"] == pytest.approx(1)
+    with pytest.raises(DataError, match="the same examples in the same order"):
+        scorer_agreement(small, large[::-1].reset_index(drop=True), hardest_half)
+
+
+def test_a_smaller_model_agrees_with_a_larger_one_as_far_as_a_naive_count_says(model, tokenizer):
+    rows = [
+        {**row, "example_id": f"{row['example_id']}-{n}", "response": row["response"] * n}
+        for row in EXAMPLES
+        for n in (1, 2, 3)
+    ]
+    small, large = (
+        score_ifd(each, tokenizer, rows, TEMPLATE, max_length=MAX_LENGTH)
+        for each in (make_model(seed=5, num_hidden_layers=1), model)
+    )
+    report = scorer_agreement(small, large, hardest_half)
+    both = [i for i in range(len(rows)) if {small["status"][i], large["status"][i]} <= {"ok", "truncated"}]
+    chosen = [set(sorted(both, key=lambda i: -scores["ifd"][i])[: len(both) // 2]) for scores in (small, large)]
+    assert report["overlap"] == len(chosen[0] & chosen[1]) / len(chosen[1])
+    ranks = [scores["ifd"][both].rank() for scores in (small, large)]
+    assert report["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+# ---- several processes
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    """A model folder and an instruction file, as `codeact_lib.scoring` takes them."""
+    folder = tmp_path_factory.mktemp("scoring")
+    make_model().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    rows = [row for row in EXAMPLES if row["instruction"].strip() and row["response"].strip()]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"data": folder / "rows.jsonl", "model": folder / "model", "max_length": MAX_LENGTH, "tokens_per_batch": 60}
+
+
+def test_two_processes_score_as_one_does_and_share_the_work(on_disk, tmp_path, model, tokenizer, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    rows = [json.loads(line) for line in on_disk["data"].read_text("utf-8").splitlines()]
+    options = {"max_length": MAX_LENGTH, "tokens_per_batch": 60, "shard_dir": tmp_path / "one"}
+    one, said = score_ifd(model, tokenizer, rows, TEMPLATE, **options), []
+    arguments = {**on_disk, "shards": tmp_path / "two", "out": tmp_path / "two.parquet"}
+    score_in_processes(arguments, n_processes=2, say=said.append)
+    assert "2 processes" in said[0] and "saved" in said[-1]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "two.parquet"), one, rtol=1e-6)
+    shares = [len(path.read_text().splitlines()) for path in sorted((tmp_path / "two").glob("*.jsonl"))]
+    assert len(shares) == 2 and min(shares) > 3 and sum(shares) == 12  # six rows, two passes, none twice
+    assert scoring_seconds(tmp_path / "two") > 0
+
+
+def test_what_several_processes_left_half_done_one_goes_on_with(on_disk, tmp_path, model, tokenizer, monkeypatch):
+    rows = [json.loads(line) for line in on_disk["data"].read_text("utf-8").splitlines()]
+    options = {"max_length": MAX_LENGTH, "tokens_per_batch": 60, "shard_dir": tmp_path}
+    whole = score_ifd(model, tokenizer, rows, TEMPLATE, **options)
+    [path] = tmp_path.glob("*.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]))
+    path.with_name(path.name.replace("-0.jsonl", "-1.jsonl")).write_bytes(b"".join(lines[5:8]) + lines[9][:20])
+    reached = forward_counter(monkeypatch)
+    again = score_ifd(model, tokenizer, rows, TEMPLATE, **options)
+    assert len(reached) == len(lines) - 6
+    np.testing.assert_allclose(again["ifd"], whole["ifd"], rtol=1e-6)
+
+
+def test_a_model_that_cannot_be_loaded_is_one_clear_error(on_disk, tmp_path):
+    arguments = {**on_disk, "model": tmp_path / "none", "shards": tmp_path / "shards"}
+    with pytest.raises(ModelError, match="exit code 1: .*cannot load a model from"):
+        score_in_processes(arguments, n_processes=1)
 
 
 # ---- small parts

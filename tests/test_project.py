@@ -127,13 +127,13 @@ def test_nothing_but_the_command_depends_on_the_pipeline():
             assert not own_imports(path.stem) & {"pipeline", "stages", "cli"}, path.name
 
 
-@pytest.mark.parametrize("module", ["prompts", "packing", "modeling", "ifd"])
+@pytest.mark.parametrize("module", ["prompts", "packing", "modeling", "ifd", "nll", "shards"])
 def test_the_core_modules_run_where_only_torch_transformers_numpy_and_pandas_are(module):
     path = REPO / "codeact_lib" / f"{module}.py"
-    inside_functions = {"peft", "bitsandbytes"}
+    inside_functions = {"peft", "bitsandbytes", "accelerate", "scipy"}
     outside = imported_packages(path) - set(sys.stdlib_module_names) - inside_functions
     assert outside <= {"torch", "transformers", "numpy", "pandas", "codeact_lib"}
-    assert own_imports(module) <= {"errors", "prompts", "packing", "modeling", "ifd", "mini"}
+    assert own_imports(module) <= {"errors", "prompts", "packing", "modeling", "ifd", "nll", "shards", "mini"}
 
 
 def test_importing_the_package_loads_nothing_of_weight():
