@@ -152,6 +152,22 @@ def build_base(
     _say(f"base model written to {folder}")
 
 
+@bench_app.command("packing")
+def bench_packing(
+    lengths: Annotated[Path, typer.Argument(help="Token counts (JSON list or a number a line), or instructions.")],
+    batch_size: Annotated[int, typer.Option(help="Samples per device and micro-batch.")] = 16,
+    max_length: Annotated[int, typer.Option(help="Tokens a row may have.")] = 2048,
+    accumulation_steps: Annotated[int, typer.Option(help="Batches packed together in the window.")] = 4,
+    repeats: Annotated[int, typer.Option(help="Fresh processes per strategy.")] = 3,
+    traceback: Traceback = False,
+):
+    """Padding and planning time of every strategy, within the batch and over the accumulation window."""
+    from codeact_lib.bench.packing import bench_packing
+
+    options = {"max_length": max_length, "accumulation_steps": accumulation_steps, "repeats": repeats}
+    _say(f"written to {bench_packing(lengths, batch_size=batch_size, **options, say=_say)}")
+
+
 def _call(profile, set_, artifacts_dir, results_dir):
     """The options every stage command shares, as the pipeline takes them (paths relative to the project root)."""
     if profile.endswith((".yaml", ".yml")):
