@@ -18,14 +18,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import is_flash_attn_2_available
 
 from .errors import ModelError
 from .prompts import IGNORE_INDEX
 
 SEGMENTS = "codeact_segments"
+FLASH = "flash_attention_2"
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MINI_BASE = "mini-base"
 CHUNK = 512  # supervised positions whose logits exist at one time, once there are too many for
@@ -129,6 +132,11 @@ def check_segment_support(config) -> None:
         )
 
 
+def flash_attention_runs_here(half_precision: bool) -> bool:
+    """Whether FlashAttention can serve: its package is installed, a GPU is there, and the precision is a half one."""
+    return half_precision and torch.cuda.is_available() and is_flash_attn_2_available()
+
+
 # ---- loading -------------------------------------------------------------------------------------------------------
 
 
@@ -201,7 +209,7 @@ def _from_pretrained(path, options):
         return AutoModelForCausalLM.from_pretrained(
             resolve_path(path), trust_remote_code=False, use_safetensors=True, **options
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load a model from {path}: {_first_line(error)}") from error
 
 

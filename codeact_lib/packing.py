@@ -10,8 +10,8 @@ model length of 16 (the example of the paper's figure) can be laid out as
     flat           1 row  of 36 = 36 slots     one row, no padding at all
 
 The samples of an optimizer step never change, only the rectangle they fill: the schedule, the number of steps and, with
-`isolate=True`, the loss and the gradient are those of unpacked training. A batch is packed by itself (the paper), or all
-batches that are accumulated into one step are packed together, which pads less still (`plan_micro_batches`).
+`isolate=True`, the loss and the gradient are those of unpacked training. A batch is packed by itself (the paper), or
+all batches that are accumulated into one step are packed together, which pads less still (`plan_micro_batches`).
 
     collator = DynamicPackCollator(tokenizer, max_length=2048)
     Trainer(model, args, train_dataset=features, data_collator=collator)   # features: {"input_ids", "labels"}
@@ -239,6 +239,13 @@ def _split_until_even(groups, ranks):
     return groups
 
 
+def shape_of(rows, lengths, max_length: int, strategy) -> tuple[int, int]:
+    """Rows and slots per row of a micro-batch once it is laid out; an empty one is a row of two slots."""
+    if PaddingStrategy(strategy) is PaddingStrategy.TRADITIONAL:
+        return max(len(rows), 1), max_length
+    return (len(rows), _longest(rows, lengths)) if rows else (1, 2)
+
+
 # ---- collating -----------------------------------------------------------------------------------------------------
 
 
@@ -300,12 +307,11 @@ class DynamicPackCollator:
 
     def lay_out(self, features, rows) -> dict[str, torch.Tensor]:
         """The same for rows that are planned already, e.g. by `plan_micro_batches`; no rows make one of padding."""
-        rows = rows or [[]]
         samples = {i: _sample(features[i]) for row in rows for i in row}
-        row_lengths = [[len(samples[i][0]) for i in row] for row in rows]
-        width = max(sum(lengths) for lengths in row_lengths) or 2  # two slots of padding, for an empty micro-batch
-        if self.strategy is PaddingStrategy.TRADITIONAL:
-            width = self.max_length
+        lengths = [len(feature["input_ids"]) for feature in features]
+        _, width = shape_of(rows, lengths, self.max_length, self.strategy)
+        rows = rows or [[]]
+        row_lengths = [[lengths[i] for i in row] for row in rows]
         batch = {
             "input_ids": _fill([[samples[i][0] for i in row] for row in rows], width, self.pad_id),
             "labels": _fill([[samples[i][1] for i in row] for row in rows], width, IGNORE_INDEX),
@@ -383,7 +389,7 @@ def padding_report(
 
 def _account(steps, max_length, strategy, options) -> dict:
     shapes = [
-        _shape(rows, step, max_length, strategy)
+        shape_of(rows, step, max_length, strategy)
         for step in steps
         for rows in plan_micro_batches(step, max_length, strategy, **options)
     ]
@@ -399,7 +405,3 @@ def _account(steps, max_length, strategy, options) -> dict:
         "attention_pairs": sum(rows * width**2 for rows, width in shapes),
         "isolated_pairs": sum(n**2 for step in steps for n in step),
     }
-
-
-def _shape(rows, lengths, max_length, strategy) -> tuple[int, int]:
-    return len(rows), max_length if strategy is PaddingStrategy.TRADITIONAL else _longest(rows, lengths)

@@ -1,7 +1,6 @@
 """Plans lose nothing and keep their bounds; collators lay out what the plan says and never change their input."""
 
 import itertools
-import json
 import os
 import time
 from pathlib import Path

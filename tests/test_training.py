@@ -16,11 +16,14 @@ from tiny_models import save_tiny_base
 from transformers import get_cosine_schedule_with_warmup
 
 from codeact_lib import training
+from codeact_lib.checkpoints import SEALED
 from codeact_lib.errors import ArtifactError, DataError, ModelError, ProfileError
+from codeact_lib.log_book import LogBook
+from codeact_lib.memory import PeakMemory
 from codeact_lib.modeling import load_base_model, load_tokenizer
 from codeact_lib.packing import DynamicPackCollator, padding_report
 from codeact_lib.prompts import tokenize_example
-from codeact_lib.training import PeakMemory, SeededOrder, TrainReport, fine_tune, fine_tune_in_child, latest_checkpoint
+from codeact_lib.training import SeededOrder, TrainReport, fine_tune, fine_tune_in_child, latest_checkpoint
 
 REPO = Path(__file__).resolve().parents[1]
 N_ROWS = 30
@@ -210,7 +213,7 @@ def kill_after_checkpoint(settings, step):
     child = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL)
     try:
         while child.poll() is None:
-            sealed = [int(path.parent.name.split("-")[1]) for path in out.glob(f"checkpoints/*/{training.SEALED}")]
+            sealed = [int(path.parent.name.split("-")[1]) for path in out.glob(f"checkpoints/*/{SEALED}")]
             if any(found >= step for found in sealed):
                 break
             time.sleep(0.01)
@@ -250,7 +253,7 @@ def interrupted(settings, monkeypatch):
 
 def interrupt_in_step_seven(settings, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(training.LogBook, "finish_step", stop_in_step_seven(training.LogBook.finish_step))
+        patch.setattr(LogBook, "finish_step", stop_in_step_seven(LogBook.finish_step))
         with pytest.raises(KeyboardInterrupt):
             fine_tune(**settings)
     folder = settings["output_dir"] / "checkpoints"
@@ -259,10 +262,10 @@ def interrupt_in_step_seven(settings, monkeypatch):
 
 
 def stop_in_step_seven(finish_step):
-    def stopping(book, learning_rate):
+    def stopping(book, loss, learning_rate):
         if len(book.learning_rates) == 6:
             raise KeyboardInterrupt
-        finish_step(book, learning_rate)
+        finish_step(book, loss, learning_rate)
 
     return stopping
 
@@ -274,11 +277,11 @@ def flip_a_byte(path):
 
 
 DAMAGE = {
-    "half written": lambda folder: (folder / training.SEALED).unlink(),
+    "half written": lambda folder: (folder / SEALED).unlink(),
     "a weight file cut short": lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
     "a flipped byte": lambda folder: flip_a_byte(folder / "optimizer.pt"),
     "a missing file": lambda folder: (folder / "rng_state.pth").unlink(),
-    "an unreadable seal": lambda folder: (folder / training.SEALED).write_text("{"),
+    "an unreadable seal": lambda folder: (folder / SEALED).write_text("{"),
 }
 
 
@@ -292,7 +295,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(settings, interrupted
 
 
 def test_the_seconds_of_all_attempts_add_up(settings, interrupted):
-    seal = interrupted / "checkpoint-6" / training.SEALED
+    seal = interrupted / "checkpoint-6" / SEALED
     state = json.loads(seal.read_text())
     state["log_book"]["seconds"] = 1000.0
     seal.write_text(json.dumps(state))
@@ -377,11 +380,10 @@ def test_a_child_ends_with_the_process_that_started_it(settings, tmp_path):
     """A killed runner must leave no training behind that writes into the folder which the next runner resumes."""
     settings = {**settings, "num_train_epochs": 2000}
     command = [*training_command(settings), "--with-parent"]
-    parent = subprocess.Popen(
-        [sys.executable, "-c", f"import subprocess; subprocess.run({command!r})"], cwd=REPO, stdout=subprocess.DEVNULL
-    )
+    code = f"import os, subprocess; subprocess.run([*{command!r}, str(os.getpid())])"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stdout=subprocess.DEVNULL)
     checkpoints = settings["output_dir"] / "checkpoints"
-    while not list(checkpoints.glob(f"*/{training.SEALED}")) and parent.poll() is None:
+    while not list(checkpoints.glob(f"*/{SEALED}")) and parent.poll() is None:
         time.sleep(0.05)
     assert parent.poll() is None
     parent.kill()

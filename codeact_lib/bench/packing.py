@@ -23,7 +23,7 @@ def bench_packing(
     """Plan all strategies within the batch and over the accumulation window; return the JSON file of the results.
 
     Batches are drawn in an order that depends on `seed` alone, the same for all. Seconds are those of planning one
-    whole epoch, `microseconds_per_batch` those for `batch_size` samples. The baseline of the ratios is the paper's pack.
+    whole epoch, `microseconds_per_batch` those for `batch_size` samples. The baseline is the paper's pack.
     """
     lengths = read_lengths(path, max_length)
     shuffled = [lengths[i] for i in np.random.default_rng(seed).permutation(len(lengths))]
