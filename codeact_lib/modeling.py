@@ -172,13 +172,16 @@ def load_base_model(
     lora_alpha=16,
     lora_dropout=0.1,
     lora_target_modules=LORA_TARGETS,
+    dequantize=False,
 ):
     """Load a causal language model for training or scoring.
 
     `path` is a folder, a hub id or "mini-base"; a folder holding a saved adapter loads its base model and the adapter.
     `tuning` is "full" (all weights train), "lora" (adapters on frozen weights) or "qlora" (the same on weights held in
     4 bits: NF4, double quantisation). `dtype` is a torch dtype or its name, float32 by default. `adapter` is a folder
-    with a LoRA adapter to apply for inference. The LoRA defaults are the authors' (CodeACT, arXiv 2408.02193).
+    with a LoRA adapter to apply for inference; with tuning "qlora" it is applied to the base in 4 bits, and with
+    `dequantize` to those weights unpacked to floating point again. The LoRA defaults are the authors' (CodeACT, arXiv
+    2408.02193).
 
     Returns the model in eval mode with `use_cache` off (a cache would silently undo the isolation of packed samples).
     Raises ModelError when it cannot be loaded or cannot do what is asked.
@@ -187,12 +190,14 @@ def load_base_model(
         raise ModelError(f"unknown tuning {tuning!r}: choose full, lora or qlora")
     if adapter is None and (Path(path) / "adapter_config.json").is_file():
         adapter = path
-        path, revision = _adapter_base(path)
+        path, revision = adapter_base(path)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
     options = {"dtype": dtype, "attn_implementation": attn_implementation, "revision": revision}
     if tuning == "qlora":
         options["quantization_config"] = _nf4(dtype)
     model = _from_pretrained(path, options)
+    if dequantize and tuning == "qlora":
+        model = model.dequantize(dtype=dtype)
     if attn_implementation == SEGMENTS:
         check_segment_support(model.config)
     model.config.use_cache = False
@@ -251,9 +256,17 @@ def _with_adapter(model, adapter):
         raise ModelError(f"cannot load the adapter in {adapter}: {_first_line(error)}") from error
 
 
-def _adapter_base(adapter):
+def adapter_base(adapter):
+    """Path and revision of the base model that an adapter folder names."""
     config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
     return config["base_model_name_or_path"], config.get("revision")
+
+
+def evaluation_mode(model) -> None:
+    """`model.eval()`, but for 4-bit layers: they would repack their weights for inference on a CPU, past training."""
+    model.eval()
+    for module in model.modules():
+        module.training = hasattr(getattr(module, "weight", None), "quant_state")
 
 
 def _first_line(error) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from .errors import ArtifactError, ModelError
-from .modeling import CHUNK, resolve_path
+from .modeling import CHUNK, evaluation_mode, resolve_path
 from .packing import DynamicPackCollator
 from .prompts import IGNORE_INDEX
 
@@ -129,6 +129,7 @@ def check_disk(folder, estimate: dict, keep: int | None, ranks: int = 1) -> None
 # ---- packed against unpacked ---------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def isolation_error(model, collator, samples) -> float:
     """Largest difference, over `samples`, between the loss of a sample packed with the others and alone.
 
@@ -148,18 +149,10 @@ def _all_but_one_hidden(samples, i):
     return [*hidden[:i], samples[i], *hidden[i + 1 :]]
 
 
-def _without_dropout(model) -> None:
-    """Evaluation mode, but for 4-bit layers: outside training they would repack their weights for inference on a CPU."""
-    model.eval()
-    for module in model.modules():
-        module.training = hasattr(getattr(module, "weight", None), "quant_state")
-
-
 def _on(model, batch):
     return {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
-@torch.no_grad()
 def check_isolation(model, collator, samples, dtype=torch.float32) -> float | None:
     """Refuse to train where packing would change the training; return the `isolation_error` that was measured.
 
@@ -171,7 +164,7 @@ def check_isolation(model, collator, samples, dtype=torch.float32) -> float | No
         return None
     shortest = sorted(samples, key=lambda sample: len(sample["input_ids"]))[:3]
     training = model.training
-    _without_dropout(model)
+    evaluation_mode(model)
     error = isolation_error(model, collator, shortest)
     model.train(training)
     tolerance = TOLERANCE[dtype]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tiny_models import save_tiny_base
 from transformers import get_cosine_schedule_with_warmup
 
-from codeact_lib import training
+from codeact_lib import trainer, training
 from codeact_lib.checkpoints import SEALED
 from codeact_lib.errors import ArtifactError, DataError, ModelError, ProfileError
 from codeact_lib.log_book import LogBook
@@ -109,12 +109,14 @@ def summed_loss(model, sample):
     return F.cross_entropy(logits, torch.tensor(sample["labels"])[1:], reduction="sum")
 
 
+@pytest.mark.parametrize("scope", ["batch", "window"])
 @pytest.mark.parametrize("strategy", ["dynamic", "dynamic_pack", "balanced_pack", "flat"])
-def test_every_strategy_trains_as_plain_pytorch_on_single_samples_does(settings, strategy):
+def test_every_strategy_trains_as_plain_pytorch_on_single_samples_does(settings, strategy, scope):
     losses, expected = naive_training(settings)
-    report = fine_tune(**{**settings, "strategy": strategy, "logging_steps": 1})
+    report = fine_tune(**{**settings, "strategy": strategy, "packing_scope": scope, "logging_steps": 1})
     assert [point["loss"] for point in report.loss_curve] == pytest.approx(losses, abs=1e-4)
     assert torch.allclose(weights(settings["output_dir"]), expected, atol=1e-4)
+    assert report.isolation_error < 1e-5
 
 
 def test_the_order_is_a_permutation_of_its_own_each_epoch_and_depends_on_the_seed_alone():
@@ -185,6 +187,47 @@ def test_rows_that_cannot_be_learnt_from_are_left_out_and_counted(settings, tmp_
     assert (report.n_samples, report.truncated) == (7, 1)
 
 
+def test_rows_that_are_too_long_are_left_out_and_counted_when_asked_for(settings, tmp_path):
+    rows = [*make_rows(6), {"instruction": "a", "response": "return x\n" * 300}]
+    train_jsonl = write_rows(tmp_path / "train.jsonl", rows)
+    report = fine_tune(**{**settings, "train_jsonl": train_jsonl, "overlong": "drop"})
+    assert report.dropped == {"empty": 0, "prompt_too_long": 0, "overlong": 1}
+    assert (report.n_samples, report.truncated) == (6, 0)
+
+
+def test_the_model_card_says_what_was_done(settings):
+    described = {"title": "A trial", "data set": "adders", "selection": "cdas, 40%"}
+    report = fine_tune(**{**settings, "strategy": "flat", "described_as": described})
+    card = (settings["output_dir"] / "model" / "README.md").read_text()
+    for line in (
+        "# A trial",
+        "| selection | cdas, 40% |",
+        "| samples trained on | 30 |",
+        "| padding strategy | flat, packed within the batch |",
+        "| learning_rate | 0.01 |",
+        f"| final loss (nats per supervised token) | {report.final_loss:.4f} |",
+        f"| attention | {report.attn_implementation} |",
+    ):
+        assert line in card, card
+    assert f"base_model: {settings['model_path']}" in card and "None" not in card
+
+
+def test_every_other_training_argument_is_handed_on(settings):
+    slow = fine_tune(**{**settings, "optim": "sgd", "learning_rate": 1e-9}).loss_curve
+    assert slow[0]["loss"] == pytest.approx(slow[-1]["loss"], abs=0.5)
+    report = fine_tune(**{**settings, "output_dir": settings["output_dir"] / "short", "max_steps": 3})
+    assert report.optimizer_steps == 3 and report.epochs == pytest.approx(24 / N_ROWS)
+
+
+def test_useful_work_is_counted_by_tokens_and_samples_alone(settings):
+    reports = [
+        fine_tune(**{**settings, "strategy": strategy, "output_dir": settings["output_dir"] / strategy})
+        for strategy in ("dynamic", "flat")
+    ]
+    assert reports[0].model_flops == reports[1].model_flops > 6 * reports[0].tokens * 32 * 300
+    assert reports[0].model_flops_utilization is None, "no GPU, no peak to compare with"
+
+
 def test_memory_held_for_a_moment_inside_the_block_is_seen_and_memory_before_it_is_not():
     np.ones(2**24)  # 128 MiB that are gone before the block begins
     with PeakMemory() as memory:
@@ -223,8 +266,9 @@ def kill_after_checkpoint(settings, step):
         child.wait()
 
 
-def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(settings, tmp_path, capsys):
-    settings = {**settings, "num_train_epochs": 12, "save_steps": 5}
+@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
+def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(settings, tmp_path, capsys, tuning):
+    settings = {**settings, "tuning": tuning, "num_train_epochs": 8, "save_steps": 5, "packing_scope": "window"}
     again = {**settings, "output_dir": tmp_path / "killed"}
     kill_after_checkpoint(again, step=10)
     resumed = fine_tune(**again)
@@ -236,13 +280,6 @@ def assert_same_training(resumed, undisturbed):
     assert resumed.loss_curve == undisturbed.loss_curve and resumed.final_loss == undisturbed.final_loss
     for count in ("supervised_tokens", "tokens", "slots", "rows", "optimizer_steps"):
         assert getattr(resumed, count) == getattr(undisturbed, count)
-
-
-@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
-def test_every_tuning_goes_on_exactly_where_its_checkpoint_stands(settings, tmp_path, monkeypatch, tuning):
-    settings = {**settings, "tuning": tuning}
-    interrupt_in_step_seven(settings, monkeypatch)
-    assert_same_training(fine_tune(**settings), fine_tune(**{**settings, "output_dir": tmp_path / "undisturbed"}))
 
 
 @pytest.fixture
@@ -311,6 +348,55 @@ def test_saving_more_often_does_not_make_it_another_training(settings, interrupt
     assert fine_tune(**{**settings, "save_steps": 2}).resumed
 
 
+FULL_DISK = """
+import resource, sys
+from codeact_lib.training import main
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.exit(main(["--config", sys.argv[1]]))
+"""
+
+
+def test_a_full_disk_ends_the_training_in_words_and_it_goes_on_from_the_checkpoint_before(
+    settings, interrupted, tmp_path
+):
+    """The limit is on the size of a file: the optimizer's state of a later checkpoint does not fit any more."""
+    config = tmp_path / "train.json"
+    config.write_text(json.dumps({key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}))
+    shutil.rmtree(interrupted / "checkpoint-6")
+    code = FULL_DISK.format(limit=(interrupted / "checkpoint-3" / "optimizer.pt").stat().st_size // 2)
+    done = subprocess.run([sys.executable, "-c", code, str(config)], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "checkpoint-6 could not be written" in done.stderr and "goes on from checkpoint-3" in done.stderr
+    assert [path.name for path in interrupted.iterdir()] == ["checkpoint-3"]
+    assert fine_tune(**settings).loss_curve == fine_tune(**{**settings, "output_dir": tmp_path / "calm"}).loss_curve
+
+
+def test_the_checkpoint_before_stays_until_the_new_one_is_sealed(settings, monkeypatch):
+    seen = []
+    seal = trainer.seal_checkpoint
+
+    def look(folder, state):
+        seen.append(sorted(path.name for path in folder.parent.iterdir()))
+        seal(folder, state)
+
+    monkeypatch.setattr(trainer, "seal_checkpoint", look)
+    fine_tune(**{**settings, "save_total_limit": 1})
+    assert seen[:2] == [["checkpoint-3"], ["checkpoint-3", "checkpoint-6"]]
+
+
+def test_a_missing_shard_of_the_base_model_is_named(settings, base, tmp_path):
+    sharded = tmp_path / "sharded"
+    load_base_model(base).save_pretrained(sharded, max_shard_size="20KB")
+    load_tokenizer(base).save_pretrained(sharded)
+    shard = sorted(sharded.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ModelError, match="cannot load a model from"):
+        fine_tune(**{**settings, "model_path": sharded})
+    shard.unlink()
+    with pytest.raises(ModelError, match=f"cannot load a model from.*{shard.name}"):
+        fine_tune(**{**settings, "model_path": sharded})
+
+
 def test_no_checkpoints_means_starting_from_the_beginning(tmp_path):
     assert latest_checkpoint(tmp_path / "none", "identity") is None
 
@@ -343,6 +429,9 @@ def test_a_bad_row_is_named_by_file_and_line(settings, tmp_path, line, message):
         ({"lr_scheduler_type": "zigzag"}, ProfileError, "zigzag"),
         ({"loss_normalization": "none"}, ProfileError, "step or micro_batch"),
         ({"strategy": "knapsack"}, DataError, "knapsack"),
+        ({"packing_scope": "epoch"}, ProfileError, "batch or window"),
+        ({"overlong": "split"}, DataError, "truncate or drop"),
+        ({"packing_scope": "window", "tokens_per_micro_batch": 50}, DataError, "tokens_per_micro_batch"),
         ({"template": "alpaca"}, DataError, "alpaca"),
         ({"max_length": 8}, DataError, "none of 30 rows.*max_length"),
         ({"learning_rate": 1e30}, ModelError, "lower learning_rate"),
