@@ -205,6 +205,20 @@ def select(
     select_rows(data, **places, **settings, say=_say)
 
 
+@app.command("merge-adapter")
+def merge_adapter(
+    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter: train/RUN_ID/model.")],
+    output: Annotated[Path, typer.Argument(help="New folder for the merged model.")],
+    tuning: Annotated[str, typer.Option(help="lora or qlora [default: as its train_metrics.json says].")] = "",
+    traceback: Traceback = False,
+):
+    """Join a LoRA or QLoRA adapter with its base model; the logits before and after are compared."""
+    from codeact_lib.merging import merge_adapter
+
+    error = merge_adapter(adapter, output, tuning=tuning or None)
+    _say(f"merged model written to {output}; its logits differ by at most {error:.1e} of the largest")
+
+
 @profiles_app.command("list")
 def list_profiles():
     """Name and description of each profile."""
@@ -250,6 +264,58 @@ def build_base(
     folder = Path(output) if output else base_model_dir()
     build_base_model(folder)
     _say(f"base model written to {folder}")
+
+
+@bench_app.command("packing")
+def bench_packing(
+    lengths: Annotated[Path, typer.Argument(help="Token counts (JSON list or a number a line), or instructions.")],
+    batch_size: Annotated[int, typer.Option(help="Samples per device and micro-batch.")] = 16,
+    max_length: Annotated[int, typer.Option(help="Tokens a row may have.")] = 2048,
+    accumulation_steps: Annotated[int, typer.Option(help="Batches packed together in the window.")] = 4,
+    repeats: Annotated[int, typer.Option(help="Fresh processes per strategy.")] = 3,
+    traceback: Traceback = False,
+):
+    """Padding and planning time of every strategy, within the batch and over the accumulation window."""
+    from codeact_lib.bench.packing import bench_packing
+
+    options = {"max_length": max_length, "accumulation_steps": accumulation_steps, "repeats": repeats}
+    _say(f"written to {bench_packing(lengths, batch_size=batch_size, **options, say=_say)}")
+
+
+@bench_app.command("train")
+def bench_train(
+    instructions: Annotated[Path, typer.Argument(help="JSONL file with instruction and output (or response).")],
+    architecture: Annotated[str, typer.Option(help="small, tiny, deepseek-coder-1.3b, deepseek-coder-6.7b.")] = "small",
+    random_init: Annotated[
+        bool, typer.Option(help="Random weights; otherwise --architecture is a model folder or hub id.")
+    ] = True,
+    max_length: Annotated[int, typer.Option(help="Tokens a row may have.")] = 1024,
+    batch_size: Annotated[int, typer.Option(help="Samples per micro-batch.")] = 16,
+    accumulation_steps: Annotated[int, typer.Option(help="Micro-batches per optimizer step.")] = 1,
+    steps: Annotated[int, typer.Option(help="Optimizer steps that are timed.")] = 1,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the weights.")] = "float32",
+    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
+    layout: Annotated[list[str] | None, typer.Option(help="Only this layout; repeatable [default: all].")] = None,
+    repeats: Annotated[int, typer.Option(help="Fresh processes per contender.")] = 3,
+    traceback: Traceback = False,
+):
+    """Step time, peak memory, padding and loss of every layout, with the plain and the supervised-position loss.
+
+    Examples:
+
+    \b
+        codeact bench train evol_instruct.jsonl
+        codeact bench train evol_instruct.jsonl --architecture deepseek-coder-6.7b --random-init \\
+            --dtype bfloat16 --gradient-checkpointing --max-length 2048 --accumulation-steps 4
+    """
+    from codeact_lib.bench.train import LAYOUTS, Setting, bench_train
+
+    shape = {"max_length": max_length, "batch_size": batch_size, "accumulation_steps": accumulation_steps}
+    shape |= {"steps": steps, "dtype": dtype, "gradient_checkpointing": gradient_checkpointing}
+    setting = Setting(architecture, random_init, **shape)
+    _say(
+        f"written to {bench_train(instructions, setting, layouts=layout or tuple(LAYOUTS), repeats=repeats, say=_say)}"
+    )
 
 
 def _columns(instruction, response, input_, messages):

@@ -15,7 +15,7 @@ import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -145,9 +145,13 @@ class Profile(_Strict):
     gradient_checkpointing: bool
     attn_implementation: str | None
     isolate: bool
+    packing_scope: Literal["batch", "window"]
+    overlong: Literal["truncate", "drop"]
+    training_arguments: dict[str, Any]
     save_steps: Count
     logging_steps: Count
     launcher: Literal["python", "accelerate"]
+    accelerate_config: str | None
     torch_threads: Count | None
 
     protocol: Literal["authors", "evalplus"]

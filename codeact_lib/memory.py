@@ -12,9 +12,9 @@ import torch
 class PeakMemory:
     """Peak memory inside a `with` block.
 
-    On a GPU the allocator's own peak. Elsewhere the growth of resident memory over what the process held on entering
-    the block: sampled every 20 ms, and taken from the kernel's high-water mark where the block raised it (samples can
-    miss a spike; a mark left by something earlier says nothing about the block).
+    On a GPU the allocator's own peak, and what it had reserved on the device. Elsewhere the growth of resident memory
+    over what the process held on entering the block: sampled every 20 ms, and taken from the kernel's high-water mark
+    where the block raised it (samples can miss a spike; a mark left by something earlier says nothing about the block).
     """
 
     def __init__(self):
@@ -48,6 +48,10 @@ class PeakMemory:
             return torch.cuda.max_memory_allocated()
         mark = _high_water_mark()
         return max(self.sampled, mark if mark > self.mark_before else 0) - self.rest
+
+    def reserved_bytes(self) -> int | None:
+        """Peak of what the allocator had taken from the device, used or not; None without a GPU."""
+        return torch.cuda.max_memory_reserved() if self.kind == "cuda_allocated" else None
 
 
 def _high_water_mark() -> int:

@@ -18,14 +18,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import is_flash_attn_2_available
 
 from .errors import ModelError
 from .prompts import IGNORE_INDEX
 
 SEGMENTS = "codeact_segments"
+FLASH = "flash_attention_2"
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MINI_BASE = "mini-base"
 CHUNK = 512  # supervised positions whose logits exist at one time, once there are too many for
@@ -129,6 +132,11 @@ def check_segment_support(config) -> None:
         )
 
 
+def flash_attention_runs_here(half_precision: bool) -> bool:
+    """Whether FlashAttention can serve: its package is installed, a GPU is there, and the precision is a half one."""
+    return half_precision and torch.cuda.is_available() and is_flash_attn_2_available()
+
+
 # ---- loading -------------------------------------------------------------------------------------------------------
 
 
@@ -164,13 +172,16 @@ def load_base_model(
     lora_alpha=16,
     lora_dropout=0.1,
     lora_target_modules=LORA_TARGETS,
+    dequantize=False,
 ):
     """Load a causal language model for training or scoring.
 
     `path` is a folder, a hub id or "mini-base"; a folder holding a saved adapter loads its base model and the adapter.
     `tuning` is "full" (all weights train), "lora" (adapters on frozen weights) or "qlora" (the same on weights held in
     4 bits: NF4, double quantisation). `dtype` is a torch dtype or its name, float32 by default. `adapter` is a folder
-    with a LoRA adapter to apply for inference. The LoRA defaults are the authors' (CodeACT, arXiv 2408.02193).
+    with a LoRA adapter to apply for inference; with tuning "qlora" it is applied to the base in 4 bits, and with
+    `dequantize` to those weights unpacked to floating point again. The LoRA defaults are the authors' (CodeACT, arXiv
+    2408.02193).
 
     Returns the model in eval mode with `use_cache` off (a cache would silently undo the isolation of packed samples).
     Raises ModelError when it cannot be loaded or cannot do what is asked.
@@ -179,12 +190,14 @@ def load_base_model(
         raise ModelError(f"unknown tuning {tuning!r}: choose full, lora or qlora")
     if adapter is None and (Path(path) / "adapter_config.json").is_file():
         adapter = path
-        path, revision = _adapter_base(path)
+        path, revision = adapter_base(path)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
     options = {"dtype": dtype, "attn_implementation": attn_implementation, "revision": revision}
     if tuning == "qlora":
         options["quantization_config"] = _nf4(dtype)
     model = _from_pretrained(path, options)
+    if dequantize and tuning == "qlora":
+        model = model.dequantize(dtype=dtype)
     if attn_implementation == SEGMENTS:
         check_segment_support(model.config)
     model.config.use_cache = False
@@ -201,7 +214,7 @@ def _from_pretrained(path, options):
         return AutoModelForCausalLM.from_pretrained(
             resolve_path(path), trust_remote_code=False, use_safetensors=True, **options
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load a model from {path}: {_first_line(error)}") from error
 
 
@@ -243,9 +256,17 @@ def _with_adapter(model, adapter):
         raise ModelError(f"cannot load the adapter in {adapter}: {_first_line(error)}") from error
 
 
-def _adapter_base(adapter):
+def adapter_base(adapter):
+    """Path and revision of the base model that an adapter folder names."""
     config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
     return config["base_model_name_or_path"], config.get("revision")
+
+
+def evaluation_mode(model) -> None:
+    """`model.eval()`, but for 4-bit layers: they would repack their weights for inference on a CPU, past training."""
+    model.eval()
+    for module in model.modules():
+        module.training = hasattr(getattr(module, "weight", None), "quant_state")
 
 
 def _first_line(error) -> str:

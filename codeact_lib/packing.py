@@ -10,7 +10,8 @@ model length of 16 (the example of the paper's figure) can be laid out as
     flat           1 row  of 36 = 36 slots     one row, no padding at all
 
 The samples of an optimizer step never change, only the rectangle they fill: the schedule, the number of steps and, with
-`isolate=True`, the loss and the gradient are those of unpacked training.
+`isolate=True`, the loss and the gradient are those of unpacked training. A batch is packed by itself (the paper), or
+all batches that are accumulated into one step are packed together, which pads less still (`plan_micro_batches`).
 
     collator = DynamicPackCollator(tokenizer, max_length=2048)
     Trainer(model, args, train_dataset=features, data_collator=collator)   # features: {"input_ids", "labels"}
@@ -119,57 +120,159 @@ def _longest(rows, lengths):
 
 def _fewest_balanced_rows(lengths, max_length):
     """Fewest rows first (from the lower bound up to what the greedy packers need), then the shortest longest row."""
-    greedy = None
-    n_rows = -(-sum(lengths) // max_length)
+    n_rows, greedy = -(-sum(lengths) // max_length), None
     while True:
         rows = _level(_longest_first(lengths, n_rows), lengths)
-        if _longest(rows, lengths) <= _floor(lengths, n_rows):
-            return rows  # as level as can be, which most batches are at once
+        if _longest(rows, lengths) <= _level_enough(lengths, n_rows):
+            return rows  # which most batches are at once
         greedy = greedy or [plan(lengths, max_length) for plan in (_next_fit_ascending, _best_fit_descending)]
-        plans = [rows, *(_level(plan, lengths) for plan in greedy if len(plan) == n_rows)]
+        plans = [rows, *(_level([*plan], lengths) for plan in greedy if len(plan) == n_rows)]
         rows = min(plans, key=lambda plan: _longest(plan, lengths))
         if _longest(rows, lengths) <= max_length:
             return rows
         n_rows += 1
 
 
-def _floor(lengths, n_rows):
-    """Level enough: no longest row is below the mean or below the longest sample; one per cent above is not chased."""
-    return max(-(-sum(lengths) // n_rows), max(lengths)) * 1.01
+def _level_enough(lengths, n_rows):
+    """No longest row is below the mean or below the longest sample; two per mille above that is not chased."""
+    return max(1.002 * sum(lengths) / n_rows, max(lengths))
 
 
-def _level(rows, lengths, max_moves: int = 64):
-    """Shorten the longest row by moving or swapping one sample at a time while that helps."""
-    rows = [list(row) for row in rows]
-    floor = _floor(lengths, len(rows))
-    for _ in range(max_moves):
-        loads = [sum(lengths[i] for i in row) for row in rows]
-        source = max(range(len(rows)), key=loads.__getitem__)
-        move = _best_move(rows, loads, lengths, source) if loads[source] > floor else None
-        if move is None:
+def _level(rows, lengths):
+    """Shorten the longest row, in place, by dividing it and another row anew between the two while that helps."""
+    loads, goal = [sum(lengths[i] for i in row) for row in rows], _level_enough(lengths, len(rows))
+    while (longest := max(loads)) > goal:
+        source = loads.index(longest)
+        for target in sorted(range(len(rows)), key=loads.__getitem__):
+            large, small = _halves(rows[source] + rows[target], lengths)
+            load = sum(lengths[i] for i in large)
+            if load < longest and target != source:
+                rows[source], rows[target] = large, small
+                loads[source], loads[target] = load, loads[target] + longest - load
+                break
+        else:
             break
-        target, give, take = move
-        rows[source].remove(give)
-        rows[target].append(give)
-        if take is not None:
-            rows[target].remove(take)
-            rows[source].append(take)
     return rows
 
 
-def _best_move(rows, loads, lengths, source):
-    """The exchange with another row that leaves the longer of the two shortest; None when none is shorter than now."""
-    best, best_load = None, loads[source]
-    for target in range(len(rows)):
-        if target == source:
-            continue
-        for give in rows[source]:
-            for take in (None, *rows[target]):
-                delta = lengths[give] - (0 if take is None else lengths[take])
-                load = max(loads[source] - delta, loads[target] + delta)
-                if load < best_load:
-                    best, best_load = (target, give, take), load
-    return best
+def _halves(samples, lengths):
+    """Two groups with sums as near to each other as can be, the larger one first.
+
+    Bit n of `sums[k]` is set when some of the first k samples have n tokens together: a number of a few thousand bits,
+    so that the best of all 2^k divisions is found with k shifts.
+    """
+    sums = [1]
+    for i in samples:
+        sums.append(sums[-1] | sums[-1] << lengths[i])
+    half = sum(lengths[i] for i in samples) // 2
+    left = (sums[-1] & (1 << half + 1) - 1).bit_length() - 1  # the largest sum that is at most a half
+    large, small = [], []
+    for i, without in zip(reversed(samples), reversed(sums[:-1]), strict=True):
+        if without >> left & 1:
+            large.append(i)
+        else:
+            small.append(i)
+            left -= lengths[i]
+    return large, small
+
+
+# ---- an optimizer step ---------------------------------------------------------------------------------------------
+
+
+def plan_micro_batches(
+    lengths, max_length: int, strategy="dynamic_pack", *, batch_size=None, tokens_per_micro_batch=None, ranks: int = 1
+) -> list[list[list[int]]]:
+    """Divide the samples of one optimizer step into micro-batches, each a list of rows as `plan_rows` returns them.
+
+    With `batch_size` the samples are cut into batches of that many, in order, and each is packed by itself (the paper).
+    Without, they are packed all together, and the rows dealt to micro-batches of at most `tokens_per_micro_batch` slots
+    (default: two rows of `max_length`): the same samples in the step, less padding, and a bounded peak of memory.
+
+    The number of micro-batches is a multiple of `ranks`, filled up with empty ones where need be; rank r takes every
+    `ranks`-th from r on. Raises DataError as `plan_rows`, and for a budget that cannot hold the longest row.
+    """
+    strategy, lengths = PaddingStrategy(strategy), [int(n) for n in lengths]
+    if batch_size is not None:
+        batches = [range(start, min(start + batch_size, len(lengths))) for start in range(0, len(lengths), batch_size)]
+        plans = [_plan_part(part, lengths, max_length, strategy) for part in batches]
+    else:
+        plans = _plan_window(lengths, max_length, strategy, tokens_per_micro_batch or 2 * max_length, ranks)
+    return plans + [[] for _ in range(-len(plans) % ranks)]
+
+
+def _plan_part(part, lengths, max_length, strategy):
+    rows = plan_rows([lengths[i] for i in part], max_length, strategy)
+    return [[part[i] for i in row] for row in rows]
+
+
+def _plan_window(lengths, max_length, strategy, budget, ranks):
+    if not lengths:
+        return []
+    if strategy is PaddingStrategy.FLAT:  # one row a micro-batch, as long as the budget allows
+        _check_lengths(lengths, min(budget, max_length))
+        return [[row] for row in _fewest_balanced_rows(lengths, budget)]
+    rows = plan_rows(lengths, max_length, strategy)
+    widths = [max_length if strategy is PaddingStrategy.TRADITIONAL else sum(lengths[i] for i in row) for row in rows]
+    order = sorted(range(len(rows)), key=lambda r: -widths[r])
+    if widths[order[0]] > budget:
+        raise DataError(f"a row of {widths[order[0]]} tokens is more than {budget} tokens_per_micro_batch: raise it")
+    groups = _split_until_even(_group_rows(order, widths, budget), ranks)
+    return [[rows[r] for r in group] for group in groups]
+
+
+def _group_rows(order, widths, budget):
+    """Rows of falling width in groups that fill at most `budget` slots each, padded to their first."""
+    groups = []
+    for r in order:
+        if not groups or (len(groups[-1]) + 1) * widths[groups[-1][0]] > budget:
+            groups.append([])
+        groups[-1].append(r)
+    return groups
+
+
+def _split_until_even(groups, ranks):
+    """Halve the groups of most rows until every rank gets equally many, which keeps all ranks busy."""
+    while len(groups) % ranks and max(map(len, groups)) > 1:
+        largest = max(groups, key=len)
+        at, half = groups.index(largest), len(largest) // 2
+        groups[at : at + 1] = [largest[:half], largest[half:]]
+    return groups
+
+
+def shape_of(rows, lengths, max_length: int, strategy) -> tuple[int, int]:
+    """Rows and slots per row of a micro-batch once it is laid out; an empty one is a row of two slots."""
+    if PaddingStrategy(strategy) is PaddingStrategy.TRADITIONAL:
+        return max(len(rows), 1), max_length
+    return (len(rows), _longest(rows, lengths)) if rows else (1, 2)
+
+
+# ---- collating -----------------------------------------------------------------------------------------------------
+
+
+def fit_samples(samples, max_length: int, overlong="truncate") -> tuple[list[dict], dict[str, int]]:
+    """Make every sample fit `max_length`, and say what it took.
+
+    `samples` are dicts of equally long `input_ids` and `labels`; none is changed in place. `overlong` "truncate" cuts
+    the end of a longer sample, which is its response (the paper); "drop" leaves it out. A sample in which no label
+    after the first is left to learn from is left out in any case: it would cost time and teach nothing.
+
+    Returns the samples that stay and the counts `truncated` (of those that stay), `overlong` (left out for their
+    length) and `unsupervised` (left out). Raises DataError for another `overlong`.
+    """
+    if overlong not in ("truncate", "drop"):
+        raise DataError(f"unknown overlong {overlong!r}: choose truncate or drop")
+    kept, counts = [], {"truncated": 0, "overlong": 0, "unsupervised": 0}
+    for sample in samples:
+        too_long = len(sample["input_ids"]) > max_length
+        cut = {key: sample[key][:max_length] for key in ("input_ids", "labels")}
+        if not any(label != IGNORE_INDEX for label in cut["labels"][1:]):
+            counts["unsupervised"] += 1
+        elif too_long and overlong == "drop":
+            counts["overlong"] += 1
+        else:
+            counts["truncated"] += too_long
+            kept.append(cut)
+    return kept, counts
 
 
 class DynamicPackCollator:
@@ -198,12 +301,17 @@ class DynamicPackCollator:
 
     def __call__(self, features) -> dict[str, torch.Tensor]:
         """Return `input_ids`, `labels` and `position_ids` (isolated) or `attention_mask` (not), all int64."""
-        samples = [_sample(feature) for feature in features]
-        rows = plan_rows([len(ids) for ids, _ in samples], self.max_length, self.strategy)
-        row_lengths = [[len(samples[i][0]) for i in row] for row in rows]
-        width = max(sum(lengths) for lengths in row_lengths)
-        if self.strategy is PaddingStrategy.TRADITIONAL:
-            width = self.max_length
+        return self.lay_out(
+            features, plan_rows([len(feature["input_ids"]) for feature in features], self.max_length, self.strategy)
+        )
+
+    def lay_out(self, features, rows) -> dict[str, torch.Tensor]:
+        """The same for rows that are planned already, e.g. by `plan_micro_batches`; no rows make one of padding."""
+        samples = {i: _sample(features[i]) for row in rows for i in row}
+        lengths = [len(feature["input_ids"]) for feature in features]
+        _, width = shape_of(rows, lengths, self.max_length, self.strategy)
+        rows = rows or [[]]
+        row_lengths = [[lengths[i] for i in row] for row in rows]
         batch = {
             "input_ids": _fill([[samples[i][0] for i in row] for row in rows], width, self.pad_id),
             "labels": _fill([[samples[i][1] for i in row] for row in rows], width, IGNORE_INDEX),
@@ -239,7 +347,7 @@ def _fill(rows, width, value) -> torch.Tensor:
     """Concatenate the arrays of each row and pad on the right with `value`: (len(rows), width) int64."""
     out = np.full((len(rows), width), value, dtype=np.int64)
     for r, pieces in enumerate(rows):
-        joined = np.concatenate(pieces)
+        joined = np.concatenate([*pieces, out[r, :0]])  # the last for a row without samples
         out[r, : len(joined)] = joined
     return torch.from_numpy(out)
 
@@ -256,36 +364,44 @@ def _positions(row_lengths, width) -> torch.Tensor:
     return _fill([[np.arange(n) for n in lengths] for lengths in pieces], width, 0)
 
 
-def padding_report(lengths, max_length: int, batch_size: int, strategies=None):
-    """Account for what each strategy makes of a data set, batches taken in the order given.
+def padding_report(
+    lengths, max_length: int, batch_size: int, strategies=None, *, accumulation_steps=None, tokens_per_micro_batch=None
+):
+    """Account for what each strategy makes of a data set, samples taken in the order given.
 
-    Returns a pandas frame, one row per strategy: `strategy`, `batches`, `rows`, `tokens` (real ones), `slots` (tokens
-    with padding), `padding_rate` (share of slots that is padding, 0 to 1), `largest_batch` (slots) and
-    `attention_pairs` (sum of squared row lengths: the cost of attention that spans whole rows).
+    Batches of `batch_size` are packed by themselves; with `accumulation_steps`, so many of them are packed together
+    (`plan_micro_batches`). Returns a pandas frame, one row per strategy: `strategy`, `batches` (micro-batches), `rows`,
+    `tokens` (real ones), `slots` (tokens with padding), `padding_rate` (share of slots that is padding, 0 to 1),
+    `largest_batch` (slots), `attention_pairs` (sum of squared row lengths: the cost of attention over whole rows) and
+    `isolated_pairs` (sum of squared sample lengths: that of attention inside each sample).
     """
     import pandas as pd
 
     lengths = [int(n) for n in lengths]
-    strategies = [PaddingStrategy(s) for s in (strategies or PaddingStrategy)]
-    batches = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
-    return pd.DataFrame([_account(batches, max_length, strategy) for strategy in strategies])
+    window = batch_size * (accumulation_steps or 1)
+    options = {"batch_size": None if accumulation_steps else batch_size}
+    options["tokens_per_micro_batch"] = tokens_per_micro_batch
+    steps = [lengths[start : start + window] for start in range(0, len(lengths), window)]
+    return pd.DataFrame(
+        [_account(steps, max_length, PaddingStrategy(name), options) for name in strategies or PaddingStrategy]
+    )
 
 
-def _account(batches, max_length, strategy) -> dict:
-    shapes = [_shape(batch, max_length, strategy) for batch in batches]
-    tokens, slots = sum(map(sum, batches)), sum(rows * width for rows, width in shapes)
+def _account(steps, max_length, strategy, options) -> dict:
+    shapes = [
+        shape_of(rows, step, max_length, strategy)
+        for step in steps
+        for rows in plan_micro_batches(step, max_length, strategy, **options)
+    ]
+    tokens, slots = sum(map(sum, steps)), sum(rows * width for rows, width in shapes)
     return {
         "strategy": strategy.value,
-        "batches": len(batches),
+        "batches": len(shapes),
         "rows": sum(rows for rows, _ in shapes),
         "tokens": tokens,
         "slots": slots,
         "padding_rate": 1 - tokens / slots if slots else 0.0,
         "largest_batch": max((rows * width for rows, width in shapes), default=0),
         "attention_pairs": sum(rows * width**2 for rows, width in shapes),
+        "isolated_pairs": sum(n**2 for step in steps for n in step),
     }
-
-
-def _shape(batch, max_length, strategy) -> tuple[int, int]:
-    rows = plan_rows(batch, max_length, strategy)
-    return len(rows), max_length if strategy is PaddingStrategy.TRADITIONAL else _longest(rows, batch)

@@ -53,6 +53,7 @@ KEYS = {
         *("preset", "tuning", "max_length", "num_train_epochs", "per_device_train_batch_size"),
         *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
         *("max_grad_norm", "bf16", "fp16", "gradient_checkpointing", "attn_implementation", "isolate", "logging_steps"),
+        *("packing_scope", "overlong", "training_arguments"),
     ),
     "05_eval": ("benchmarks", "benchmark_limit", "protocol", "max_new_tokens", "min_time_limit"),
 }

@@ -15,12 +15,15 @@ import torch.nn.functional as F
 from tiny_models import save_tiny_base
 from transformers import get_cosine_schedule_with_warmup
 
-from codeact_lib import training
+from codeact_lib import trainer, training
+from codeact_lib.checkpoints import SEALED
 from codeact_lib.errors import ArtifactError, DataError, ModelError, ProfileError
+from codeact_lib.log_book import LogBook
+from codeact_lib.memory import PeakMemory
 from codeact_lib.modeling import load_base_model, load_tokenizer
 from codeact_lib.packing import DynamicPackCollator, padding_report
 from codeact_lib.prompts import tokenize_example
-from codeact_lib.training import PeakMemory, SeededOrder, TrainReport, fine_tune, fine_tune_in_child, latest_checkpoint
+from codeact_lib.training import SeededOrder, TrainReport, fine_tune, fine_tune_in_child, latest_checkpoint
 
 REPO = Path(__file__).resolve().parents[1]
 N_ROWS = 30
@@ -106,12 +109,14 @@ def summed_loss(model, sample):
     return F.cross_entropy(logits, torch.tensor(sample["labels"])[1:], reduction="sum")
 
 
+@pytest.mark.parametrize("scope", ["batch", "window"])
 @pytest.mark.parametrize("strategy", ["dynamic", "dynamic_pack", "balanced_pack", "flat"])
-def test_every_strategy_trains_as_plain_pytorch_on_single_samples_does(settings, strategy):
+def test_every_strategy_trains_as_plain_pytorch_on_single_samples_does(settings, strategy, scope):
     losses, expected = naive_training(settings)
-    report = fine_tune(**{**settings, "strategy": strategy, "logging_steps": 1})
+    report = fine_tune(**{**settings, "strategy": strategy, "packing_scope": scope, "logging_steps": 1})
     assert [point["loss"] for point in report.loss_curve] == pytest.approx(losses, abs=1e-4)
     assert torch.allclose(weights(settings["output_dir"]), expected, atol=1e-4)
+    assert report.isolation_error < 1e-5
 
 
 def test_the_order_is_a_permutation_of_its_own_each_epoch_and_depends_on_the_seed_alone():
@@ -182,6 +187,47 @@ def test_rows_that_cannot_be_learnt_from_are_left_out_and_counted(settings, tmp_
     assert (report.n_samples, report.truncated) == (7, 1)
 
 
+def test_rows_that_are_too_long_are_left_out_and_counted_when_asked_for(settings, tmp_path):
+    rows = [*make_rows(6), {"instruction": "a", "response": "return x\n" * 300}]
+    train_jsonl = write_rows(tmp_path / "train.jsonl", rows)
+    report = fine_tune(**{**settings, "train_jsonl": train_jsonl, "overlong": "drop"})
+    assert report.dropped == {"empty": 0, "prompt_too_long": 0, "overlong": 1}
+    assert (report.n_samples, report.truncated) == (6, 0)
+
+
+def test_the_model_card_says_what_was_done(settings):
+    described = {"title": "A trial", "data set": "adders", "selection": "cdas, 40%"}
+    report = fine_tune(**{**settings, "strategy": "flat", "described_as": described})
+    card = (settings["output_dir"] / "model" / "README.md").read_text()
+    for line in (
+        "# A trial",
+        "| selection | cdas, 40% |",
+        "| samples trained on | 30 |",
+        "| padding strategy | flat, packed within the batch |",
+        "| learning_rate | 0.01 |",
+        f"| final loss (nats per supervised token) | {report.final_loss:.4f} |",
+        f"| attention | {report.attn_implementation} |",
+    ):
+        assert line in card, card
+    assert f"base_model: {settings['model_path']}" in card and "None" not in card
+
+
+def test_every_other_training_argument_is_handed_on(settings):
+    slow = fine_tune(**{**settings, "optim": "sgd", "learning_rate": 1e-9}).loss_curve
+    assert slow[0]["loss"] == pytest.approx(slow[-1]["loss"], abs=0.5)
+    report = fine_tune(**{**settings, "output_dir": settings["output_dir"] / "short", "max_steps": 3})
+    assert report.optimizer_steps == 3 and report.epochs == pytest.approx(24 / N_ROWS)
+
+
+def test_useful_work_is_counted_by_tokens_and_samples_alone(settings):
+    reports = [
+        fine_tune(**{**settings, "strategy": strategy, "output_dir": settings["output_dir"] / strategy})
+        for strategy in ("dynamic", "flat")
+    ]
+    assert reports[0].model_flops == reports[1].model_flops > 6 * reports[0].tokens * 32 * 300
+    assert reports[0].model_flops_utilization is None, "no GPU, no peak to compare with"
+
+
 def test_memory_held_for_a_moment_inside_the_block_is_seen_and_memory_before_it_is_not():
     np.ones(2**24)  # 128 MiB that are gone before the block begins
     with PeakMemory() as memory:
@@ -210,7 +256,7 @@ def kill_after_checkpoint(settings, step):
     child = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL)
     try:
         while child.poll() is None:
-            sealed = [int(path.parent.name.split("-")[1]) for path in out.glob(f"checkpoints/*/{training.SEALED}")]
+            sealed = [int(path.parent.name.split("-")[1]) for path in out.glob(f"checkpoints/*/{SEALED}")]
             if any(found >= step for found in sealed):
                 break
             time.sleep(0.01)
@@ -220,8 +266,9 @@ def kill_after_checkpoint(settings, step):
         child.wait()
 
 
-def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(settings, tmp_path, capsys):
-    settings = {**settings, "num_train_epochs": 12, "save_steps": 5}
+@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
+def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(settings, tmp_path, capsys, tuning):
+    settings = {**settings, "tuning": tuning, "num_train_epochs": 8, "save_steps": 5, "packing_scope": "window"}
     again = {**settings, "output_dir": tmp_path / "killed"}
     kill_after_checkpoint(again, step=10)
     resumed = fine_tune(**again)
@@ -235,13 +282,6 @@ def assert_same_training(resumed, undisturbed):
         assert getattr(resumed, count) == getattr(undisturbed, count)
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
-def test_every_tuning_goes_on_exactly_where_its_checkpoint_stands(settings, tmp_path, monkeypatch, tuning):
-    settings = {**settings, "tuning": tuning}
-    interrupt_in_step_seven(settings, monkeypatch)
-    assert_same_training(fine_tune(**settings), fine_tune(**{**settings, "output_dir": tmp_path / "undisturbed"}))
-
-
 @pytest.fixture
 def interrupted(settings, monkeypatch):
     """The folder with the checkpoints of steps 3 and 6 of a training that was stopped in step 7 of 8."""
@@ -250,7 +290,7 @@ def interrupted(settings, monkeypatch):
 
 def interrupt_in_step_seven(settings, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(training.LogBook, "finish_step", stop_in_step_seven(training.LogBook.finish_step))
+        patch.setattr(LogBook, "finish_step", stop_in_step_seven(LogBook.finish_step))
         with pytest.raises(KeyboardInterrupt):
             fine_tune(**settings)
     folder = settings["output_dir"] / "checkpoints"
@@ -259,10 +299,10 @@ def interrupt_in_step_seven(settings, monkeypatch):
 
 
 def stop_in_step_seven(finish_step):
-    def stopping(book, learning_rate):
+    def stopping(book, loss, learning_rate):
         if len(book.learning_rates) == 6:
             raise KeyboardInterrupt
-        finish_step(book, learning_rate)
+        finish_step(book, loss, learning_rate)
 
     return stopping
 
@@ -274,11 +314,11 @@ def flip_a_byte(path):
 
 
 DAMAGE = {
-    "half written": lambda folder: (folder / training.SEALED).unlink(),
+    "half written": lambda folder: (folder / SEALED).unlink(),
     "a weight file cut short": lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
     "a flipped byte": lambda folder: flip_a_byte(folder / "optimizer.pt"),
     "a missing file": lambda folder: (folder / "rng_state.pth").unlink(),
-    "an unreadable seal": lambda folder: (folder / training.SEALED).write_text("{"),
+    "an unreadable seal": lambda folder: (folder / SEALED).write_text("{"),
 }
 
 
@@ -292,7 +332,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(settings, interrupted
 
 
 def test_the_seconds_of_all_attempts_add_up(settings, interrupted):
-    seal = interrupted / "checkpoint-6" / training.SEALED
+    seal = interrupted / "checkpoint-6" / SEALED
     state = json.loads(seal.read_text())
     state["log_book"]["seconds"] = 1000.0
     seal.write_text(json.dumps(state))
@@ -306,6 +346,55 @@ def test_checkpoints_of_another_training_are_not_gone_on_from(settings, interrup
 
 def test_saving_more_often_does_not_make_it_another_training(settings, interrupted):
     assert fine_tune(**{**settings, "save_steps": 2}).resumed
+
+
+FULL_DISK = """
+import resource, sys
+from codeact_lib.training import main
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.exit(main(["--config", sys.argv[1]]))
+"""
+
+
+def test_a_full_disk_ends_the_training_in_words_and_it_goes_on_from_the_checkpoint_before(
+    settings, interrupted, tmp_path
+):
+    """The limit is on the size of a file: the optimizer's state of a later checkpoint does not fit any more."""
+    config = tmp_path / "train.json"
+    config.write_text(json.dumps({key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}))
+    shutil.rmtree(interrupted / "checkpoint-6")
+    code = FULL_DISK.format(limit=(interrupted / "checkpoint-3" / "optimizer.pt").stat().st_size // 2)
+    done = subprocess.run([sys.executable, "-c", code, str(config)], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "checkpoint-6 could not be written" in done.stderr and "goes on from checkpoint-3" in done.stderr
+    assert [path.name for path in interrupted.iterdir()] == ["checkpoint-3"]
+    assert fine_tune(**settings).loss_curve == fine_tune(**{**settings, "output_dir": tmp_path / "calm"}).loss_curve
+
+
+def test_the_checkpoint_before_stays_until_the_new_one_is_sealed(settings, monkeypatch):
+    seen = []
+    seal = trainer.seal_checkpoint
+
+    def look(folder, state):
+        seen.append(sorted(path.name for path in folder.parent.iterdir()))
+        seal(folder, state)
+
+    monkeypatch.setattr(trainer, "seal_checkpoint", look)
+    fine_tune(**{**settings, "save_total_limit": 1})
+    assert seen[:2] == [["checkpoint-3"], ["checkpoint-3", "checkpoint-6"]]
+
+
+def test_a_missing_shard_of_the_base_model_is_named(settings, base, tmp_path):
+    sharded = tmp_path / "sharded"
+    load_base_model(base).save_pretrained(sharded, max_shard_size="20KB")
+    load_tokenizer(base).save_pretrained(sharded)
+    shard = sorted(sharded.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ModelError, match="cannot load a model from"):
+        fine_tune(**{**settings, "model_path": sharded})
+    shard.unlink()
+    with pytest.raises(ModelError, match=f"cannot load a model from.*{shard.name}"):
+        fine_tune(**{**settings, "model_path": sharded})
 
 
 def test_no_checkpoints_means_starting_from_the_beginning(tmp_path):
@@ -340,6 +429,9 @@ def test_a_bad_row_is_named_by_file_and_line(settings, tmp_path, line, message):
         ({"lr_scheduler_type": "zigzag"}, ProfileError, "zigzag"),
         ({"loss_normalization": "none"}, ProfileError, "step or micro_batch"),
         ({"strategy": "knapsack"}, DataError, "knapsack"),
+        ({"packing_scope": "epoch"}, ProfileError, "batch or window"),
+        ({"overlong": "split"}, DataError, "truncate or drop"),
+        ({"packing_scope": "window", "tokens_per_micro_batch": 50}, DataError, "tokens_per_micro_batch"),
         ({"template": "alpaca"}, DataError, "alpaca"),
         ({"max_length": 8}, DataError, "none of 30 rows.*max_length"),
         ({"learning_rate": 1e30}, ModelError, "lower learning_rate"),
@@ -377,11 +469,10 @@ def test_a_child_ends_with_the_process_that_started_it(settings, tmp_path):
     """A killed runner must leave no training behind that writes into the folder which the next runner resumes."""
     settings = {**settings, "num_train_epochs": 2000}
     command = [*training_command(settings), "--with-parent"]
-    parent = subprocess.Popen(
-        [sys.executable, "-c", f"import subprocess; subprocess.run({command!r})"], cwd=REPO, stdout=subprocess.DEVNULL
-    )
+    code = f"import os, subprocess; subprocess.run([*{command!r}, str(os.getpid())])"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stdout=subprocess.DEVNULL)
     checkpoints = settings["output_dir"] / "checkpoints"
-    while not list(checkpoints.glob(f"*/{training.SEALED}")) and parent.poll() is None:
+    while not list(checkpoints.glob(f"*/{SEALED}")) and parent.poll() is None:
         time.sleep(0.05)
     assert parent.poll() is None
     parent.kill()

@@ -1,0 +1,101 @@
+"""Checkpoints that are either whole or not used, and the folder of the finished model.
+
+A checkpoint is written file by file, then sealed: a last file, put in place by rename, names every other one with its
+size and hash. What is not sealed, or not as the seal says, is never resumed from; the one before it is.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from .artifacts import read_json, sha256_file, write_json
+from .errors import ArtifactError
+
+SEALED = "codeact_checkpoint.json"
+
+
+def seal_checkpoint(folder, log_book_state) -> None:
+    """Write, last and by rename, what the checkpoint holds: sizes and hashes of its files, and the log book."""
+    folder = Path(folder)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): file_stamp(path) for path in paths}
+    write_json(folder / SEALED, {"files": files, "log_book": log_book_state})
+
+
+def file_stamp(path, hash_up_to: int = 2**30) -> list:
+    """Size in bytes and sha256, the latter only up to 1 GiB: hashing 80 GB takes longer than the steps it protects."""
+    size = path.stat().st_size
+    return [size, sha256_file(path) if size <= hash_up_to else None]
+
+
+def latest_checkpoint(folder, identity):
+    """The newest complete checkpoint of this very training, or None; unusable ones are removed and named."""
+    for path in checkpoints_in(folder):
+        problem = checkpoint_problem(path, identity)
+        if problem is None:
+            return path
+        print(f"{path.name} is not used: {problem}", flush=True)
+        shutil.rmtree(path, ignore_errors=True)
+    return None
+
+
+def checkpoints_in(folder) -> list[Path]:
+    """Checkpoint folders, the newest first."""
+    return sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+
+
+def checkpoint_problem(folder, identity):
+    """Why this checkpoint cannot be resumed from; None when it can."""
+    try:
+        seal = read_json(folder / SEALED)
+        files, owner = seal["files"], seal["log_book"]["identity"]
+    except (ArtifactError, KeyError, TypeError):
+        return "it is half written"
+    for name, stamp in files.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if file_stamp(folder / name) != stamp:
+            return f"{name} is damaged"
+    return None if owner == identity else "it belongs to a training with other data or arguments"
+
+
+def remove_old_checkpoints(folder, keep: int | None) -> None:
+    """Keep the newest `keep` checkpoints (None: all). To be called when the newest one is sealed, not before."""
+    for path in checkpoints_in(folder)[keep:] if keep else []:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def unwritten(folder, error) -> ArtifactError:
+    """The error for a checkpoint that could not be written; the half-written folder is removed to free its space."""
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    earlier = checkpoints_in(folder.parent)
+    free = shutil.disk_usage(folder.parent).free / 1e9
+    onward = f"goes on from {earlier[0].name}" if earlier else "begins anew, no earlier checkpoint is there"
+    return ArtifactError(
+        f"{folder.name} could not be written into {folder.parent} ({free:.1f} GB free): {first_line(error)}. "
+        f"Free some space and start the same training again: it {onward}"
+    )
+
+
+def first_line(error) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def save_model(trainer, tokenizer, folder) -> None:
+    """Write weights (or adapter), configuration and tokenizer beside `folder` and put them in place by rename.
+
+    Every process must call it: the weights may be sharded over all of them. Only the first one writes.
+    """
+    partial = folder.with_name(".model.partial")
+    if trainer.is_world_process_zero():
+        shutil.rmtree(partial, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.model.config.use_cache = True  # it was off for training only
+    trainer.save_model(str(partial))
+    if trainer.is_world_process_zero():
+        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; the arguments are in the manifest
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    trainer.accelerator.wait_for_everyone()

@@ -1,0 +1,65 @@
+"""Join a LoRA adapter with its base model, and prove that the result answers as the two did.
+
+A QLoRA adapter has learnt to correct the base model as it looks in 4 bits. It belongs onto those weights, unpacked
+again to floating point; onto the original ones it would correct rounding errors that are not there.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from .artifacts import read_json
+from .errors import ArtifactError, ModelError
+from .modeling import adapter_base, evaluation_mode, load_base_model, load_tokenizer
+
+TOLERANCE = 1e-2  # of the largest logit: rounding of a merged weight, far below what the wrong base does
+
+
+def merge_adapter(adapter, output_dir, *, tuning=None, dtype="float32") -> float:
+    """Write the merged model and its tokenizer to `output_dir`; return the largest difference of a logit.
+
+    `tuning` is "lora" or "qlora", by default what the training's `train_metrics.json` beside the adapter says. The
+    logits of base and adapter before and of the merged model after are compared on fixed tokens, relative to the
+    largest. Raises ModelError when they differ by more than a hundredth, and writes nothing then; ArtifactError when
+    `adapter` holds none, or `output_dir` exists.
+    """
+    adapter, output_dir = Path(adapter), Path(output_dir)
+    if not (adapter / "adapter_config.json").is_file():
+        raise ArtifactError(f"{adapter} holds no adapter: give the model/ folder of a LoRA or QLoRA training")
+    if output_dir.exists():
+        raise ArtifactError(f"{output_dir} exists: choose another folder, or delete it first")
+    tuning = tuning or _recorded_tuning(adapter)
+    path, revision = adapter_base(adapter)
+    options = {"revision": revision, "dtype": dtype, "attn_implementation": "sdpa"}
+    before = _logits(load_base_model(path, tuning=tuning, adapter=adapter, **options))
+    merged = load_base_model(path, tuning=tuning, adapter=adapter, dequantize=True, **options).merge_and_unload()
+    error = float((_logits(merged) - before).abs().max() / before.abs().max())
+    if not error <= TOLERANCE:
+        raise ModelError(f"the merged model's logits differ by {error:.1%} of the largest: is tuning {tuning!r} right?")
+    _save(merged, load_tokenizer(adapter), output_dir)
+    return error
+
+
+def _recorded_tuning(adapter) -> str:
+    metrics = adapter.parent / "train_metrics.json"
+    if not metrics.is_file():
+        raise ArtifactError(f"{metrics} is missing: say by tuning= whether the adapter was trained with lora or qlora")
+    return read_json(metrics)["tuning"]
+
+
+@torch.no_grad()
+def _logits(model):
+    evaluation_mode(model)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (2, 32), generator=generator).to(model.device)
+    return model(input_ids=ids, use_cache=False).logits.float()
+
+
+def _save(model, tokenizer, output_dir) -> None:
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.config.use_cache = True  # it was off for training only
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(output_dir)

@@ -1,0 +1,177 @@
+"""What is checked before a training costs anything: space on the disk, memory, and that packed samples stay apart.
+
+The first two come from the model's configuration alone, before any weight is read or a GPU is touched. The third runs
+on the user's own model and data, in the place and precision they are trained in, just before the first step.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from .errors import ArtifactError, ModelError
+from .modeling import CHUNK, evaluation_mode, resolve_path
+from .packing import DynamicPackCollator
+from .prompts import IGNORE_INDEX
+
+GB = 1e9
+# Bytes of state per trained weight, by the name of the optimizer in TrainingArguments (its beginning).
+OPTIMIZER_BYTES = {"adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw": 8, "paged_adamw": 8}
+# Difference of a sample's loss that rounding explains. A neighbour that is seen moves it by far more.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+
+
+# ---- memory and disk -----------------------------------------------------------------------------------------------
+
+
+def memory_estimate(
+    path, *, revision=None, tuning="full", targets=(), lora_r=8, dtype=torch.float32, optim="adamw", slots=0, ranks=1,
+    gradient_checkpointing=False, half_precision=False,
+) -> dict[str, float]:  # fmt: skip
+    """Bytes that training needs on one device, by purpose: `weights`, `gradients`, `optimizer`, `activations`.
+
+    `slots` is the largest micro-batch in tokens with padding, `ranks` over how many devices weights are sharded (1: not
+    at all). The first three are exact up to a few per cent; `activations` counts what a Llama-type layer keeps for the
+    backward pass (ten hidden and four intermediate vectors a token, with gradient checkpointing for one layer only,
+    else one hidden vector a layer) and one chunk of logits.
+    """
+    model = _without_weights(path, revision)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = total if tuning == "full" else _adapter_size(model, targets, lora_r)
+    per_weight = {"qlora": 0.55, "lora": dtype.itemsize, "full": dtype.itemsize}[tuning]
+    adapters = 4 * trained if tuning != "full" else 0
+    optimizer = next((size for name, size in OPTIMIZER_BYTES.items() if optim.startswith(name)), 0)
+    return {
+        "weights": (total * per_weight + adapters) / ranks,
+        "gradients": 4 * trained / ranks,
+        "optimizer": optimizer * trained / ranks,
+        "activations": _activations(model.config, slots, gradient_checkpointing, 2 if half_precision else 4),
+    }
+
+
+def _without_weights(path, revision):
+    try:
+        config = AutoConfig.from_pretrained(resolve_path(path), revision=revision, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load a model from {path}: {str(error).splitlines()[0]}") from error
+
+
+def _adapter_size(model, targets, r) -> int:
+    layers = [module for name, module in model.named_modules() if name.split(".")[-1] in targets]
+    return sum(r * (layer.in_features + layer.out_features) for layer in layers if isinstance(layer, nn.Linear))
+
+
+def _activations(config, slots, gradient_checkpointing, itemsize) -> float:
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    one_layer = 10 * hidden + 4 * (getattr(config, "intermediate_size", None) or 4 * hidden)
+    kept = one_layer + layers * hidden if gradient_checkpointing else layers * one_layer
+    return float(slots * kept * itemsize + 3 * 4 * CHUNK * config.vocab_size)
+
+
+def check_memory(estimate: dict, available: float, place: str) -> str:
+    """One line that says what training needs and what there is.
+
+    Raises ModelError with the sum and the remedies when weights, gradients and optimizer alone do not fit: the part of
+    the estimate that is sure. `available` is in bytes, `place` names the device.
+    """
+    parts = ", ".join(f"{name} {_gb(size)}" for name, size in estimate.items())
+    need, sure = sum(estimate.values()), sum(estimate.values()) - estimate["activations"]
+    line = f"memory estimate: {_gb(need)} GB ({parts}) of {_gb(available)} GB on {place}"
+    if sure > available:
+        raise ModelError(
+            f"{line}: it does not fit. Take tuning lora or qlora, a smaller model, or more devices with "
+            "accelerate_config fsdp2"
+        )
+    return line if need <= available else f"{line}: tight; lower per_device_train_batch_size if it fails"
+
+
+def _gb(size) -> str:
+    return f"{size / GB:.3g}"
+
+
+def available_memory(args) -> tuple[float, str]:
+    """Bytes on the device that `TrainingArguments` choose, and its name."""
+    if args.use_cpu or not torch.cuda.is_available():
+        return float(psutil.virtual_memory().available), "this machine"
+    device = torch.cuda.get_device_properties(args.device)
+    return float(device.total_memory), device.name
+
+
+def sharding_ranks(args) -> int:
+    """Over how many processes the weights are sharded: all under FSDP, one otherwise."""
+    return args.world_size if os.getenv("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
+
+
+def check_disk(folder, estimate: dict, keep: int | None, ranks: int = 1) -> None:
+    """Raise ArtifactError when checkpoints and model would not fit on the disk of `folder`.
+
+    At the peak there are `keep` checkpoints (None: two are reckoned with), one being written, and the model. A
+    checkpoint holds what is trained, which takes as much as its gradients, and the optimizer's state. Space that
+    checkpoints of an earlier attempt take already counts as free.
+    """
+    weights, optimizer = (estimate[part] * ranks for part in ("gradients", "optimizer"))
+    need = ((keep or 2) + 1) * (weights + optimizer) + weights
+    taken = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free + taken
+    if need > free:
+        raise ArtifactError(
+            f"checkpoints and model need {need / GB:.1f} GB, {folder} has {free / GB:.1f} GB: free some space, choose "
+            "another folder with --artifacts-dir, or lower save_total_limit"
+        )
+
+
+# ---- packed against unpacked ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def isolation_error(model, collator, samples) -> float:
+    """Largest difference, over `samples`, between the loss of a sample packed with the others and alone.
+
+    `model(**batch)` must return a loss (`use_supervised_loss`, or any Hugging Face causal language model).
+    """
+    alone = DynamicPackCollator(collator.pad_id, collator.max_length, "dynamic", isolate=True)
+    errors = []
+    for i, sample in enumerate(samples):
+        batches = collator(_all_but_one_hidden(samples, i)), alone([sample])
+        packed_loss, own_loss = (float(model(**_on(model, batch)).loss) for batch in batches)
+        errors.append(abs(packed_loss - own_loss))
+    return max(errors)
+
+
+def _all_but_one_hidden(samples, i):
+    hidden = [{**sample, "labels": [IGNORE_INDEX] * len(sample["labels"])} for sample in samples]
+    return [*hidden[:i], samples[i], *hidden[i + 1 :]]
+
+
+def _on(model, batch):
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+def check_isolation(model, collator, samples, dtype=torch.float32) -> float | None:
+    """Refuse to train where packing would change the training; return the `isolation_error` that was measured.
+
+    The three shortest samples are packed as the collator does it, in the model's own attention and in the precision
+    `dtype` it computes in. Nothing is tested (None) when samples may see each other (`isolate=False`). Raises
+    ModelError on a mismatch.
+    """
+    if not collator.isolate:
+        return None
+    shortest = sorted(samples, key=lambda sample: len(sample["input_ids"]))[:3]
+    training = model.training
+    evaluation_mode(model)
+    error = isolation_error(model, collator, shortest)
+    model.train(training)
+    tolerance = TOLERANCE[dtype]
+    if not error <= tolerance:  # also when it is not a number
+        raise ModelError(
+            f"packed samples do not train as unpacked ones: their losses differ by {error:.4f} (rounding explains "
+            f"{tolerance}). attn_implementation {model.config._attn_implementation!r} does not keep samples apart in "
+            "this model: take 'sdpa' or 'eager', strategy 'dynamic', or isolate: false if that is what you want"
+        )
+    return error
