@@ -9,10 +9,11 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from codeact_lib.artifacts import atomic_write, sha256_json
+from codeact_lib.errors import EvaluationError
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,15 @@ class Protocol:
         instructions: task kind -> instruction text with one ``{prompt}``.
         opening: the words that open the assistant's turn, tokenised apart as a response is in training.
         stop: strings that end an answer; the answer is cut before the first of them.
+        imports_in_front: judge the answer with the imports of its prompt in front of it. Six of 164 real answers only
+            lacked ``from typing import List``.
     """
 
     name: str
     instructions: dict[str, str]
     opening: str
     stop: tuple[str, ...]
+    imports_in_front: bool = False
 
 
 # "authors": the two requests of CodeACT (arXiv 2408.02193) in our words. A completion is asked for by showing the
@@ -63,6 +67,16 @@ PROTOCOLS = {
         stop=("\n```", "\nif __name__", "\ndef main(", "\nprint("),
     ),
 }
+PROTOCOLS |= {
+    f"{p.name}+imports": replace(p, name=f"{p.name}+imports", imports_in_front=True) for p in PROTOCOLS.values()
+}
+
+
+def get_protocol(name) -> Protocol:
+    """The protocol of that name; EvaluationError naming the known ones when there is none."""
+    if name not in PROTOCOLS:
+        raise EvaluationError(f"protocol: {name!r} is not known; use {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[name]
 
 
 def benchmark_instruction(kind: str, prompt: str, protocol: str = "authors") -> str:
