@@ -20,8 +20,9 @@ from codeact_lib.errors import EvaluationError
 from codeact_lib.sandbox import run_isolated
 
 PROGRAMS = Path(__file__).with_name("boxed")
+SOLUTION_PROCESSES = 64  # beside the workers and the processes of the solutions themselves
 START_SECONDS = 60.0  # for a box to start and to import EvalPlus on a slow disk
-_RUN = "import sys; sys.path.insert(0, sys.argv[1]); from boxed import crew, {name}; crew.main({name}.work)"
+_RUN = "import sys; sys.path.insert(0, sys.argv[1]); from boxed import crew, {name}; crew.main({name})"
 
 
 @contextmanager
@@ -93,6 +94,7 @@ class Crew:
             timeout=START_SECONDS + len(tasks) * self.task_seconds,
             stall_seconds=START_SECONDS + self.task_seconds,
             total_memory=self.total_memory,
+            processes=SOLUTION_PROCESSES + 4 * shared["parallel"],
         )
         return *_read_events(ended.stdout, {task["task_id"] for task in tasks}), ended
 

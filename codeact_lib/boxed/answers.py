@@ -27,6 +27,10 @@ class OutOfTime(Exception):
     """An input took longer than its limit."""
 
 
+def load():
+    """Nothing to import before the workers are forked."""
+
+
 def work(job, task):
     """Outputs on the base inputs and, if all of them were answered, on the plus inputs."""
     said = {"base": ask(job, task, "base"), "plus": None}

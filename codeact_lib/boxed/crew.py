@@ -148,11 +148,12 @@ def stop(workers):
         worker.stop()
 
 
-def main(work):
-    """Read the job, answer it, and leave without waiting for threads or children that a solution may have left."""
+def main(program):
+    """Read the job, let ``program.work`` answer it, and leave without waiting for what a solution may have left."""
     prctl(PR_SET_DUMPABLE, 0)
     job = json.load(sys.stdin)
     multiprocessing.set_start_method("fork")
+    program.load()
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page
 
@@ -160,4 +161,4 @@ def main(work):
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
 
-    os._exit(run(work, job, write))
+    os._exit(run(program.work, job, write))

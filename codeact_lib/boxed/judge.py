@@ -30,7 +30,7 @@ MOST_SECONDS = 60.0  # EvalPlus's limit for all inputs of one check
 
 
 @cache
-def load_evalplus():
+def load():
     """Import what is needed of EvalPlus, and its traps defused."""
     sys.modules.setdefault("datasets", types.SimpleNamespace(load_dataset=None))  # see prepare
     # EvalPlus sets its memory limits to 4 GiB per solution; where the hard limit is lower that fails, and with it every
@@ -58,7 +58,7 @@ def load_evalplus():
 def sealed(*arguments):
     """EvalPlus's process of a solution, without our pipes."""
     crew.seal()
-    load_evalplus().eval.compare(*arguments)
+    load().eval.compare(*arguments)
 
 
 # ------------------------------------------------------------------------------------------------ one task
@@ -76,7 +76,7 @@ class Root:
 
 def work(job, task):
     """One task, see above."""
-    evalplus = load_evalplus()
+    evalplus = load()
     limit, verdict = job["min_time_limit"], {"failure": "", "confirmed": {}}
     for tests in ("base", "plus"):
         inputs = decode(json.loads(task["inputs"][tests]))

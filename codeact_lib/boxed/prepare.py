@@ -11,13 +11,15 @@ import sys
 import time
 import types
 from copy import deepcopy
+from functools import cache
 
 from .plain import encode
 
 SANITIZE_SECONDS = 20
 
 
-def load_evalplus():
+@cache
+def load():
     """The part of EvalPlus that reads answers and inputs."""
     # evalplus.data imports `datasets` for a leaderboard this program never asks for: 1.3 s and 100 MB in every fork.
     sys.modules.setdefault("datasets", types.SimpleNamespace(load_dataset=None))
@@ -39,7 +41,7 @@ def answers_something(node):
 
 def work(job, task):
     """One task, see above."""
-    evalplus = load_evalplus()
+    evalplus = load()
     inputs = {tests: task[f"{tests}_input"] for tests in ("base", "plus")}
     if job["kind"] == "mbpp":
         inputs = {t: evalplus.data.mbpp.mbpp_deserialize_inputs(task["task_id"], rows) for t, rows in inputs.items()}
