@@ -129,7 +129,8 @@ class Profile(_Strict):
     launcher: Literal["python", "accelerate"]
     torch_threads: Count | None
 
-    protocol: Literal["authors", "evalplus"]
+    protocol: Literal["authors", "evalplus", "authors+imports", "evalplus+imports"]
+    generation_engine: Literal["transformers", "vllm"]
     generation_batch_size: Count
     max_new_tokens: Count
     isolation: str

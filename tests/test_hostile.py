@@ -179,7 +179,11 @@ def table():
         found = [OUTCOMES[rung] for rung in rungs]
         cells = [cell(key, seen[key], seen["plain"], code) if key in seen else "not tried" for seen in found]
         lines.append(f"| {key} | {' | '.join(cells)} |")
-    return HEAD.format(n=len(lines) - 2, user="root" if os.geteuid() == 0 else "an ordinary user") + "\n".join(lines) + "\n"
+    return (
+        HEAD.format(n=len(lines) - 2, user="root" if os.geteuid() == 0 else "an ordinary user")
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 HEAD = """# What each isolation stops
