@@ -141,7 +141,7 @@ def evaluate_solutions(
         say(rung.sentence())
     cache = (cache_dir or default_cache_dir()) if rung.stops[WRITE] else None
     with boxed_programs() as folder:
-        crew = Crew(folder, rung.name, parallel or _cores(), task_seconds, total_memory)
+        crew = Crew(folder, rung.name, parallel or usable_cores(), task_seconds, total_memory)
         job = {"kind": benchmark.kind, "min_time_limit": min_time_limit, "sanitize": sanitize}
         prepared, lost = _prepare(crew, job, tasks, benchmark, cache)
         said = _ask(crew, job, tasks, prepared)
@@ -167,7 +167,8 @@ def evaluate_solutions(
     return result
 
 
-def _cores():
+def usable_cores() -> int:
+    """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

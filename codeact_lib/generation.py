@@ -216,6 +216,13 @@ def _stamp(model, batch_size):
     return {} if exact else {"engine": engine, "dtype": dtype, "batch_size": batch_size}
 
 
+def encode_task(tokenizer, task, template, protocol="authors") -> list[int]:
+    """Token ids of a task up to the answer. Prompt and opening apart, as prompt and response are in training."""
+    from codeact_lib.prompts import get_template
+
+    return _encode(tokenizer, _prompt_text(task, get_template(template), protocol), PROTOCOLS[protocol].opening)
+
+
 def _prompt_text(task, template, protocol):
     return template.prompt(benchmark_instruction(task_kind(task), task["prompt"], protocol))
 
