@@ -266,6 +266,39 @@ def build_base(
     _say(f"base model written to {folder}")
 
 
+@bench_app.command("generate")
+def bench_generate_command(
+    model: Annotated[str, typer.Option(help="Path or name of a model; it is loaded in float32.")] = "mini-base",
+    template: Annotated[str, typer.Option(help="Its prompt template.")] = "deepseek-coder",
+    benchmark: Annotated[str, typer.Option(help="A benchmark, or a file in EvalPlus's schema.")] = "mini-humaneval",
+    limit: Annotated[int, typer.Option(help="The first so many tasks.")] = 80,
+    batch_size: Annotated[int, typer.Option(help="Rows decoded together.")] = 80,
+    repeats: Annotated[int, typer.Option(help="Rounds.")] = 3,
+    traceback: Traceback = False,
+):
+    """Greedy solutions in batches against one prompt at a time: the time of both, and the same text of both."""
+    from codeact_lib.bench.generate import bench_generate
+
+    options = {"limit": limit, "batch_size": batch_size, "repeats": repeats}
+    table = bench_generate(model=model, template=template, benchmark=benchmark, **options)
+    _say(table.to_markdown(index=False, floatfmt=",.3g"))
+
+
+@bench_app.command("eval")
+def bench_eval_command(
+    benchmark: Annotated[str, typer.Option(help="A benchmark, or a file in EvalPlus's schema.")] = "mini-humaneval",
+    limit: Annotated[int | None, typer.Option(help="The first so many tasks [default: all].")] = None,
+    isolation: Annotated[str, typer.Option(help="A rung of the isolation ladder.")] = "auto",
+    repeats: Annotated[int, typer.Option(help="Rounds.")] = 3,
+    traceback: Traceback = False,
+):
+    """Judging all canonical solutions, base and plus: EvalPlus as it comes against ours, boxes included."""
+    from codeact_lib.bench.eval import bench_eval
+
+    table = bench_eval(benchmark=benchmark, limit=limit, isolation=isolation, repeats=repeats)
+    _say(table.to_markdown(index=False, floatfmt=",.3g"))
+
+
 @bench_app.command("packing")
 def bench_packing(
     lengths: Annotated[Path, typer.Argument(help="Token counts (JSON list or a number a line), or instructions.")],

@@ -154,7 +154,8 @@ class Profile(_Strict):
     accelerate_config: str | None
     torch_threads: Count | None
 
-    protocol: Literal["authors", "evalplus"]
+    protocol: Literal["authors", "evalplus", "authors+imports", "evalplus+imports"]
+    generation_engine: Literal["transformers", "vllm"]
     generation_batch_size: Count
     max_new_tokens: Count
     isolation: str

@@ -6,6 +6,8 @@ that a coin would often make. statsmodels does the arithmetic, so that nothing h
 
 from __future__ import annotations
 
+import numpy as np
+
 from codeact_lib.errors import EvaluationError
 
 
@@ -42,8 +44,7 @@ def paired_test(a_verdicts, b_verdicts, tests="plus") -> dict:
     that the runs are equally good, each falls to either side with probability 1/2.
 
     Args:
-        a_verdicts, b_verdicts: task id -> verdict; a verdict is a bool, a status ("pass" or another), or a dict of
-            statuses with the keys "base" and "plus".
+        a_verdicts, b_verdicts: two runs.
         tests: which status of a dict counts.
 
     Returns:
@@ -54,14 +55,88 @@ def paired_test(a_verdicts, b_verdicts, tests="plus") -> dict:
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
-    if a_verdicts.keys() != b_verdicts.keys() or not a_verdicts:
-        odd = sorted(a_verdicts.keys() ^ b_verdicts.keys())
-        raise EvaluationError(f"A paired test needs the same tasks on both sides; they differ in {odd[:3] or 'all'}.")
+    _require_same_tasks([a_verdicts, b_verdicts])
     pairs = [(_solved(a_verdicts[task], tests), _solved(b_verdicts[task], tests)) for task in a_verdicts]
     table = [[pairs.count((a, b)) for b in (True, False)] for a in (True, False)]
     (both, b), (c, neither) = table
     p_value = float(mcnemar(table, exact=True).pvalue) if b + c else 1.0
     return {"n": len(pairs), "both": both, "neither": neither, "b": b, "c": c, "p_value": min(1.0, p_value)}
+
+
+def paired_bootstrap(a_runs, b_runs, tests="plus", *, level=0.95, n_resamples=9999, seed=0) -> dict:
+    """Interval of the difference in pass@1 between two arms, by drawing tasks anew (percentile bootstrap).
+
+    Each task stays paired with itself: its hardness is the same for both arms and does not widen the interval. With
+    several seeds an arm counts the share of its seeds that solve a task.
+
+    Args:
+        a_runs, b_runs: a run, or a list of runs (seeds); the two lists may differ in length.
+        tests: which status of a dict counts.
+        level, n_resamples, seed: coverage, draws, and the seed of the draws.
+
+    Returns:
+        {"n", "difference", "low", "high"}: tasks, pass@1 of the first less that of the second, and its interval; all
+        three as numbers in [-1, 1].
+
+    Raises:
+        EvaluationError: the runs were not judged on the same tasks.
+    """
+    a_runs, b_runs = _listed(a_runs), _listed(b_runs)
+    _require_same_tasks([*a_runs, *b_runs])
+    tasks = sorted(a_runs[0])
+    difference = _shares(a_runs, tasks, tests) - _shares(b_runs, tasks, tests)
+    return {"n": len(tasks), "difference": float(difference.mean()), **_bootstrap(difference, level, n_resamples, seed)}
+
+
+def seed_average(runs, tests="plus", *, level=0.95, n_resamples=9999, seed=0) -> dict:
+    """pass@1 of one arm over its seeds.
+
+    Returns:
+        {"n", "seeds", "mean", "sd", "low", "high"}: ``mean`` over seeds, ``sd`` their sample standard deviation (None
+        for one seed: it says nothing about the luck of training), and the bootstrap interval of the mean over tasks.
+
+    Raises:
+        EvaluationError: no run, or runs that were not judged on the same tasks.
+    """
+    runs = _listed(runs)
+    _require_same_tasks(runs)
+    tasks = sorted(runs[0])
+    each = [_shares([run], tasks, tests).mean() for run in runs]
+    spread = float(np.std(each, ddof=1)) if len(runs) > 1 else None
+    facts = {"n": len(tasks), "seeds": len(runs), "mean": float(np.mean(each)), "sd": spread}
+    return {**facts, **_bootstrap(_shares(runs, tasks, tests), level, n_resamples, seed)}
+
+
+def _listed(runs):
+    return [runs] if isinstance(runs, dict) else list(runs)
+
+
+def _require_same_tasks(runs):
+    if not runs or not runs[0]:
+        raise EvaluationError("A comparison needs at least one run with the same tasks as the others; there is none.")
+    odd = sorted(set().union(*runs) - set.intersection(*map(set, runs)))
+    if odd:
+        raise EvaluationError(f"A paired test needs the same tasks on both sides; they differ in {odd[:3]}.")
+
+
+def _shares(runs, tasks, tests):
+    """Per task the share of ``runs`` that solve it."""
+    return np.array([[_solved(run[task], tests) for run in runs] for task in tasks], dtype=float).mean(axis=1)
+
+
+def _bootstrap(values, level, n_resamples, seed):
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=level,
+        n_resamples=n_resamples,
+        batch=256,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return {"low": float(found.confidence_interval.low), "high": float(found.confidence_interval.high)}
 
 
 def _solved(verdict, tests):

@@ -1,6 +1,8 @@
 """Greedy decoding in batches: the text of one prompt at a time, ended by the stop strings, resumed after a kill."""
 
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -9,14 +11,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from codeact_lib.decoding import StopStrings, greedy_decode, growing_cache
+from codeact_lib.errors import EvaluationError, ModelError
 from codeact_lib.generation import (
     PROTOCOLS,
-    StopStrings,
     benchmark_instruction,
     cut,
     generate_solutions,
-    greedy_decode,
-    growing_cache,
+    get_protocol,
     task_kind,
 )
 from codeact_lib.prompts import TEMPLATES, tokenize_example
@@ -206,3 +208,85 @@ def test_the_kind_of_a_task_is_in_its_id_or_in_its_prompt():
 def test_the_wording_is_had_without_torch():
     code = "import sys; from codeact_lib.generation import benchmark_instruction; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_a_model_trained_with_another_template_is_refused_before_anything_is_written(model, tokenizer, tmp_path):
+    path = tmp_path / "s.jsonl"
+    with pytest.raises(ModelError, match="another prompt template .*train it again"):
+        generate(model, tokenizer, path, trained_with=TEMPLATES["codellama"].sha256)
+    assert not path.exists()
+    same = generate(model, tokenizer, path, trained_with=TEMPLATES["deepseek-coder"].sha256)
+    assert same == generate(model, tokenizer, tmp_path / "untrained.jsonl")
+
+
+def test_the_batch_size_is_stamped_where_the_text_may_depend_on_it(model, tokenizer, tmp_path):
+    import copy
+
+    generate(model, tokenizer, tmp_path / "single.jsonl")
+    generate(copy.deepcopy(model).bfloat16(), tokenizer, tmp_path / "half.jsonl", batch_size=2)
+    single, half = (json.loads((tmp_path / f"{name}.jsonl").read_text().splitlines()[0]) for name in ("single", "half"))
+    assert "batch_size" not in single
+    assert (half["dtype"], half["batch_size"]) == ("bfloat16", 2)
+
+
+def test_an_unmerged_adapter_answers_as_the_merged_model_does(model, tokenizer, tmp_path):
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(copy.deepcopy(model), config).eval()
+    unmerged = generate(adapted, tokenizer, tmp_path / "adapter.jsonl")
+    merged = generate(adapted.merge_and_unload().eval(), tokenizer, tmp_path / "merged.jsonl")
+    assert unmerged == merged != generate(model, tokenizer, tmp_path / "base.jsonl")
+
+
+def test_progress_tells_the_rate_and_the_time_left(model, tokenizer, tmp_path):
+    said = []
+    generate(model, tokenizer, tmp_path / "s.jsonl", progress=said.append)
+    assert re.fullmatch(r"7/7 solutions, [\d.]+/s, 0 s left", said[-1])
+
+
+def test_each_protocol_has_a_twin_that_asks_the_same_and_keeps_the_imports():
+    for name in ("authors", "evalplus"):
+        plain, twin = get_protocol(name), get_protocol(f"{name}+imports")
+        assert (twin.instructions, twin.opening, twin.stop) == (plain.instructions, plain.opening, plain.stop)
+        assert twin.imports_in_front and not plain.imports_in_front and twin.name != plain.name
+    with pytest.raises(EvaluationError, match="authors, evalplus"):
+        get_protocol("leaderboard")
+
+
+def test_vllm_is_asked_for_by_name_and_its_absence_is_said_with_the_remedy():
+    if importlib.util.find_spec("vllm"):
+        pytest.skip("vLLM is installed here")
+    from codeact_lib.vllm_engine import load_vllm
+
+    with pytest.raises(ModelError, match="not installed here .*generation_engine: transformers"):
+        load_vllm("some/model")
+
+
+def test_vllm_gets_token_ids_stop_strings_and_the_adapter(tokenizer, tmp_path, monkeypatch):
+    """vLLM needs a GPU: a stand-in with its call signature takes its place and answers with fixed tokens."""
+    from types import ModuleType, SimpleNamespace
+
+    from codeact_lib.vllm_engine import VllmModel
+
+    asked = []
+
+    class Engine:
+        def generate(self, prompts, sampling, *, lora_request, use_tqdm):
+            asked.extend((prompt["prompt_token_ids"], sampling, lora_request) for prompt in prompts)
+            tokens = tokenizer("return a\n```\nmore", add_special_tokens=False)["input_ids"]
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tokens)]) for _ in prompts]
+
+    stand_in = ModuleType("vllm")
+    stand_in.SamplingParams = lambda **named: named
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    model = VllmModel(Engine(), "the adapter", "bfloat16")
+    rows = generate(model, tokenizer, tmp_path / "s.jsonl", batch_size=4)
+    assert {row["solution"] for row in rows} == {"return a"} and len(asked) == 7
+    ids, sampling, adapter = asked[0]
+    assert ids[0] == tokenizer.bos_token_id and adapter == "the adapter"
+    assert sampling["temperature"] == 0 and sampling["stop"] == ["\n```"] and sampling["max_tokens"] == 24
+    assert '"batch_size": 4' in (tmp_path / "s.jsonl").read_text()

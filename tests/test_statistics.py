@@ -2,12 +2,13 @@
 
 from math import comb, sqrt
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codeact_lib.errors import EvaluationError
-from codeact_lib.statistics import paired_test, pass_interval
+from codeact_lib.statistics import paired_bootstrap, paired_test, pass_interval, seed_average
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -81,5 +82,49 @@ def test_what_is_not_a_count_or_not_a_pair_is_refused():
             pass_interval(k, n)
     with pytest.raises(EvaluationError, match="same tasks"):
         paired_test({"x": True}, {"y": True})
+    for runs in ([], [{}], [{"x": True}, {"y": True}]):
+        with pytest.raises(EvaluationError, match="same tasks"):
+            seed_average(runs)
     with pytest.raises(EvaluationError, match="wilson or beta"):
         pass_interval(1, 2, method="guess")
+
+
+def bootstrap_by_hand(values, draws=4000):
+    """Percentiles of the mean of tasks drawn anew, with another generator than the library's."""
+    state = np.random.RandomState(1)
+    means = [values[state.randint(0, len(values), len(values))].mean() for _ in range(draws)]
+    return np.percentile(means, [2.5, 97.5])
+
+
+def test_the_paired_bootstrap_draws_tasks_and_keeps_the_pairs():
+    a, b = verdicts(set(range(40)), 100), verdicts(set(range(30, 60)), 100)
+    found = paired_bootstrap(a, b)
+    assert found["n"] == 100 and found["difference"] == pytest.approx(0.10)
+    differences = np.array([(i < 40) - (30 <= i < 60) for i in range(100)], dtype=float)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(bootstrap_by_hand(differences)), abs=0.02)
+    assert found == paired_bootstrap(a, b)
+
+
+def test_a_run_and_itself_differ_by_nothing_and_the_order_turns_the_sign():
+    a, b = verdicts({0, 1, 2}, 9), verdicts({2, 3}, 9)
+    assert paired_bootstrap(a, a) == {"n": 9, "difference": 0, "low": 0, "high": 0}
+    assert paired_bootstrap(a, b)["difference"] == -paired_bootstrap(b, a)["difference"]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.sets(st.integers(0, 19)), min_size=1, max_size=4))
+def test_the_average_over_seeds_is_the_mean_of_their_pass_at_one_with_its_spread(solved):
+    found = seed_average([verdicts(tasks, 20) for tasks in solved], n_resamples=99)
+    each = [len(tasks) / 20 for tasks in solved]
+    assert found["mean"] == pytest.approx(sum(each) / len(each)) and found["seeds"] == len(solved)
+    if len(each) == 1:
+        assert found["sd"] is None
+    else:
+        assert found["sd"] == pytest.approx(np.std(each, ddof=1))
+    assert 0 <= found["low"] <= found["high"] <= 1
+
+
+def test_arms_with_several_seeds_are_compared_by_the_share_of_seeds_that_solve_a_task():
+    a = [verdicts({0, 1}, 4), verdicts({0, 2}, 4)]
+    b = verdicts({0}, 4)
+    assert paired_bootstrap(a, b)["difference"] == pytest.approx((0 + 0.5 + 0.5 + 0) / 4)

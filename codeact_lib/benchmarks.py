@@ -1,0 +1,153 @@
+"""Benchmarks in EvalPlus's schema: the mini ones, HumanEval+ and MBPP+ in a version that is said, or a file.
+
+load_benchmark("mini-humaneval")
+load_benchmark("mbpp@v0.1.0")          # the 399 tasks of the paper; plain "mbpp" is v0.2.0 with 378
+load_benchmark("my_tasks.jsonl")
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from codeact_lib.artifacts import atomic_write
+from codeact_lib.errors import EvaluationError
+from codeact_lib.generation import task_kind
+
+# name -> (file stem of EvalPlus, versions, the default first). MBPP+ v0.1.0 has 399 tasks and is the paper's, v0.2.0
+# has 378, and the change is worth about 4 points: the version is part of every record.
+EVALPLUS = {
+    "humaneval": ("HumanEvalPlus", ("v0.1.10", "v0.1.9")),
+    "mbpp": ("MbppPlus", ("v0.2.0", "v0.1.0")),
+}
+EVALPLUS_URL = "https://github.com/evalplus/{repo}_release/releases/download/{version}/{stem}.jsonl.gz"
+FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "base_input", "plus_input", "atol")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Tasks in EvalPlus's schema, all of one kind, with what identifies them."""
+
+    name: str
+    kind: str  # "humaneval" or "mbpp"
+    version: str
+    sha256: str  # of the tasks' content, whatever file they came from
+    tasks: list[dict]
+
+
+def load_benchmark(name_or_path, limit=None) -> Benchmark:
+    """A benchmark by name or from a JSONL file in EvalPlus's schema.
+
+    Args:
+        name_or_path: "mini-humaneval", "mini-mbpp", "humaneval", "mbpp" (also "mbpp@v0.1.0"), or a path. The real ones
+            are taken from EvalPlus's cache folder and fetched into it when they are not there.
+        limit: only the first so many tasks; the hash is of those.
+
+    Raises:
+        EvaluationError: unknown name, missing or damaged file, a task without a needed field.
+    """
+    name = str(name_or_path)
+    if name.startswith("mini-"):
+        from codeact_lib.mini import build_benchmark
+
+        tasks, version = build_benchmark(name), "mini"
+    elif name.partition("@")[0] in EVALPLUS:
+        name, path, version = _evalplus_file(*name.partition("@")[::2])
+        tasks = _read_tasks(path)
+    else:
+        tasks, version = _read_tasks(Path(name)), f"file {Path(name).name}"
+        name = Path(name).stem
+    tasks = tasks[:limit]
+    kind = _check_tasks(tasks, name)
+    return Benchmark(name, kind, version, _content_hash(tasks), tasks)
+
+
+def _content_hash(tasks):
+    """sha256 of the tasks' canonical JSON; inputs of MBPP+ hold NaN and infinity, which strict JSON has no word for."""
+    text = json.dumps(tasks, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _evalplus_file(name, version):
+    """Where EvalPlus keeps a benchmark; fetched from its release page if it is not there."""
+    stem, versions = EVALPLUS[name]
+    version = version or versions[0]
+    if version not in versions:
+        raise EvaluationError(f"{name}: version {version} is not known; use {' or '.join(versions)}.")
+    path = _evalplus_cache() / f"{stem}-{version}.jsonl"
+    if not path.exists():
+        _download(EVALPLUS_URL.format(repo=stem.lower(), version=version, stem=stem), path)
+    return name, path, f"{stem} {version}"
+
+
+def _evalplus_cache():
+    """EvalPlus's own folder (appdirs.user_cache_dir), so that a benchmark is fetched once for both."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/evalplus"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evalplus"
+
+
+def _download(url, path):
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response:
+            data = gzip.decompress(response.read())
+    except (OSError, urllib.error.URLError, EOFError) as error:
+        raise EvaluationError(
+            f"{path} is missing and {url} cannot be fetched ({error}). Fetch it elsewhere, unpack it with gunzip and "
+            f"put it at {path}; or name a JSONL file of your own, or the benchmarks mini-humaneval and mini-mbpp."
+        ) from error
+    with atomic_write(path, "wb") as file:
+        file.write(data)
+
+
+def _read_tasks(path):
+    if not path.is_file():
+        names = ", ".join(("mini-humaneval", "mini-mbpp", *EVALPLUS))
+        raise EvaluationError(f"{path} is neither a benchmark ({names}) nor a file.")
+    return [task for _, task in read_jsonl(path)]
+
+
+def read_jsonl(path, repair=False):
+    """[(line number, object)]; with ``repair`` a damaged last line (of a writer that was killed) is left out."""
+    rows = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((number, json.loads(line)))
+        except ValueError as error:
+            if repair and number == len(lines):
+                break
+            raise EvaluationError(f"{path}, line {number}: not JSON ({error}). Correct or remove the line.") from error
+    return rows
+
+
+def _check_tasks(tasks, name):
+    """The kind of the tasks; every task must be complete, known once, and of that kind."""
+    if not tasks:
+        raise EvaluationError(f"Benchmark {name} holds no task.")
+    for number, task in enumerate(tasks, 1):
+        absent = [key for key in FIELDS if not isinstance(task, dict) or key not in task]
+        if absent:
+            raise EvaluationError(f"Benchmark {name}, task {number}: no field {absent[0]!r}; EvalPlus's schema has it.")
+    kind = task_kind(tasks[0])
+    for task in tasks:
+        if task_kind(task) != kind:
+            raise EvaluationError(
+                f"Benchmark {name}: {task['task_id']} is not of kind {kind}; one file holds one kind."
+            )
+        if kind == "mbpp" and not str(task["task_id"]).rpartition("/")[2].isdigit():
+            raise EvaluationError(f"Benchmark {name}: {task['task_id']} must end in /<number>; EvalPlus reads it.")
+    twice = [task_id for task_id, n in Counter(task["task_id"] for task in tasks).items() if n > 1]
+    if twice:
+        raise EvaluationError(f"Benchmark {name}: {twice[0]} stands in it twice.")
+    return kind

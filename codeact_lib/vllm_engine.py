@@ -1,0 +1,67 @@
+"""Greedy decoding by vLLM, where it is installed and asked for (``generation_engine: vllm``): many GPUs, long answers.
+
+vLLM schedules its own batches, so its text may differ from that of transformers within rounding, in any precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from codeact_lib.artifacts import read_json
+from codeact_lib.errors import ModelError
+
+
+@dataclass(frozen=True)
+class VllmModel:
+    """A loaded ``vllm.LLM`` and, for an unmerged adapter, the request that puts it on top.
+
+    Attributes:
+        engine: ``vllm.LLM``.
+        adapter: ``vllm.lora.request.LoRARequest`` or None.
+        dtype: e.g. "bfloat16".
+        engine_name: what is stamped on its answers.
+    """
+
+    engine: object
+    adapter: object
+    dtype: str
+    engine_name: str = "vllm"
+
+    def greedy(self, prompts, max_new_tokens, stop) -> list[list[int]]:
+        """Greedy continuations of token lists, ended by the end token, a stop string (left in) or the limit."""
+        from vllm import SamplingParams
+
+        rules = {"stop": list(stop), "include_stop_str_in_output": True}
+        greedy = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, **rules)
+        asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        answers = self.engine.generate(asked, greedy, lora_request=self.adapter, use_tqdm=False)
+        return [list(answer.outputs[0].token_ids) for answer in answers]
+
+
+def load_vllm(path, *, revision=None, dtype="bfloat16", max_model_len=None) -> VllmModel:
+    """Load a full model, or a LoRA or QLoRA adapter (a folder with adapter_config.json) on its base.
+
+    Args:
+        path: folder or hub id.
+        revision: of a hub id.
+        dtype: of the weights.
+        max_model_len: tokens of prompt and answer together, None for the model's own.
+
+    Raises:
+        ModelError: vLLM is not installed.
+    """
+    try:
+        from vllm import LLM
+        from vllm.lora.request import LoRARequest
+    except ImportError as error:
+        remedy = "`pip install vllm` on a machine with a GPU, or set generation_engine: transformers"
+        raise ModelError(f"generation_engine is vllm, but vLLM is not installed here ({error}): {remedy}.") from error
+    config = Path(path) / "adapter_config.json"
+    options = {"dtype": dtype, "max_model_len": max_model_len}
+    if not config.exists():
+        return VllmModel(LLM(model=str(path), tokenizer_revision=revision, revision=revision, **options), None, dtype)
+    adapter = read_json(config)
+    options |= {"enable_lora": True, "max_lora_rank": adapter["r"], "revision": adapter.get("revision")}
+    engine = LLM(model=adapter["base_model_name_or_path"], tokenizer=str(path), **options)
+    return VllmModel(engine, LoRARequest("adapter", 1, str(path)), dtype)
