@@ -266,6 +266,25 @@ def build_base(
     _say(f"base model written to {folder}")
 
 
+@bench_app.command("ifd")
+def bench_ifd(
+    data: Annotated[str, typer.Argument(help="Instruction file whose rows are scored.")],
+    response_column: Annotated[str, typer.Option(help="Its column of answers.")] = "output",
+    rows: Annotated[int, typer.Option(help="How many rows, evenly spaced.")] = 200,
+    size: Annotated[str, typer.Option(help="Shape of the random model: small, or 1.3b for a GPU.")] = "small",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    tokens_per_batch: Annotated[int | None, typer.Option(help="Slots of our batches [default: by device].")] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds of all contenders.")] = 3,
+    output: Annotated[Path | None, typer.Option(help="Folder for the table [default: results/bench].")] = None,
+    traceback: Traceback = False,
+):
+    """Our IFD scorer against a naive loop with a batch of one: speed and peak memory, on full-length and short rows."""
+    from codeact_lib.bench.ifd import run_bench
+
+    options = {"n_rows": rows, "size": size, "dtype": dtype, "tokens_per_batch": tokens_per_batch, "repeats": repeats}
+    _say(f"written: {run_bench(data, response_column=response_column, folder=output, say=_say, **options)}")
+
+
 @bench_app.command("generate")
 def bench_generate_command(
     model: Annotated[str, typer.Option(help="Path or name of a model; it is loaded in float32.")] = "mini-base",
