@@ -38,7 +38,7 @@ from codeact_lib.config import MINI_MODEL
 from codeact_lib.data import ValidationReport, columns_of, load_instructions, read_rows
 from codeact_lib.errors import CodeActError, DataError
 from codeact_lib.layouts import EXPORTS, Columns, conversation, export
-from codeact_lib.overlap import LEAK_COLUMNS, find_leaks, leak_table
+from codeact_lib.overlap import LEAK_COLUMNS, drop_leaks, find_leaks, leak_table
 from codeact_lib.prompts import get_template
 from codeact_lib.sampling import POLICIES, QUOTAS, PolicyComparison, compare_policies, select
 
@@ -263,9 +263,10 @@ class _Steps:
 
     def _leaks(self, examples, key):
         """{benchmark: leaking rows}, and {benchmark: why it could not be looked at}."""
-        from codeact_lib.evaluation import load_benchmark
-
         leaks, unchecked = {}, {}
+        if self.settings.benchmarks:
+            from codeact_lib.evaluation import load_benchmark  # brings torch, which a repeated call does not need
+
         for name in self.settings.benchmarks:
             try:
                 benchmark = load_benchmark(name)
@@ -282,8 +283,7 @@ class _Steps:
     def _without_leaks(self, examples, leaks):
         if not self.settings.drop_leaks:
             return examples
-        leaking = pd.concat([*leaks.values(), pd.DataFrame(columns=LEAK_COLUMNS)])["example_id"]
-        pool = examples[~examples["example_id"].isin(leaking)].reset_index(drop=True)
+        pool = drop_leaks(examples, pd.concat([*leaks.values(), pd.DataFrame(columns=LEAK_COLUMNS)]))
         if pool.empty:
             raise DataError(f"{self.data}: every usable row holds a benchmark task. Choose without --drop-leaks.")
         return pool
