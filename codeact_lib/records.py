@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from codeact_lib.artifacts import StageManifest, environment_facts
+from codeact_lib.artifacts import StageManifest, environment_facts, sha256_json
+
+# What a record keeps of each manifest, so that a number can be followed where the artifacts were not kept.
+KEPT = ("key", "parameters", "inputs", "code_sha256", "started", "seconds")
 
 
 def run_history(paths, run) -> dict:
@@ -15,7 +18,7 @@ def run_history(paths, run) -> dict:
     The cost of selection counts only what the policy needs: CDAS both steps, ``ifd`` no embedding, others nothing.
     """
     if run.dataset is None:
-        return {"keys": {}, "n_train": None, "n_total": None, "selection_cost": None}
+        return {"stages": {}, "n_train": None, "n_total": None, "selection_cost": None}
     selection = paths.selection_dir(run.dataset, run.model, run.selection)
     folders = {"01_cluster": paths.cluster_dir(run.dataset), "02_ifd": paths.ifd_dir(run.dataset, run.model)}
     folders |= {"03_sample": selection, "04_train_dynamic_pack": paths.train_dir(run.run_id)}
@@ -23,7 +26,7 @@ def run_history(paths, run) -> dict:
         s: StageManifest.read(f / "manifest.json") for s, f in folders.items() if (f / "manifest.json").exists()
     }
     return {
-        "keys": {stage: manifest.key for stage, manifest in manifests.items()},
+        "stages": {stage: {name: getattr(manifest, name) for name in KEPT} for stage, manifest in manifests.items()},
         "n_train": _count_lines(selection / "train.jsonl"),
         "n_total": _count_rows(paths.examples(run.dataset)),
         "selection_cost": _selection_cost(run.policy, manifests),
@@ -51,7 +54,7 @@ def _count_rows(path):
     return pyarrow.parquet.read_metadata(path).num_rows if path.exists() else None
 
 
-def metrics_record(profile, run, results, *, train=None, n_train=None, n_total=None, selection_cost=None, keys=None):
+def metrics_record(profile, run, results, *, train=None, n_train=None, n_total=None, selection_cost=None, stages=None):
     """What one run is known by in the tables, as a JSON-able dict.
 
     Args:
@@ -60,22 +63,43 @@ def metrics_record(profile, run, results, *, train=None, n_train=None, n_total=N
         train: content of train_metrics.json, None for an untouched base model; the loss curve is left out.
         n_train, n_total: rows trained on, rows of the data set.
         selection_cost: {"embedding_seconds", "ifd_seconds"} or None.
-        keys: stage -> key of its manifest.
+        stages: stage -> at least {"key": key of its manifest}; see `run_history`.
+
+    ``record_sha256`` is the hash of everything else in it: `seal` sets it, `is_sealed` looks whether it still fits.
     """
     model = profile.model(run.model)
     dataset = profile.dataset(run.dataset) if run.dataset else None
-    return {
-        "run_id": run.run_id,
-        "profile": profile.name,
-        "model": {k: getattr(model, k) for k in ("name", "label", "size", "path", "revision", "reported_as")},
-        "dataset": run.dataset,
-        "dataset_label": dataset and dataset.label,
-        "reported_as": dataset and dataset.reported_as,
-        **{k: getattr(run, k) for k in ("policy", "ratio", "strategy", "seed")},
-        "n_train": n_train,
-        "n_total": n_total,
-        "train": train and {k: v for k, v in train.items() if k != "loss_curve"},
-        "selection_cost": selection_cost,
-        "benchmarks": {result.benchmark: result.to_dict() for result in results},
-        "provenance": {"environment": environment_facts(), "keys": keys or {}, "seed": profile.seed},
-    }
+    stages = stages or {}
+    return seal(
+        {
+            "run_id": run.run_id,
+            "profile": profile.name,
+            "model": {k: getattr(model, k) for k in ("name", "label", "size", "path", "revision", "reported_as")},
+            "dataset": run.dataset,
+            "dataset_label": dataset and dataset.label,
+            "reported_as": dataset and dataset.reported_as,
+            **{k: getattr(run, k) for k in ("policy", "ratio", "strategy", "seed")},
+            "n_train": n_train,
+            "n_total": n_total,
+            "train": train and {k: v for k, v in train.items() if k != "loss_curve"},
+            "selection_cost": selection_cost,
+            "benchmarks": {result.benchmark: result.to_dict() for result in results},
+            "provenance": {
+                "environment": environment_facts(),
+                "keys": {stage: facts["key"] for stage, facts in stages.items()},
+                "stages": stages,
+                "seed": profile.seed,
+            },
+        }
+    )
+
+
+def seal(record: dict) -> dict:
+    """The record with the hash of its content, so that a number changed by hand is found out."""
+    content = {name: value for name, value in record.items() if name != "record_sha256"}
+    return content | {"record_sha256": sha256_json(content)}
+
+
+def is_sealed(record: dict) -> bool:
+    """Whether a record is what `seal` made."""
+    return seal(record)["record_sha256"] == record.get("record_sha256")

@@ -19,6 +19,7 @@ import pandas as pd
 from .artifacts import project_root, read_frame, read_json, sha256_file
 from .errors import ArtifactError
 from .figures import memory_unit, number, time_unit
+from .records import is_sealed
 from .report import NOT_RUN, ReportFigure, Table, write_report, write_table
 
 __all__ = [
@@ -98,6 +99,11 @@ def _checked_record(path: Path) -> dict:
     missing = [key for key in ("run_id", "model", "policy", "train", "benchmarks") if key not in record]
     if missing:
         raise ArtifactError(f"{path} lacks {', '.join(missing)}: delete it and run 05_eval of this run again.")
+    if not is_sealed(record):
+        raise ArtifactError(
+            f"{path} was altered after 05_eval wrote it: its content and its record_sha256 differ. Restore it, or delete "
+            "it and run 05_eval of this run again."
+        )
     return record | {"metrics_sha256": sha256_file(path)}
 
 

@@ -354,6 +354,7 @@ def test_a_canonical_solution_that_does_not_run_is_named(tmp_path):
 
 def test_the_record_of_a_run_is_json_and_leaves_the_loss_curve_out():
     from codeact_lib.config import load_profile
+    from codeact_lib.records import is_sealed
 
     profile = load_profile("mini")
     run = profile.runs()[-1]
@@ -367,6 +368,7 @@ def test_the_record_of_a_run_is_json_and_leaves_the_loss_curve_out():
     assert record["run_id"] == run.run_id and record["train"] == {"seconds": 3.0}
     assert record["benchmarks"]["mini-mbpp"]["base"] == {"k": 1, "n": 2}
     assert record["benchmarks"]["mini-mbpp"]["failures"] == {"wrong": 1}
+    assert is_sealed(record) and not is_sealed(record | {"n_train": 5})
     base = metrics_record(profile, profile.runs()[0], [result])
     assert base["train"] is None and base["dataset"] is None and base["policy"] is None
 
@@ -389,8 +391,12 @@ def test_the_history_of_a_run_is_read_from_the_manifests_before_it(tmp_path):
     )
     write_frame(paths.examples(cdas.dataset), pd.DataFrame({"example_id": range(10)}))
     write_tasks_in(paths.selection_dir(cdas.dataset, cdas.model, cdas.selection), 4)
-    assert run_history(paths, cdas) == {
-        "keys": {"01_cluster": "k1", "02_ifd": "k2"},
+    history = run_history(paths, cdas)
+    assert {stage: facts["key"] for stage, facts in history.pop("stages").items()} == {
+        "01_cluster": "k1",
+        "02_ifd": "k2",
+    }
+    assert history == {
         "n_train": 4,
         "n_total": 10,
         "selection_cost": {"embedding_seconds": 3.0, "ifd_seconds": 7.0},

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from codeact_lib import tables
 from codeact_lib.errors import ArtifactError
+from codeact_lib.records import seal
 from codeact_lib.report import to_html, to_json, to_latex, to_markdown
 from codeact_lib.tables import load_metrics, load_reported, rq1_table, rq2_table, write_report, write_table
 
@@ -420,10 +421,26 @@ def test_deviations_name_real_keys_of_every_profile_and_the_document():
 
 def test_metrics_are_read_in_the_order_asked_for_and_missing_runs_left_out(tmp_path):
     for name in ("b", "a"):
-        (tmp_path / f"{name}.json").write_text(json.dumps(METRICS[0] | {"run_id": name}))
+        (tmp_path / f"{name}.json").write_text(json.dumps(seal(METRICS[0] | {"run_id": name})))
     assert [r["run_id"] for r in load_metrics(tmp_path, ["b", "gone", "a"])] == ["b", "a"]
     assert [r["run_id"] for r in load_metrics(tmp_path)] == ["a", "b"]
     assert len(load_metrics(tmp_path)[0]["metrics_sha256"]) == 64
+
+
+def test_a_metrics_file_that_was_altered_is_found_by_its_hash(tmp_path):
+    text = json.dumps(seal(METRICS[1]))
+    (tmp_path / "x.json").write_text(text.replace('"seconds": 112.3', '"seconds": 11.23'))
+    with pytest.raises(ArtifactError, match=r"x\.json was altered.*delete it"):
+        load_metrics(tmp_path)
+
+
+def test_a_run_without_metrics_is_not_run_and_changes_no_other_row():
+    gone = METRICS[2]["run_id"]
+    whole = rq1_table(METRICS, REPORTED["rq1"]).frame
+    without = rq1_table([r for r in METRICS if r["run_id"] != gone], REPORTED["rq1"]).frame
+    lost = whole["run_id"] == gone
+    assert without.loc[lost, "status"].tolist() == ["not run"] and without.loc[lost, "humaneval"].isna().all()
+    pd.testing.assert_frame_equal(whole[~lost], without[~lost], check_dtype=False)
 
 
 def test_a_damaged_metrics_file_is_named_with_the_remedy(tmp_path):
