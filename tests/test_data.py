@@ -7,7 +7,7 @@ import sys
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codeact_lib import data
@@ -88,6 +88,7 @@ JSON_VALUES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(["q", "a", "other"]), JSON_VALUES, max_size=3), max_size=8))
 def test_rows_read_are_rows_kept_plus_rows_reported(tmp_path_factory, rows):
     path = write(tmp_path_factory.mktemp("drawn") / "set.jsonl", rows + ROWS)

@@ -68,6 +68,7 @@ def test_cdas_equals_the_naive_version(rows, ratio, with_status, quota):
     assert chosen.dtype == np.int64
 
 
+@settings(deadline=None)
 @given(ROWS, RATIOS)
 def test_cdas_never_chooses_what_the_instruction_does_not_help(rows, ratio):
     ifd, cluster, status = columns(rows)
@@ -96,6 +97,7 @@ def test_cdas_takes_lists_series_and_labels_that_are_words():
     assert cdas_sample(frame["ifd"], frame["cluster"], 0.5).tolist() == [2, 1]
 
 
+@settings(deadline=None)
 @given(ROWS, RATIOS, st.integers(0, 5))
 def test_the_other_policies_return_distinct_usable_rows_within_their_budget(rows, ratio, budget):
     ifd, cluster, status = columns(rows)
@@ -112,6 +114,7 @@ def test_the_other_policies_return_distinct_usable_rows_within_their_budget(rows
             assert set(chosen.tolist()) <= trainable
 
 
+@settings(deadline=None)
 @given(ROWS, RATIOS)
 def test_ifd_only_is_cdas_with_a_single_cluster(rows, ratio):
     ifd, _, status = columns(rows)
@@ -119,6 +122,7 @@ def test_ifd_only_is_cdas_with_a_single_cluster(rows, ratio):
     assert ifd_sample(ifd, ratio, status=status).tolist() == cdas_sample(ifd, one, ratio, status=status).tolist()
 
 
+@settings(deadline=None)
 @given(ROWS, RATIOS, st.one_of(st.none(), st.integers(0, 40)))
 def test_difficulty_bands_are_slices_of_the_rows_in_order_of_ifd(rows, ratio, budget):
     ifd, _, status = columns(rows)
@@ -132,6 +136,7 @@ def test_difficulty_bands_are_slices_of_the_rows_in_order_of_ifd(rows, ratio, bu
     assert bands["hard"] == sorted(usable, key=lambda i: ifd[i], reverse=True)[:size]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), RATIOS, st.integers(0, 3))
 def test_stratified_shares_stay_within_one_row_of_proportion(cluster, ratio, seed):
     cluster = np.array(cluster)
@@ -154,6 +159,7 @@ def test_the_longest_rows_come_first_and_ties_keep_their_order():
     assert longest_sample([5, 9, 9, 1, 7], 0.8).tolist() == [1, 2, 4, 0]
 
 
+@settings(deadline=None)
 @given(ROWS, RATIOS, st.sampled_from(POLICIES), st.sampled_from(["corrected", "authors"]))
 def test_every_row_gets_a_reason_and_kept_rows_a_rank(rows, ratio, policy, preset):
     frame = frame_of(rows)
@@ -166,6 +172,7 @@ def test_every_row_gets_a_reason_and_kept_rows_a_rank(rows, ratio, policy, prese
     assert not set(table.loc[table["keep"], "reason"]) & set(table.loc[~table["keep"], "reason"])
 
 
+@settings(deadline=None)
 @given(ROWS, RATIOS)
 def test_all_policies_take_as_many_rows_as_cdas_where_there_are_that_many(rows, ratio):
     frame = frame_of(rows)
@@ -197,6 +204,7 @@ def test_the_reasons_say_why_a_row_was_dropped():
     assert select("full", frame_of(rows))["reason"].tolist().count("all rows") == 5
 
 
+@settings(max_examples=40, deadline=None)
 @given(ROWS, RATIOS)
 def test_a_comparison_holds_what_each_policy_alone_would_take(rows, ratio):
     frame = frame_of(rows)
