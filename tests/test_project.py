@@ -132,7 +132,7 @@ def test_the_core_modules_run_where_only_torch_transformers_numpy_and_pandas_are
     path = REPO / "codeact_lib" / f"{module}.py"
     inside_functions = {"peft", "bitsandbytes"}
     outside = imported_packages(path) - set(sys.stdlib_module_names) - inside_functions
-    assert outside <= {"torch", "transformers", "numpy", "pandas", "codeact_lib"}
+    assert outside <= {"torch", "transformers", "safetensors", "numpy", "pandas", "codeact_lib"}
     assert own_imports(module) <= {"errors", "prompts", "packing", "modeling", "ifd", "mini"}
 
 
