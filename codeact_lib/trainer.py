@@ -115,9 +115,10 @@ class Keeper(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         trainer, book = self.trainer, self.trainer.log_book
-        book.isolation_error = check_isolation(
-            trainer.model, trainer.collator, trainer.train_dataset, compute_dtype(args, trainer.model)
-        )
+        with trainer.compute_loss_context_manager():  # mixed precision, where it is on
+            book.isolation_error = check_isolation(
+                trainer.model, trainer.collator, trainer.train_dataset, compute_dtype(args, trainer.model)
+            )
         book.started = time.monotonic() - book.seconds
         self.first_step, self.began, self.printed = state.global_step, time.monotonic(), time.monotonic()
 

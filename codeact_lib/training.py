@@ -113,12 +113,12 @@ def fine_tune(
     output_dir, strategy, template = make_folder(output_dir), PaddingStrategy(strategy), get_template(template)
     lora = {"lora_r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
     lora["lora_target_modules"] = list(lora_target_modules)
+    scope = {"packing_scope": packing_scope, "tokens_per_micro_batch": tokens_per_micro_batch}
     if loss_normalization not in ("step", "micro_batch"):
         raise ProfileError(f"unknown loss_normalization {loss_normalization!r}: choose step or micro_batch")
     if torch_threads:
         torch.set_num_threads(torch_threads)
     args = make_arguments(output_dir / "checkpoints", training_arguments)
-    scope = {"packing_scope": packing_scope, "tokens_per_micro_batch": tokens_per_micro_batch}
     identity = sha256_json(
         {
             "train": sha256_file(existing(train_jsonl)),
@@ -130,30 +130,18 @@ def fine_tune(
     )
     with only_one(output_dir) if args.process_index == 0 else nullcontext():
         set_seed(args.seed)
-        rows, tokenizer = read_rows(train_jsonl), load_tokenizer(model_path, revision)
-        samples, dropped, truncated = tokenize_rows(rows, tokenizer, template, max_length, train_jsonl, overlong)
-        collator = DynamicPackCollator(tokenizer, max_length, strategy, isolate)
-        dtype = weight_dtype(tuning, args)
-        slots = make_steps(samples, collator, args, **scope).largest_micro_batch()
-        check_resources(model_path, revision, tuning, lora, dtype, args, slots, output_dir)
-        model = load_base_model(
-            model_path,
-            revision=revision,
-            tuning=tuning,
-            dtype=dtype,
-            attn_implementation="sdpa" if attn_implementation is None else attn_implementation,
-            **lora,
+        tokenizer = load_tokenizer(model_path, revision)
+        samples, dropped, truncated = tokenize_rows(
+            read_rows(train_jsonl), tokenizer, template, max_length, train_jsonl, overlong
         )
-        if attn_implementation is None:
-            choose_attention(model, strategy, isolate, args)
-        set_seed(args.seed)
+        collator = DynamicPackCollator(tokenizer, max_length, strategy, isolate)
+        slots = make_steps(samples, collator, args, **scope).largest_micro_batch()
+        check_resources(model_path, revision, tuning, lora, args, slots, output_dir)
+        model = load_model(model_path, revision, tuning, lora, attn_implementation, collator, args)
         trainer = PackedTrainer(
             model, args, samples, collator, **scope, identity=identity, loss_normalization=loss_normalization
         )
-        with args.main_process_first(local=False):  # it removes checkpoints that cannot be used
-            checkpoint = latest_checkpoint(output_dir / "checkpoints", identity)
-        run_trainer(trainer, checkpoint)
-        save_model(trainer, tokenizer, output_dir / "model")
+        resumed = train_and_save(trainer, tokenizer, output_dir)
         report = trainer.log_book.report(
             n_samples=len(samples),
             logging_steps=max(1, int(args.logging_steps)),
@@ -166,12 +154,21 @@ def fine_tune(
             dropped=dropped,
             truncated=truncated,
             processes=args.world_size,
-            resumed=checkpoint is not None,
+            resumed=resumed,
             **utilization(model, trainer.log_book, args),
         )
         if args.process_index == 0:
             finish(output_dir, report, model_path, revision, described_as, training_arguments)
     return report
+
+
+def train_and_save(trainer, tokenizer, output_dir) -> bool:
+    """Run the training to its end and save the model; whether it went on from a checkpoint."""
+    with trainer.args.main_process_first(local=False):  # it removes checkpoints that cannot be used
+        checkpoint = latest_checkpoint(output_dir / "checkpoints", trainer.log_book.identity)
+    run_trainer(trainer, checkpoint)
+    save_model(trainer, tokenizer, output_dir / "model")
+    return checkpoint is not None
 
 
 def utilization(model, book, args) -> dict:
@@ -235,7 +232,7 @@ def weight_dtype(tuning, args) -> torch.dtype:
     return torch.bfloat16 if args.bf16 else torch.float16
 
 
-def check_resources(model_path, revision, tuning, lora, dtype, args, slots, output_dir) -> None:
+def check_resources(model_path, revision, tuning, lora, args, slots, output_dir) -> None:
     """Print what memory the training will need; raise before any weight is read when it or the disk cannot do."""
     ranks = sharding_ranks(args)
     estimate = memory_estimate(
@@ -244,7 +241,7 @@ def check_resources(model_path, revision, tuning, lora, dtype, args, slots, outp
         tuning=tuning,
         targets=lora["lora_target_modules"],
         lora_r=lora["lora_r"],
-        dtype=dtype,
+        dtype=weight_dtype(tuning, args),
         optim=str(args.optim.value),
         slots=slots,
         ranks=ranks,
@@ -255,6 +252,17 @@ def check_resources(model_path, revision, tuning, lora, dtype, args, slots, outp
     if args.process_index == 0:
         check_disk(output_dir, estimate, args.save_total_limit, ranks)
         print(line, flush=True)
+
+
+def load_model(model_path, revision, tuning, lora, attn_implementation, collator, args):
+    """The model to train, with the attention that was asked for or the fastest one that serves."""
+    dtype, attention = weight_dtype(tuning, args), attn_implementation or "sdpa"
+    options = {"revision": revision, "tuning": tuning, "dtype": dtype, "attn_implementation": attention}
+    model = load_base_model(model_path, **options, **lora)
+    if attn_implementation is None:
+        choose_attention(model, collator.strategy, collator.isolate, args)
+    set_seed(args.seed)
+    return model
 
 
 def choose_attention(model, strategy, isolate, args) -> None:
