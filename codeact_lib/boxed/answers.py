@@ -16,7 +16,7 @@ import signal
 import time
 
 from . import crew
-from .plain import decode, encode
+from .plain import decode, encode_output
 
 MEMORY = 4 << 30  # address space of a solution, as EvalPlus gives it
 MOST_BYTES = 64 << 20  # of one answer
@@ -103,7 +103,7 @@ def outputs(code, entry_point, inputs, limits):
         function = namespace[entry_point]
         for arguments, seconds in zip(decode(json.loads(inputs)), limits, strict=True):
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            said.append(encode(function(*arguments)))
+            said.append(encode_output(function(*arguments)))
         signal.setitimer(signal.ITIMER_REAL, 0)
     except OutOfTime:
         return {"outputs": said, "why": "timeout"}
