@@ -12,7 +12,7 @@ import marshal
 from collections import Counter
 from dataclasses import dataclass
 
-LARGE = 1 << 20  # bytes from which on an output is told by its digest: ten million words would take a minute as text
+LARGE = 1 << 17  # bytes from which on an output is told by its digest: ten million words would take a minute as text
 SMALL = 1 << 62  # JSON text of longer ints may exceed the limit Python sets on decimal digits
 DEPTH = 200
 
@@ -42,10 +42,10 @@ def digest(value):
 def encode_output(value):
     """`encode`, but a large output becomes its `digest`."""
     try:
-        large = len(marshal.dumps(value, 0)) > LARGE
+        data = marshal.dumps(value, 0)
     except ValueError:
-        large = False
-    return ["digest", digest(value).sha256] if large else encode(value)
+        return encode(value)
+    return ["digest", hashlib.sha256(data).hexdigest()] if len(data) > LARGE else encode(value)
 
 
 def encode(value, depth=DEPTH):
