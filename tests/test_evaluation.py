@@ -375,14 +375,14 @@ def test_expected_outputs_are_kept_without_times_and_not_where_a_solution_could_
 
 
 def test_a_large_output_is_confirmed_by_its_digest(tmp_path):
-    big = "    return [(a, str(n)) for n in range(b * 100_000)]\n"
+    big = "    return [(a, str(n)) for n in range(b * 20_000)]\n"
     tasks = [{**humaneval_tasks()[0], "canonical_solution": big}]
     path = write_tasks(tmp_path / "bench.jsonl", tasks)
     assert evaluate_solutions(canonical(tasks), path, output_dir=tmp_path / "out").plus == (1, 1)
     wrong = [{**canonical(tasks)[0], "solution": tasks[0]["prompt"] + big.replace("(a, str", "(a + (n == 7), str")}]
     result = evaluate_solutions(wrong, path, output_dir=tmp_path / "out")
     assert result.plus == (0, 1) and result.failures() == {"wrong": 1}
-    fake = "class Any(list):\n    __eq__ = lambda self, other: True\ndef add(a, b):\n    return Any(range(500_000))\n"
+    fake = "class Any(list):\n    __eq__ = lambda self, other: True\ndef add(a, b):\n    return Any(range(100_000))\n"
     result = evaluate_solutions([{**wrong[0], "solution": fake}], path, output_dir=tmp_path / "out")
     assert result.failures() == {"unconfirmed": 1}
 
