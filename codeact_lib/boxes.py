@@ -64,20 +64,24 @@ class Crew:
         Raises:
             EvaluationError: a box does not even begin a task; the message holds its last words.
         """
-        answers, pending = {}, list(tasks)
+        answers, pending, idle = {}, list(tasks), 0
         while pending:
             found, started, ended = self._one_box(program, job, pending)
-            answers |= found
             left = [task for task in pending if task["task_id"] not in found]
             suspects = [task for task in left if task["task_id"] in started]
-            if left and not suspects:
-                raise EvaluationError(f"The {program} box stopped before {left[0]['task_id']}: {_last_words(ended)}")
             self.incidents |= {task["task_id"]: ended.stopped or "it went bad" for task in suspects}
-            with ThreadPoolExecutor(self.parallel) as pool:
-                alone = pool.map(lambda task: self._alone(program, job, task), suspects)
-                answers |= {task["task_id"]: answer for task, answer in zip(suspects, alone, strict=True)}
+            answers |= found | self._each_alone(program, job, suspects)
+            idle = idle + 1 if left and not started else 0
+            if idle == 2:  # once may be somebody who killed it while it started
+                raise EvaluationError(f"The {program} box stopped before {left[0]['task_id']}: {_last_words(ended)}")
             pending = [task for task in left if task["task_id"] not in answers]
         return answers
+
+    def _each_alone(self, program, job, tasks):
+        """Task id -> answer, from a box for each."""
+        with ThreadPoolExecutor(self.parallel) as pool:
+            alone = pool.map(lambda task: self._alone(program, job, task), tasks)
+            return {task["task_id"]: answer for task, answer in zip(tasks, alone, strict=True)}
 
     def _alone(self, program, job, task):
         found, _, ended = self._one_box(program, job, [task])

@@ -1,11 +1,13 @@
 """Greedy decoding by vLLM, where it is installed and asked for (``generation_engine: vllm``): many GPUs, long answers.
 
-vLLM schedules its own batches, so its text may differ from that of transformers within rounding, in any precision.
+vLLM schedules its own batches, so its text may differ from that of transformers within rounding, in any precision. It
+is no dependency of this package, not even an optional one: its wheels bring a torch of their own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from codeact_lib.artifacts import read_json
@@ -30,10 +32,9 @@ class VllmModel:
 
     def greedy(self, prompts, max_new_tokens, stop) -> list[list[int]]:
         """Greedy continuations of token lists, ended by the end token, a stop string (left in) or the limit."""
-        from vllm import SamplingParams
-
+        vllm = import_module("vllm")
         rules = {"stop": list(stop), "include_stop_str_in_output": True}
-        greedy = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, **rules)
+        greedy = vllm.SamplingParams(temperature=0.0, max_tokens=max_new_tokens, **rules)
         asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
         answers = self.engine.generate(asked, greedy, lora_request=self.adapter, use_tqdm=False)
         return [list(answer.outputs[0].token_ids) for answer in answers]
@@ -52,16 +53,17 @@ def load_vllm(path, *, revision=None, dtype="bfloat16", max_model_len=None) -> V
         ModelError: vLLM is not installed.
     """
     try:
-        from vllm import LLM
-        from vllm.lora.request import LoRARequest
+        vllm, lora = import_module("vllm"), import_module("vllm.lora.request")
     except ImportError as error:
         remedy = "`pip install vllm` on a machine with a GPU, or set generation_engine: transformers"
         raise ModelError(f"generation_engine is vllm, but vLLM is not installed here ({error}): {remedy}.") from error
     config = Path(path) / "adapter_config.json"
     options = {"dtype": dtype, "max_model_len": max_model_len}
     if not config.exists():
-        return VllmModel(LLM(model=str(path), tokenizer_revision=revision, revision=revision, **options), None, dtype)
+        return VllmModel(
+            vllm.LLM(model=str(path), tokenizer_revision=revision, revision=revision, **options), None, dtype
+        )
     adapter = read_json(config)
     options |= {"enable_lora": True, "max_lora_rank": adapter["r"], "revision": adapter.get("revision")}
-    engine = LLM(model=adapter["base_model_name_or_path"], tokenizer=str(path), **options)
-    return VllmModel(engine, LoRARequest("adapter", 1, str(path)), dtype)
+    engine = vllm.LLM(model=adapter["base_model_name_or_path"], tokenizer=str(path), **options)
+    return VllmModel(engine, lora.LoRARequest("adapter", 1, str(path)), dtype)

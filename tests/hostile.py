@@ -15,7 +15,6 @@ def add(a, b):
     raise RuntimeError("stopped")
 """
 HONEST = "def add(a, b):\n    return a + b\n"
-HANG = "def add(a, b):\n    return hang()\n"
 
 
 def attack(body):
@@ -70,7 +69,7 @@ ATTACKS = {
         "the project": write("project"),
         "EvalPlus's cache (a forged pickle)": write("cache", "ground_truth.pkl"),
         "delete the results": attack("posix.unlink(WORLD['results'] + '/metrics.json'); return True"),
-        "rename the results": attack("posix.rename(WORLD['results'], WORLD['results'] + '.old'); return True"),
+        "rename a folder of results": attack("posix.rename(WORLD['runs'], WORLD['runs'] + '.old'); return True"),
         "a link out of the box": attack("posix.symlink('/', WORLD['home'] + '/link'); return True"),
     },
     "network": {
@@ -85,8 +84,8 @@ ATTACKS = {
         "an abstract socket": attack("socket.socket(socket.AF_UNIX).connect('\\0' + WORLD['abstract']); return True"),
     },
     "other processes": {
-        "kill an outsider": attack("posix.kill(WORLD['outsider'], signal.SIGKILL); return True"),
-        "stop an outsider": attack("posix.kill(WORLD['outsider'], signal.SIGSTOP); return True"),
+        "kill an outsider": attack("posix.kill(WORLD['outsiders'][0], signal.SIGKILL); return True"),
+        "stop an outsider": attack("posix.kill(WORLD['outsiders'][1], signal.SIGSTOP); return True"),
         "kill its parent": attack("posix.kill(posix.getppid(), signal.SIGKILL); time.sleep(5); return True"),
         "kill its process group": attack("posix.kill(0, signal.SIGKILL); time.sleep(5); return True"),
         "trace its parent": attack("""
@@ -96,7 +95,8 @@ ATTACKS = {
             if posix.fork() == 0:
                 posix.setsid()
                 if posix.fork() == 0:
-                    posix.execv(sys.executable, [sys.executable, "-S", "-c", "import time; time.sleep(40)", WORLD["mark"]])
+                    sleep = [sys.executable, "-S", "-c", "import time; time.sleep(40)", WORLD["mark"]]
+                    posix.execv(sys.executable, sleep)
                 posix._exit(0)
             time.sleep(0.3)
             return True
@@ -141,14 +141,30 @@ ATTACKS = {
             posix.ftruncate(handle, 1 << 30)
             return True
         """),
-        "100 MB of output": "import os\nfor _ in range(100):\n    os.write(1, b'x' * (1 << 20))\n    os.write(2, b'y' * (1 << 20))\n"
-        "def add(a, b):\n    return None\n",
+        "100 MB of output": faked("""
+            import os
+            for _ in range(100):
+                os.write(1, b"x" * (1 << 20))
+                os.write(2, b"y" * (1 << 20))
+            def add(a, b):
+                return None
+        """),
         "an answer of 100 MB": "def add(a, b):\n    return 'x' * (100 << 20)\n",
         "an answer without end": "def add(a, b):\n    xs = []\n    xs.append(xs)\n    return xs\n",
     },
     "signals and ends": {
-        "ignore every signal and loop": "import signal\nfor n in range(1, 32):\n    try:\n        signal.signal(n, signal.SIG_IGN)\n"
-        "    except OSError:\n        pass\ndef add(a, b):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass\n",
+        "ignore every signal and loop": faked("""
+            import signal
+            for n in set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}:
+                signal.signal(n, signal.SIG_IGN)
+            def add(a, b):
+                while True:
+                    try:
+                        while True:
+                            pass
+                    except BaseException:
+                        pass
+        """),
         "loop on import": "while True: pass\n",
         "stop itself": "import posix, signal\nposix.kill(posix.getpid(), signal.SIGSTOP)\n" + HONEST,
         "kill itself": "import posix, signal\nposix.kill(posix.getpid(), signal.SIGKILL)\n" + HONEST,
@@ -195,14 +211,25 @@ ATTACKS = {
         "a judge's answer instead of its own": faked("""
             import os, json
             def add(a, b):
-                os.write(3, json.dumps({"outputs": [0] * 9, "why": "", "confirmed": {"base": True, "plus": True}}).encode())
+                forged = {"outputs": [0] * 9, "why": "", "confirmed": {"base": True, "plus": True}}
+                os.write(3, json.dumps(forged).encode())
                 os._exit(0)
         """),
     },
     "faked passes": {
-        "equal to everything": "class Any:\n    def __eq__(self, other): return True\ndef add(a, b):\n    return Any()\n",
-        "a number equal to everything": "class Any(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\n"
-        "def add(a, b):\n    return Any(-7)\n",
+        "equal to everything": faked("""
+            class Any:
+                __eq__ = lambda self, other: True
+            def add(a, b):
+                return Any()
+        """),
+        "a number equal to everything": faked("""
+            class Any(int):
+                __eq__ = lambda self, other: True
+                __hash__ = int.__hash__
+            def add(a, b):
+                return Any(-7)
+        """),
         "the expected output from the frames": SEARCH
         + faked("""
             def add(a, b):
@@ -223,8 +250,8 @@ ATTACKS = {
             import numpy
             numpy.allclose = lambda *arguments, **named: True
             def add(a, b):
-                return -1 if TOLERANT else -1.0
-        """).replace("-1 if TOLERANT else -1.0", "-1"),
+                return -1
+        """),
         "the verdict set in memory": SEARCH
         + faked("""
             import os
@@ -237,18 +264,15 @@ ATTACKS = {
                         found["progress"].value, found["stat"].value = len(found["details"]), 0
                         os._exit(0)
         """),
-        "the comparison replaced": faked("""
-            import sys, builtins
-            for name, module in list(sys.modules.items()):
-                if name.startswith("evalplus"):
-                    for attribute in ("is_floats", "time_limit"):
-                        if hasattr(module, attribute):
-                            setattr(module, attribute, lambda *arguments: True)
-            class Same(int):
-                __eq__ = lambda self, other: True
-                __hash__ = int.__hash__
+        "the comparison replaced": SEARCH
+        + faked("""
+            class Numbers:
+                ndarray, allclose = (), lambda *arguments, **named: True
             def add(a, b):
-                return Same(0)
+                for frame in frames():
+                    if "is_floats" in frame.f_globals:
+                        frame.f_globals["np"] = Numbers
+                return -1
         """),
         "the reference found in memory": SEARCH
         + faked("""
@@ -279,7 +303,7 @@ ATTACKS = {
                         pass
             def add(a, b):
                 for frame in frames():
-                    if "expected" in frame.f_locals:
+                    if {"expected", "i"} <= frame.f_locals.keys():
                         keep({**(kept() or {}), str((a, b)): frame.f_locals["expected"][frame.f_locals["i"]]})
                 return (kept() or {}).get(str((a, b)))
         """),

@@ -1,5 +1,6 @@
 """Verdicts: the same as EvalPlus's own, one for every task whatever happens, counted outside the box."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,12 +11,33 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from codeact_lib.boxed.plain import Opaque, decode, encode
+from codeact_lib.boxes import _read_events
 from codeact_lib.errors import EvaluationError
-from codeact_lib.evaluation import Benchmark, PassAtOne, evaluate_solutions, load_benchmark, metrics_record, run_history
-from codeact_lib.sandbox import choose_isolation
+from codeact_lib.evaluation import (
+    Benchmark,
+    PassAtOne,
+    evaluate_solutions,
+    imports_of,
+    load_benchmark,
+    metrics_record,
+    run_history,
+)
+from codeact_lib.sandbox import choose_isolation, probe_isolation
 
 REAL_DATA = os.environ.get("CODEACT_REAL_DATA")
+AVAILABLE = [rung.name for rung in probe_isolation() if rung.available]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Expected outputs are kept in a folder of the test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 def task(task_id, entry_point, prompt, canonical, base, plus, atol=0):
@@ -212,7 +234,7 @@ def many_adds(n, odd):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-@pytest.mark.parametrize("isolation", [choose_isolation("auto"), "limits"])
+@pytest.mark.parametrize("isolation", AVAILABLE)
 def test_a_solution_that_kills_its_worker_costs_only_its_own_verdict(isolation, tmp_path):
     benchmark, samples = many_adds(6, KILL_PARENT)
     options = {"isolation": isolation, "sanitize": False, "parallel": 2, "min_time_limit": 1.0}
@@ -237,50 +259,167 @@ def test_a_worker_that_hangs_is_given_up_with_a_verdict_for_every_task(tmp_path)
     assert result.plus == (3, 4) and result.failures() == {"timeout": 1}
 
 
-def test_a_judge_killed_from_outside_is_started_again(tmp_path):
-    """The first box is killed while it works; a verdict for every task comes from the next ones."""
-    benchmark, samples = many_adds(12, "import time\ndef add(a, b):\n    time.sleep(0.05)\n    return a + b\n")
-    samples = [{**row, "solution": samples[-1]["solution"]} for row in samples]
+@pytest.mark.parametrize("isolation", AVAILABLE)
+def test_a_judge_killed_from_outside_is_started_again(isolation, tmp_path):
+    """A process of the box is killed while it judges; every task still gets its verdict."""
+    slow = "import time\ndef add(a, b):\n    time.sleep(0.05)\n    return a + b\n"
+    benchmark, samples = many_adds(8, slow)
+    samples = [{**row, "solution": slow} for row in samples]
     killed = []
 
     def kill_once():
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not killed and time.monotonic() < end:
-            for process in psutil.process_iter(["cmdline", "ppid"]):
-                if str(tmp_path.resolve()) in " ".join(process.info["cmdline"] or ()) and has_verdicts(tmp_path):
-                    process.kill()
-                    killed.append(process.pid)
-            time.sleep(0.02)
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    command = process.cmdline()
+                    if command[1:2] == ["-P"] and "judge" in command[3]:
+                        time.sleep(0.5)
+                        process.kill()
+                        killed.append(process.pid)
+                        return
+            time.sleep(0.01)
 
     killer = threading.Thread(target=kill_once)
     killer.start()
-    result = evaluate_solutions(samples, benchmark, output_dir=tmp_path, parallel=1, isolation="limits")
+    result = evaluate_solutions(samples, benchmark, output_dir=tmp_path, parallel=1, isolation=isolation)
     killer.join()
-    assert killed and result.plus == (12, 12)
+    assert killed and result.plus == (8, 8)
 
 
-def has_verdicts(folder):
-    path = Path(folder) / "box" / "verdicts.jsonl"
-    return path.exists() and path.read_text().count('"verdict"') >= 2
+def test_lines_that_no_worker_wrote_are_not_believed():
+    """Half a line, a stranger's task, and a task that is answered twice, differently or not."""
+    done = {"event": "done", "base": "pass"}
+    rows = [{"task_id": "a", **done}, {"task_id": "b", **done}, {"task_id": "b", **done}, {"task_id": "x", **done}]
+    odd = ["[1]", '{"task_id": []}', "{{{", '{"task_id": "c", "event": "start"}', '{"ta']
+    answers, started = _read_events("\n".join([*map(json.dumps, rows), *odd]), {"a", "b", "c"})
+    assert answers == {"a": rows[0]} and started == {"a", "b", "c"}
 
 
-def test_lines_that_the_judge_did_not_write_are_not_believed(tmp_path):
-    """A solution that adds a verdict to the result file does not get it; two different verdicts are none."""
-    forged = json.dumps(
-        {"task_id": "TestHumanEval/5", "event": "verdict", "base": "pass", "plus": "pass", "failure": ""}
-    )
-    code = f"""
-import glob, io
-for path in {[str(tmp_path / "box" / "verdicts.jsonl")]!r}:
-    with io.FileIO(path, "a") as file:
-        file.write({(forged + chr(10) + "[1]" + chr(10) + '{"task_id": []}' + chr(10) + "{{{" + chr(10)).encode()!r})
+FAKE = """
+class Any:
+    def __eq__(self, other):
+        return True
 def add(a, b):
-    return 0
+    return Any()
 """
-    benchmark, samples = many_adds(6, code)
-    result = evaluate_solutions(samples, benchmark, output_dir=tmp_path, sanitize=False)
-    assert result.plus == (5, 6)
-    assert result.verdicts["TestHumanEval/5"]["plus"] != "pass"
+
+
+def test_a_pass_that_is_not_borne_out_is_listed_and_not_counted(tmp_path):
+    benchmark, samples = many_adds(3, FAKE)
+    result = evaluate_solutions(samples, benchmark, output_dir=tmp_path)
+    assert result.plus == (2, 3) and result.plain == {"base": (3, 3), "plus": (3, 3)}
+    assert result.unconfirmed == ["TestHumanEval/2"] and result.failures() == {"unconfirmed": 1}
+    stored = json.loads((tmp_path / "verdicts.json").read_text())
+    assert stored["plain"]["plus"] == {"k": 3, "n": 3} and stored["unconfirmed"] == ["TestHumanEval/2"]
+    assert stored["verdicts"]["TestHumanEval/2"]["plus"] == "unconfirmed"
+
+
+def test_a_solution_that_fakes_the_plus_tests_only_passes_the_base_tests(tmp_path):
+    code = "class Any(int):\n    __eq__ = lambda self, other: True\n"
+    code += "def add(a, b):\n    return a + b if (a, b) == (1, 2) else Any(7)\n"
+    benchmark, samples = many_adds(2, code)
+    result = evaluate_solutions(samples, benchmark, output_dir=tmp_path)
+    assert result.base == (2, 2) and result.plus == (1, 2) and result.plain["plus"] == (2, 2)
+
+
+def test_the_isolation_in_force_is_said_and_stored(tmp_path):
+    said = []
+    benchmark, samples = many_adds(2, "")
+    result = evaluate_solutions(samples, benchmark, output_dir=tmp_path, isolation="limits", say=said.append)
+    assert len(said) == 1 and said[0].startswith("isolation: limits only: generated code can")
+    assert result.isolation == "limits" and not result.to_dict()["isolation_stops"]["read files"]
+
+
+def test_a_helper_that_yields_is_kept(tmp_path):
+    """EvalPlus 0.3.1 throws away a function without `return`, which Mbpp/630's own solution needs."""
+    helper = "def pairs(xs):\n    for x in xs:\n        yield x, x\n\n"
+    tasks = mbpp_tasks()[:1]
+    path = write_tasks(tmp_path / "bench.jsonl", tasks)
+    code = f"{helper}def mul(a, b):\n    return list(pairs([a * b]))[0][0]\n"
+    samples = [{"task_id": tasks[0]["task_id"], "solution": code}]
+    assert evaluate_solutions(samples, path, output_dir=tmp_path / "out").plus == (1, 1)
+
+
+def test_the_imports_of_the_prompt_stand_in_front_only_where_the_protocol_says_so(tmp_path):
+    prompt = 'from typing import List\nimport math\n\ndef add(a: int, b: int) -> int:\n    """Add."""\n'
+    assert imports_of(prompt) == "from typing import List\nimport math\n"
+    assert imports_of('"Write this."') == imports_of("no Python:") == ""
+    tasks = [{**humaneval_tasks()[0], "prompt": prompt}]
+    path = write_tasks(tmp_path / "bench.jsonl", tasks)
+    bare = [{"task_id": tasks[0]["task_id"], "solution": "def add(a, b) -> List[int]:\n    return math.fsum([a, b])\n"}]
+    for protocol, passed in (("authors", 0), ("authors+imports", 1), ("evalplus", 0), ("evalplus+imports", 1)):
+        result = evaluate_solutions(bare, path, output_dir=tmp_path / "out", protocol=protocol)
+        assert result.plus == (passed, 1) and result.protocol == result.to_dict()["protocol"] == protocol
+    with pytest.raises(EvaluationError, match="authors, evalplus"):
+        evaluate_solutions(bare, path, output_dir=tmp_path / "out", protocol="mine")
+
+
+def test_expected_outputs_are_kept_without_times_and_not_where_a_solution_could_write(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr("codeact_lib.reference.WORTH_KEEPING", 0.0)
+    path = write_tasks(tmp_path / "bench.jsonl", humaneval_tasks())
+    judge = {"output_dir": tmp_path / "out"}
+    assert evaluate_solutions(canonical(humaneval_tasks()), path, isolation="limits", **judge).plus == (4, 4)
+    assert not list(cache.rglob("*.json"))
+    if choose_isolation("auto") == "limits":
+        return
+    assert evaluate_solutions(canonical(humaneval_tasks()), path, **judge).plus == (4, 4)
+    (kept,) = cache.rglob("*.json")
+    texts = json.loads(kept.read_text())
+    assert decode(json.loads(texts["TestHumanEval/0"]["base"])) == [3] and "seconds" not in kept.read_text()
+    texts["TestHumanEval/0"]["base"] = json.dumps(encode([4]))
+    kept.write_text(json.dumps(texts))
+    assert evaluate_solutions(canonical(humaneval_tasks()), path, **judge).plus == (3, 4)
+    kept.write_text("half a fi")
+    assert evaluate_solutions(canonical(humaneval_tasks()), path, **judge).plus == (4, 4)
+
+
+def test_a_large_output_is_confirmed_by_its_digest(tmp_path):
+    big = "    return [(a, str(n)) for n in range(b * 20_000)]\n"
+    tasks = [{**humaneval_tasks()[0], "canonical_solution": big}]
+    path = write_tasks(tmp_path / "bench.jsonl", tasks)
+    assert evaluate_solutions(canonical(tasks), path, output_dir=tmp_path / "out").plus == (1, 1)
+    wrong = [{**canonical(tasks)[0], "solution": tasks[0]["prompt"] + big.replace("(a, str", "(a + (n == 7), str")}]
+    result = evaluate_solutions(wrong, path, output_dir=tmp_path / "out")
+    assert result.plus == (0, 1) and result.failures() == {"wrong": 1}
+    fake = "class Any(list):\n    __eq__ = lambda self, other: True\ndef add(a, b):\n    return Any(range(100_000))\n"
+    result = evaluate_solutions([{**wrong[0], "solution": fake}], path, output_dir=tmp_path / "out")
+    assert result.failures() == {"unconfirmed": 1}
+
+
+def test_outputs_that_are_no_data_get_evalpluss_verdict_but_no_confirmation(tmp_path):
+    tasks = [{**humaneval_tasks()[0], "canonical_solution": "    return range(a, b)\n"}]
+    path = write_tasks(tmp_path / "bench.jsonl", tasks)
+    result = evaluate_solutions(canonical(tasks), path, output_dir=tmp_path / "out")
+    assert result.plus == (0, 1) and result.plain["plus"] == (1, 1) and len(result.unconfirmed) == 1
+
+
+numbers = st.integers() | st.floats(allow_nan=False) | st.complex_numbers(allow_nan=False)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=20,
+)
+
+
+@given(values | st.sets(st.integers()) | st.just(10**5000))
+def test_plain_data_survives_the_way_through_json_with_its_types(value):
+    back = decode(json.loads(json.dumps(encode(value))))
+    assert back == value and type(back) is type(value)
+
+
+def test_what_is_no_data_equals_nothing_and_stays_apart_from_what_is():
+    cycle = []
+    cycle.append(cycle)
+    for value in (object(), range(3), (x for x in ()), cycle, type):
+        back = decode(json.loads(json.dumps(encode(value))))
+        while isinstance(back, list):
+            back = back[0]
+        assert isinstance(back, Opaque) and back != value
+    assert decode(encode(type("Sly", (int,), {"__eq__": lambda self, other: True})(7))) != 8
+    for damaged in (["unknown", 1], ["int", "x"], ["list", 3]):
+        with pytest.raises((ValueError, TypeError)):
+            decode(damaged)
 
 
 def test_a_polynomial_root_can_pass(tmp_path):
@@ -293,6 +432,7 @@ def test_a_polynomial_root_can_pass(tmp_path):
         (near, 1),
         (near.replace("1e-6", "1"), 0),
         (near.replace("return", "return str(1) or"), 0),
+        (f"{prompt}    xs[:] = [0, 0]\n    return 5\n", 0),
     ):
         samples = [{"task_id": "HumanEval/32", "solution": solution}]
         assert evaluate_solutions(samples, path, output_dir=tmp_path / "out").plus == (passes, 1)
@@ -330,7 +470,7 @@ def test_unusable_benchmarks_and_samples_are_refused_with_place_and_remedy(tmp_p
     with pytest.raises(EvaluationError, match="neither a benchmark"):
         load_benchmark(tmp_path / "absent.jsonl")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("codeact_lib.evaluation.EVALPLUS_URL", "file:///absent/{repo}-{version}-{stem}")
+    monkeypatch.setattr("codeact_lib.benchmarks.EVALPLUS_URL", "file:///absent/{repo}-{version}-{stem}")
     with pytest.raises(EvaluationError, match="put it at .*MbppPlus-v0.1.0.jsonl"):
         load_benchmark("mbpp@v0.1.0")
     path = write_tasks(tmp_path / "bench.jsonl", good)
@@ -420,8 +560,8 @@ def test_every_canonical_solution_of_humaneval_passes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL_DATA, reason="CODEACT_REAL_DATA does not name the folder of the real benchmarks")
-def test_canonical_solutions_of_mbpp_pass(tmp_path):
-    """The first 60 tasks; EvalPlus's sanitize drops generator functions, so the solutions are judged as they are."""
-    benchmark = load_benchmark(Path(REAL_DATA) / "mbppplus_dev.jsonl", limit=60)
-    result = evaluate_solutions(canonical(benchmark.tasks), benchmark, output_dir=tmp_path, sanitize=False)
-    assert result.base == result.plus == (60, 60)
+def test_every_canonical_solution_of_mbpp_passes(tmp_path):
+    """Half a minute of computing three times over: the reference, the second opinion, EvalPlus."""
+    benchmark = load_benchmark(Path(REAL_DATA) / "mbppplus_dev.jsonl")
+    result = evaluate_solutions(canonical(benchmark.tasks), benchmark, output_dir=tmp_path)
+    assert result.base == result.plus == (378, 378)

@@ -33,7 +33,10 @@ GIB = 1 << 30
 
 def add_task(number):
     fields = {"entry_point": "add", "prompt": "def add(a, b):\n", "canonical_solution": "    return a + b\n"}
-    return {"task_id": f"Test/{number}", **fields, "base_input": [[1, 2]], "plus_input": [[3, 4]], "atol": 0}
+    return {"task_id": f"Test/{number}", **fields, "base_input": [[1, 2]], "plus_input": [[3, 4]], "atol": 1e-6}
+
+
+PLACES = ("home/.ssh", "project", "results", "runs", "cache")
 
 
 class World:
@@ -41,14 +44,14 @@ class World:
 
     def __init__(self, folder):
         self.folder = folder
-        for name in ("home/.ssh", "project", "results", "cache"):
+        for name in PLACES:
             (folder / name).mkdir(parents=True)
         self.files = {"home/.ssh/id_rsa": "key", "project/.env": "TOKEN=1", "results/metrics.json": "{}"}
         for name, text in self.files.items():
             (folder / name).write_text(text)
         self.entries = self.listing()
         command = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]
-        self.outsider = subprocess.Popen(command, start_new_session=True)
+        self.outsiders = [subprocess.Popen(command, start_new_session=True) for _ in range(2)]
         self.tcp, self.udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.unix, self.abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
         self.udp.bind(("127.0.0.1", 0))
@@ -65,7 +68,7 @@ class World:
                 self.udp.sendto(b"y", self.udp.recvfrom(1)[1])
 
     def facts(self):
-        places = {name: str(self.folder / name) for name in ("home", "project", "results", "cache")}
+        places = {name: str(self.folder / name) for name in ("home", "project", "results", "runs", "cache")}
         ports = {"tcp": self.tcp.getsockname()[1], "udp": self.udp.getsockname()[1]}
         sockets = {"unix": str(self.folder / "s"), "abstract": self.mark}
         return {
@@ -73,21 +76,34 @@ class World:
             **ports,
             **sockets,
             "mark": self.mark,
-            "outsider": self.outsider.pid,
+            "outsiders": [process.pid for process in self.outsiders],
             "evaluator": os.getpid(),
         }
 
     def listing(self):
         return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.name != "s")
 
-    def is_untouched(self):
-        """Whether files and the outsider are as they were and nothing that carries the mark runs."""
-        same = all((self.folder / name).is_file() for name in self.files)
-        same = same and all((self.folder / name).read_text() == text for name, text in self.files.items())
-        return same and self.listing() == self.entries and self.outsider_runs() and not self.marked_processes()
+    def effects(self):
+        """Attack -> whether it left a trace outside of the box, looked at from outside."""
+        home, status = self.folder / "home", [psutil.Process(p.pid).status() for p in self.outsiders]
+        return {
+            "the home": (home / "hostile.txt").exists(),
+            "the results of this evaluation": (self.folder / "results" / "verdicts.json").exists(),
+            "the project": (self.folder / "project" / "hostile.txt").exists(),
+            "EvalPlus's cache (a forged pickle)": (self.folder / "cache" / "ground_truth.pkl").exists(),
+            "delete the results": not (self.folder / "results" / "metrics.json").exists(),
+            "rename a folder of results": not (self.folder / "runs").exists(),
+            "a link out of the box": (home / "link").is_symlink(),
+            "an answer that unpickles into a call": (home / "unpickled").exists(),
+            "kill an outsider": status[0] == psutil.STATUS_ZOMBIE,
+            "stop an outsider": status[1] == psutil.STATUS_STOPPED,
+            "a daemon that outlives it": bool(self.marked_processes()),
+        }
 
-    def outsider_runs(self):
-        return self.outsider.poll() is None and psutil.Process(self.outsider.pid).status() != psutil.STATUS_STOPPED
+    def is_untouched(self):
+        """Whether the files are as they were, and nothing of what `effects` looks for is there."""
+        same = all((self.folder / name).read_text() == text for name, text in self.files.items())
+        return same and self.listing() == self.entries and not any(self.effects().values())
 
     def marked_processes(self):
         return [p for p in psutil.process_iter(["cmdline"]) if self.mark in (p.info["cmdline"] or ())]
@@ -95,8 +111,9 @@ class World:
     def close(self):
         for process in self.marked_processes():
             process.kill()
-        self.outsider.kill()
-        self.outsider.wait()
+        for outsider in self.outsiders:
+            outsider.kill()
+            outsider.wait()
         for server in (self.tcp, self.udp, self.unix, self.abstract):
             server.close()
         for place in ("/tmp", "/var/tmp", "/dev/shm"):
@@ -146,6 +163,7 @@ def test_a_hostile_solution_costs_its_own_verdict_and_nothing_else(rung, world, 
     )
     verdicts = list(zip((name for name, _ in mixed), result.verdicts.values(), strict=True))
     OUTCOMES[rung] = {name: verdict for name, verdict in verdicts if name != "honest"}
+    OUTCOMES[rung]["effects"] = {f"{g}: {n}": world.effects()[n] for g, n, _ in attacks if n in world.effects()}
     OUTCOMES[rung]["plain"] = {
         name for (name, _), task in zip(mixed, tasks, strict=True) if passed_plainly(tmp_path, task)
     }
@@ -153,7 +171,7 @@ def test_a_hostile_solution_costs_its_own_verdict_and_nothing_else(rung, world, 
     assert [verdict for name, verdict in verdicts if name == "honest" and verdict["plus"] != "pass"] == []
     assert [name for name, verdict in verdicts if name != "honest" and "pass" in verdict.values()] == []
     assert result.isolation == rung
-    if rung in ("bubblewrap", "unshare"):
+    if rung in NAMESPACES:
         assert world.is_untouched()
 
 
@@ -161,11 +179,14 @@ def passed_plainly(folder, task):
     return json.loads((folder / "verdicts.json").read_text())["evalplus"][task["task_id"]]["base_status"] == "pass"
 
 
-def cell(name, verdict, plain, code):
+def cell(name, code, seen):
     """One cell of the table: what became of an attack under a rung."""
-    if name in plain:
+    if name not in seen:
+        return "not tried"
+    verdict = seen[name]
+    if name in seen["plain"]:
         return "EvalPlus alone says pass; not counted"
-    if verdict["failure"] == "wrong" and "got through" in code:
+    if seen["effects"].get(name, verdict["failure"] == "wrong" and "got through" in code):
         return "**gets through**"
     return f"stopped ({verdict['failure']})" if "got through" in code else f"fails ({verdict['failure']})"
 
@@ -176,8 +197,7 @@ def table():
     lines = [f"| solution | {' | '.join(rungs)} |", "|---|" + "---|" * len(rungs)]
     for group, name, code in attacks_for(rungs[0]):
         key = f"{group}: {name}"
-        found = [OUTCOMES[rung] for rung in rungs]
-        cells = [cell(key, seen[key], seen["plain"], code) if key in seen else "not tried" for seen in found]
+        cells = [cell(key, code, OUTCOMES[rung]) for rung in rungs]
         lines.append(f"| {key} | {' | '.join(cells)} |")
     return (
         HEAD.format(n=len(lines) - 2, user="root" if os.geteuid() == 0 else "an ordinary user")
@@ -188,15 +208,18 @@ def table():
 
 HEAD = """# What each isolation stops
 
-Made by `CODEACT_WRITE_DOCS=1 pytest tests/test_hostile.py`: {n} solutions written for this project (`tests/hostile.py`),
-judged among honest ones under each rung of the ladder that the machine offers, as {user}. Under every rung each
-costs its own verdict only, and none gets a counted pass.
+Made by `CODEACT_WRITE_DOCS=1 pytest tests/test_hostile.py`: {n} solutions written for this project
+(`tests/hostile.py`), judged among honest ones under each rung of the ladder that the machine offers, as {user}. Under
+every rung each costs its own verdict only, and none gets a counted pass.
 
 - *stopped (...)*: it did not get what it wanted; in brackets how its verdict calls the failure.
 - **gets through**: it did. Under `limits` that is most of what concerns files, sockets and other processes.
 - *fails (...)*: it wants nothing but to disturb; it is a failure like any other.
-- *EvalPlus alone says pass; not counted*: a faked pass. It is listed as unconfirmed, for the solution did not give these
-  answers where no expected output was.
+- *EvalPlus alone says pass; not counted*: a faked pass. It is listed as unconfirmed, for the solution did not
+  give these answers where no expected output was.
+
+What no rung can stop: a solution that knows the answers. Under `limits` one may find the benchmark's own file on the disk
+and answer from it; under the others it cannot see the file.
 
 """
 

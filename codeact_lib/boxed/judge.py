@@ -23,7 +23,7 @@ from functools import cache, partial
 from unittest import mock
 
 from . import crew
-from .plain import Opaque, decode
+from .plain import Digest, Opaque, decode, digest
 
 EVALPLUS_MEMORY = 4 << 30
 MOST_SECONDS = 60.0  # EvalPlus's limit for all inputs of one check
@@ -106,7 +106,7 @@ def criterion(evalplus, kind, task, tests, inputs):
     text, only_not_none = task["expected"][tests], task["entry_point"] in evalplus.eval.MBPP_OUTPUT_NOT_NONE_TASKS
     if kind == "mbpp" and only_not_none:
         return kind, [output is not None for output in decode(json.loads(text))]
-    if '["opaque", ' in text:  # no data: only EvalPlus's own verdict can be had
+    if '["opaque", ' in text or '["digest", ' in text:  # no data, or not all of it
         return kind, evalplus.gen.util.trusted_exec(task["reference"], inputs, task["entry_point"])
     return kind, decode(json.loads(text))
 
@@ -136,6 +136,7 @@ def is_borne_out(evalplus, kind, task, said, inputs, expected):
     outputs = outputs_in(said)
     if outputs is None or len(outputs) != len(inputs) or any(isinstance(output, Opaque) for output in expected):
         return False
+    expected = [digest(e) if isinstance(o, Digest) else e for o, e in zip(outputs, expected, strict=True)]
     told = iter(outputs)
     sys.modules["told"] = types.SimpleNamespace(answer=lambda *arguments: next(told))
     status, progress = types.SimpleNamespace(value=None), types.SimpleNamespace(value=0)

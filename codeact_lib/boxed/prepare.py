@@ -13,7 +13,7 @@ import types
 from copy import deepcopy
 from functools import cache
 
-from .plain import encode
+from .plain import encode, encode_output
 
 SANITIZE_SECONDS = 20
 
@@ -78,6 +78,7 @@ def run_reference(task, inputs):
     function, outputs, seconds = namespace[task["entry_point"]], [], []
     for arguments in deepcopy(inputs):
         start = time.time()
-        outputs.append(encode(function(*arguments)))
+        output = function(*arguments)
         seconds.append(time.time() - start)
+        outputs.append(encode_output(output))
     return json.dumps(["list", outputs]), seconds
