@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from codeact_lib.config import PROFILES_DIR, Profile, load_profile, profile_names
 from codeact_lib.errors import ProfileError
+from codeact_lib.stages import open_stage
 
 
 def raw(name="mini"):
@@ -159,6 +160,18 @@ def test_local_files_are_found_beside_the_profile_and_must_exist(tmp_path):
     assert "rows.jsonl" in message and str(tmp_path) in message
     (tmp_path / "rows.jsonl").write_text("{}")
     assert load_profile(str(path)).datasets[0].path == str(tmp_path / "rows.jsonl")
+
+
+def test_a_scorer_is_a_model_of_its_own_and_enters_the_key_only_when_there_is_one():
+    spec = {"path": "mini-base", "agreement_rows": 50}
+    assert load_profile("mini", {"scorer": spec}).scorer.agreement_rows == 50
+    assert "agreement_rows" in failure("mini", {"scorer": {"path": "mini-base", "agreement_row": 50}})
+    tasks = [
+        open_stage("02_ifd", overrides=overrides, dataset="mini-evol", model="mini-base")
+        for overrides in ({}, {"scorer": spec})
+    ]
+    assert "scorer" not in tasks[0].parameters and tasks[1].parameters["scorer"] == {**spec, "revision": None}
+    assert list(tasks[1].inputs) == ["examples", "base_model", "scorer base_model"]
 
 
 def test_hub_names_and_built_in_names_stay_as_they_are():
