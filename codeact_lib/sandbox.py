@@ -143,14 +143,14 @@ def _most_processes(processes):
     """RLIMIT_NPROC counts the processes of a user, in a box or not: those that run already must stay possible."""
     if os.geteuid() == 0:
         return processes  # a passing user has no others; the kernel does not count root's
-    return processes + sum(p.num_threads() for p in psutil.process_iter() if _belongs_to(p, os.getuid()))
+    return processes + sum(map(_own_threads, psutil.process_iter()))
 
 
-def _belongs_to(process, user):
+def _own_threads(process):
     try:
-        return process.uids().real == user
-    except psutil.Error:
-        return False
+        return process.num_threads() if process.uids().real == os.getuid() else 0
+    except psutil.Error:  # it has just ended
+        return 0
 
 
 def _supervise(rung, command, env, cwd, scratch, stdin, dogs) -> BoxResult:
