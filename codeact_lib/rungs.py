@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import shutil
 import stat
 import subprocess
@@ -17,7 +18,9 @@ from codeact_lib.errors import SandboxError
 LADDER = ("bubblewrap", "unshare", "landlock", "limits")  # strongest first
 UNPROTECTED = "none"  # only by name
 NAMESPACES, LANDLOCK = ("bubblewrap", "unshare"), ("unshare", "landlock")
-NOBODY = 65534
+# Root drops to a user of the box's own, from the range that systemd keeps for passing users: the kernel limits how many
+# processes a user has, so two boxes of one user could starve each other.
+PASSING_USERS = range(61184, 65520)
 DISK_BYTES = 512 << 20  # size of each in-memory folder, of all that a box writes, of the largest file in it
 ENTER = Path(__file__).with_name("boxed") / "enter.py"
 _SYSTEM = (
@@ -34,7 +37,7 @@ _SYSTEM = (
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
-def box_command(rung, argv, *, cwd, scratch, readable, limits) -> list[str]:
+def box_command(rung, argv, *, cwd, scratch, readable, limits, uid) -> list[str]:
     """``argv`` inside what ``rung`` puts around it.
 
     Args:
@@ -42,6 +45,7 @@ def box_command(rung, argv, *, cwd, scratch, readable, limits) -> list[str]:
         scratch: a private folder of this box; bubblewrap shows an empty /tmp instead.
         readable: further files and folders the program may read.
         limits: name of a resource limit -> value or None.
+        uid: what `unprivileged_user` said.
 
     Raises:
         SandboxError: the program that makes the rung is not installed.
@@ -49,7 +53,6 @@ def box_command(rung, argv, *, cwd, scratch, readable, limits) -> list[str]:
     argv = [str(part) for part in argv]
     if rung == UNPROTECTED:
         return argv
-    uid = unprivileged_user(rung, [cwd, scratch, *readable])
     spec = {"argv": argv, "limits": limits, "uid": uid, "keep": rung not in NAMESPACES, "cwd": str(cwd)}
     spec |= {"private": [], "private_bytes": DISK_BYTES, "open": [], "landlock": None}
     if rung == "bubblewrap":
@@ -83,14 +86,14 @@ def box_environment(rung, scratch) -> dict[str, str]:
 
 
 def unprivileged_user(rung, paths) -> int | None:
-    """The user to become: nobody where root asks and nobody can reach Python and ``paths``, else None (stay).
+    """The user to become: a passing one where root asks and anybody can reach Python and ``paths``, else None (stay).
 
     bubblewrap makes its own folders above the paths; elsewhere they are those of the machine.
     """
     if os.geteuid() != 0 or rung == UNPROTECTED:
         return None
     reached = rung == "bubblewrap" or all(map(_everyone_may_enter, [*_python_paths(), *map(str, paths)]))
-    return NOBODY if reached else None
+    return random.choice(PASSING_USERS) if reached else None
 
 
 def _everyone_may_enter(path):
@@ -135,7 +138,7 @@ def _binds(output_dir, readable):
         binds.append(("--bind", str(output_dir)))
     command = []
     for parent in _parents([path for _, path in binds]):
-        command += ["--dir", parent]  # made by a bind they would be closed to nobody (mode 0700)
+        command += ["--dir", parent]  # made by a bind they would be closed to others (mode 0700)
     for option, path in binds:
         command += [option, path, path]
     return command

@@ -127,8 +127,8 @@ def _run_on(rung, argv, output_dir=None, readable=(), stdin=b"", memory_bytes=No
             cwd.mkdir(parents=True, exist_ok=True)
         uid = unprivileged_user(rung, [cwd, scratch, *readable])
         limits = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": DISK_BYTES, "RLIMIT_NOFILE": 1024, "RLIMIT_AS": memory_bytes}
-        limits["RLIMIT_NPROC"] = _most_processes(rung, uid, dogs.get("processes") or PROCESSES)
-        command = box_command(rung, argv, cwd=cwd, scratch=scratch, readable=readable, limits=limits)
+        limits["RLIMIT_NPROC"] = _most_processes(dogs.get("processes") or PROCESSES)
+        command = box_command(rung, argv, cwd=cwd, scratch=scratch, readable=readable, limits=limits, uid=uid)
         given = [folder for folder in {cwd, scratch} if uid is not None]
         try:
             for folder in given:
@@ -139,19 +139,18 @@ def _run_on(rung, argv, output_dir=None, readable=(), stdin=b"", memory_bytes=No
                 _give(folder, 0)
 
 
-def _most_processes(rung, uid, processes):
+def _most_processes(processes):
     """RLIMIT_NPROC counts the processes of a user, in a box or not: those that run already must stay possible."""
-    if rung == "bubblewrap" and uid is not None or uid is None and os.geteuid() == 0:
-        return processes  # nobody has no others in there; the kernel does not count root's
-    user = uid if uid is not None else os.getuid()
-    return processes + sum(p.num_threads() for p in psutil.process_iter() if _belongs_to(p, user))
+    if os.geteuid() == 0:
+        return processes  # a passing user has no others; the kernel does not count root's
+    return processes + sum(map(_own_threads, psutil.process_iter()))
 
 
-def _belongs_to(process, user):
+def _own_threads(process):
     try:
-        return process.uids().real == user
-    except psutil.Error:
-        return False
+        return process.num_threads() if process.uids().real == os.getuid() else 0
+    except psutil.Error:  # it has just ended
+        return 0
 
 
 def _supervise(rung, command, env, cwd, scratch, stdin, dogs) -> BoxResult:

@@ -21,13 +21,13 @@ def test_batches_and_single_prompts_give_the_same_text_and_both_are_measured(tmp
 
 def test_evalplus_and_ours_count_the_same(tmp_path):
     table = bench_of_eval.bench_eval(limit=4, repeats=1, folder=tmp_path)
-    assert list(table["base"]) == list(table["plus"]) == [4, 4]
+    assert list(table["tasks"]) == [4, 4] and list(table["unsolved"]) == ["none", "none"]
     assert (tmp_path / "eval.json").exists()
 
 
 @pytest.mark.parametrize("bench", ["generate", "eval"])
 def test_different_results_are_an_error_not_a_measurement(bench, tmp_path, monkeypatch):
-    differing = {"text_sha256": ["a", "b"], "base": [1, 2], "plus": [1, 1]}
+    differing = {"text_sha256": ["a", "b"], "unsolved": ["none", "a"]}
     rows = pd.DataFrame({"contender": ["a", "b"], "seconds": [1.0, 1.0], **differing})
     module = {"generate": bench_of_generate, "eval": bench_of_eval}[bench]
     monkeypatch.setattr(module, "contest", lambda contenders, repeats: rows)

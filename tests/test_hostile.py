@@ -218,8 +218,8 @@ every rung each costs its own verdict only, and none gets a counted pass.
 - *EvalPlus alone says pass; not counted*: a faked pass. It is listed as unconfirmed, for the solution did not
   give these answers where no expected output was.
 
-What no rung can stop: a solution that knows the answers. Under `limits` one may find the benchmark's own file on the disk
-and answer from it; under the others it cannot see the file.
+What no rung can stop: a solution that knows the answers. Under `limits` one may find the benchmark's own file on the
+disk and answer from it; under the others it cannot see the file.
 
 """
 

@@ -44,8 +44,8 @@ def bench_eval(*, benchmark="mini-humaneval", limit=None, isolation="auto", para
     contenders = {BASELINE: (f"{here}:prepare_plain", what)}
     contenders[name] = (f"{here}:prepare_ours", {**what, "isolation": isolation})
     rows = contest(contenders, repeats=repeats)
-    if rows[["base", "plus"]].drop_duplicates().shape[0] != 1:
-        raise CodeActError(f"The two count differently: {rows[['contender', 'base', 'plus']].to_dict('records')}.")
+    if rows["unsolved"].nunique() != 1:
+        raise CodeActError(f"The two count differently: {rows[['contender', 'unsolved']].to_dict('records')}.")
     table = compare(rows, BASELINE)
     write_bench("eval", table, {**what, "expected outputs": "computed anew by both"}, folder)
     return table
@@ -64,8 +64,8 @@ def prepare_plain(benchmark, limit, parallel, min_time_limit):
             argv = [sys.executable, "-c", PLAIN, loaded.kind, str(path), str(parallel), str(min_time_limit)]
             subprocess.run(argv, env={**os.environ, **settings}, check=True, capture_output=True)
             results = json.loads((folder / "samples_eval_results.json").read_text())["eval"].values()
-        base = [rows[0] for rows in results if rows[0]["base_status"] == "pass"]
-        return {"base": len(base), "plus": sum(row["plus_status"] == "pass" for row in base)}
+        passed = ("pass", "pass")
+        return _facts([r["task_id"] for r, *_ in results if (r["base_status"], r["plus_status"]) != passed], loaded)
 
     return work
 
@@ -81,9 +81,14 @@ def prepare_ours(benchmark, limit, parallel, min_time_limit, isolation):
         with tempfile.TemporaryDirectory() as folder:
             options.update(output_dir=folder, cache_dir=folder, sanitize=False)
             result = evaluate_solutions(samples, loaded, **options)
-        return {"base": result.base[0], "plus": result.plus[0]}
+        return _facts([task_id for task_id, verdict in result.verdicts.items() if verdict["failure"]], loaded)
 
     return work
+
+
+def _facts(unsolved, loaded):
+    """Of EvalPlus 0.3.1 a known fault is left out: it can never pass HumanEval/32."""
+    return {"tasks": len(loaded.tasks), "unsolved": " ".join(sorted({*unsolved} - {"HumanEval/32"})) or "none"}
 
 
 def _load(benchmark, limit):
