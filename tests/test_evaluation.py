@@ -146,11 +146,11 @@ def many_of(kind):
 def test_verdicts_are_those_of_plain_evalplus(kind, tmp_path):
     tasks, samples, failures = many_of(kind)
     benchmark = load_benchmark(write_tasks(tmp_path / "tasks.jsonl", tasks))
-    result = evaluate_solutions(samples, benchmark, output_dir=tmp_path / "out", min_time_limit=0.5, sanitize=False)
+    result = evaluate_solutions(samples, benchmark, output_dir=tmp_path / "out", min_time_limit=1.0, sanitize=False)
     stored = json.loads((tmp_path / "out" / "verdicts.json").read_text())
     ours = {k: {"base": v["base_status"], "plus": v["plus_status"]} for k, v in stored["evalplus"].items()}
     (tmp_path / "plain").mkdir()
-    assert ours == plain_evalplus(kind, tasks, samples, tmp_path / "plain", 0.5)
+    assert ours == plain_evalplus(kind, tasks, samples, tmp_path / "plain", 1.0)
     assert {k: v["failure"] for k, v in result.verdicts.items()} == failures
     assert result.base == (2, 9) and result.plus == (1, 9)
 
