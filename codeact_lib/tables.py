@@ -101,8 +101,8 @@ def _checked_record(path: Path) -> dict:
         raise ArtifactError(f"{path} lacks {', '.join(missing)}: delete it and run 05_eval of this run again.")
     if not is_sealed(record):
         raise ArtifactError(
-            f"{path} was altered after 05_eval wrote it: its content and its record_sha256 differ. Restore it, or delete "
-            "it and run 05_eval of this run again."
+            f"{path} was altered after 05_eval wrote it: its content and its record_sha256 differ. Restore it, or "
+            "delete it and run 05_eval of this run again."
         )
     return record | {"metrics_sha256": sha256_file(path)}
 
