@@ -166,7 +166,8 @@ def test_the_report_counts_what_was_trained_on(settings):
     assert report.slots == slots and report.padding_rate == pytest.approx(1 - 2 * tokens / slots)
     assert [point["step"] for point in report.loss_curve] == [3, 6, 8]
     assert report.loss_curve[-1]["supervised_tokens"] == report.supervised_tokens
-    assert report.peak_memory_kind == "rss_growth" and report.peak_memory_bytes > 0 and report.seconds > 0
+    assert report.peak_memory_kind == "rss_growth" and report.seconds > 0
+    assert 0 <= report.peak_memory_bytes < 2**30  # a training of a blink may fit into memory that was there
 
 
 def test_the_report_on_disk_is_the_one_returned_and_the_checkpoints_are_gone(settings):
