@@ -27,7 +27,7 @@ class OutOfTime(Exception):
     """An input took longer than its limit."""
 
 
-def load():
+def begin(job):
     """Nothing to import before the workers are forked."""
 
 

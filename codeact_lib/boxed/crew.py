@@ -153,7 +153,7 @@ def main(program):
     prctl(PR_SET_DUMPABLE, 0)
     job = json.load(sys.stdin)
     multiprocessing.set_start_method("fork")
-    program.load()
+    program.begin(job)
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page
 

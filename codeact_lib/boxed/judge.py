@@ -29,6 +29,11 @@ EVALPLUS_MEMORY = 4 << 30
 MOST_SECONDS = 60.0  # EvalPlus's limit for all inputs of one check
 
 
+def begin(job):
+    """Import EvalPlus before the workers are forked."""
+    load()
+
+
 @cache
 def load():
     """Import what is needed of EvalPlus, and its traps defused."""

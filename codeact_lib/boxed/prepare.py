@@ -18,6 +18,12 @@ from .plain import encode, encode_output
 SANITIZE_SECONDS = 20
 
 
+def begin(job):
+    """Import EvalPlus before the workers are forked, where it is needed at all."""
+    if job["sanitize"] or job["kind"] == "mbpp":
+        load()
+
+
 @cache
 def load():
     """The part of EvalPlus that reads answers and inputs."""
@@ -41,11 +47,10 @@ def answers_something(node):
 
 def work(job, task):
     """One task, see above."""
-    evalplus = load()
     inputs = {tests: task[f"{tests}_input"] for tests in ("base", "plus")}
     if job["kind"] == "mbpp":
-        inputs = {t: evalplus.data.mbpp.mbpp_deserialize_inputs(task["task_id"], rows) for t, rows in inputs.items()}
-    code = clean(evalplus, task["solution"], task["entry_point"]) if job["sanitize"] else task["solution"]
+        inputs = {t: load().data.mbpp.mbpp_deserialize_inputs(task["task_id"], rows) for t, rows in inputs.items()}
+    code = clean(load(), task["solution"], task["entry_point"]) if job["sanitize"] else task["solution"]
     asked = {"code": code, "inputs": {tests: as_text(rows) for tests, rows in inputs.items()}}
     if task["expected"] is not None:
         return {**asked, "expected": task["expected"], "seconds": {t: [0.0] * len(rows) for t, rows in inputs.items()}}
