@@ -12,6 +12,7 @@ from pathlib import Path
 
 from codeact_lib.artifacts import read_json
 from codeact_lib.errors import ModelError
+from codeact_lib.modeling import adapter_tuning
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class VllmModel:
 
 
 def load_vllm(path, *, revision=None, dtype="bfloat16", max_model_len=None) -> VllmModel:
-    """Load a full model, or a LoRA or QLoRA adapter (a folder with adapter_config.json) on its base.
+    """Load a full model, or a LoRA adapter (a folder with adapter_config.json) on its base.
 
     Args:
         path: folder or hub id.
@@ -50,8 +51,13 @@ def load_vllm(path, *, revision=None, dtype="bfloat16", max_model_len=None) -> V
         max_model_len: tokens of prompt and answer together, None for the model's own.
 
     Raises:
-        ModelError: vLLM is not installed.
+        ModelError: vLLM is not installed, or QLoRA trained the adapter: vLLM would put it on the full-precision base.
     """
+    if (Path(path) / "adapter_config.json").exists() and adapter_tuning(path) == "qlora":
+        raise ModelError(
+            f"vLLM puts an adapter on the full-precision base, and {path} was trained on one in 4 bits: "
+            "set generation_engine: transformers, or join the two by `codeact merge-adapter`"
+        )
     try:
         vllm, lora = import_module("vllm"), import_module("vllm.lora.request")
     except ImportError as error:
