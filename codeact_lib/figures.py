@@ -339,19 +339,32 @@ def _slot_row(ax, y: int, row, lengths, max_length: int) -> None:
 def padding_rates(report, *, title: str | None = None) -> Figure:
     """Share of token slots that are padding. report: one row a bar with ``strategy``, ``padding_rate`` (0..1).
 
-    An optional column ``group`` (a data set) sets bars apart under a heading.
+    An optional column ``group`` (a data set) sets bars apart under a heading. Where the report has ``attention_pairs``
+    and ``isolated_pairs`` (``packing.padding_report``), a second panel shows what attention over whole rows costs, in
+    multiples of attention inside each sample.
     """
     rates, (places, heads) = np.asarray(report["padding_rate"], float) * 100, _places(report)
     names = [STRATEGY_NAMES.get(name, str(name)) for name in report["strategy"]]
-    fig, ax = _canvas(6.8, 0.36 * (places.max(initial=0) + 1) + 1.2)
+    with_attention = "attention_pairs" in report
+    size = (6.8 + 2.8 * with_attention, 0.36 * (places.max(initial=0) + 1) + 1.2)
+    fig, axes = _canvas(*size, 1, 1 + with_attention, squeeze=False, sharey=True)
     packed = ["pack" in name.lower() or name == STRATEGY_NAMES["flat"] for name in names]
-    ax.barh(places, rates, color=[BLUE if own else MUTED for own in packed], height=0.68)
-    for place, rate in zip(places, rates, strict=True):
-        ax.text(rate, place, f" {rate:.1f}%", va="center", fontsize=8.5)
-    ax.set(xlabel="padding (% of token slots)", xlim=(0, max(rates.max(initial=1) * 1.15, 1)))
-    _name_bars([ax], places, heads, names)
+    colours = [BLUE if own else MUTED for own in packed]
+    _rate_bars(axes[0, 0], places, rates, colours, "%")
+    axes[0, 0].set(xlabel="padding (% of token slots)", xlim=(0, max(rates.max(initial=1) * 1.15, 1)))
+    if with_attention:
+        costs = np.asarray(report["attention_pairs"], float) / np.asarray(report["isolated_pairs"], float)
+        _rate_bars(axes[0, 1], places, costs, colours, "×")
+        axes[0, 1].set(xlabel="attention over whole rows (× inside samples)", xlim=(0, costs.max(initial=1) * 1.2))
+    _name_bars(axes[0], places, heads, names)
     _headline(fig, title or f"Padding falls from {rates.max():.0f}% to {rates.min():.0f}% of the slots")
     return fig
+
+
+def _rate_bars(ax, places, values, colours, symbol) -> None:
+    ax.barh(places, values, color=colours, height=0.68)
+    for place, value in zip(places, values, strict=True):
+        ax.text(value, place, f" {value:.1f}{symbol}", va="center", fontsize=8.5)
 
 
 @_styled

@@ -285,7 +285,8 @@ class DynamicPackCollator:
     isolate=True (default): samples of a row do not see each other. `position_ids` restart at every sample and there is
     no `attention_mask`; an attention that derives the samples from the positions does the rest (`attn_implementation`
     "codeact_segments" of `codeact_lib.modeling`, or transformers' own masks with `use_cache=False`). The loss is that
-    of unpacked training. Pass no attention mask of your own: even one of all ones switches isolation off.
+    of unpacked training. Pass no attention mask of your own: even one of all ones switches isolation off. And
+    FlashAttention looks for samples in a batch of one row only: take "flat", or `use_supervised_loss`, which tells it.
 
     isolate=False: as in the paper, plain causal attention over the row and an `attention_mask` that hides the padding,
     so a sample also sees the samples before it.

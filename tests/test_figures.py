@@ -37,6 +37,7 @@ ROWS = {
 
 CURVES = {"full": [(i, 1 / i) for i in range(1, 90)], "CodeACT": [{"step": 1, "loss": 2.0}]}
 RATES = pd.DataFrame({"strategy": ["dynamic", "flat"], "padding_rate": [0.4, 0.0]})
+ATTENTION = RATES.assign(attention_pairs=[900, 450], isolated_pairs=[100, 100])
 PANELS = {"Reported": POINTS, "Measured": POINTS.assign(low=45.0, high=60.0)}
 
 FIGURES = {
@@ -46,6 +47,7 @@ FIGURES = {
     "selection_bars": lambda: figures.selection_bars([30, 40], {"below the quota": [50, 60], "IFD ≥ 1": [3, 0]}),
     "padding_illustration": lambda: figures.padding_illustration(LENGTHS, 16, rows=ROWS),
     "padding_rates": lambda: figures.padding_rates(RATES),
+    "padding_rates and attention": lambda: figures.padding_rates(ATTENTION),
     "loss_curves": lambda: figures.loss_curves(CURVES),
     "pass_at_one_bars": lambda: figures.pass_at_one_bars(SCORES),
     "time_memory_bars": lambda: figures.time_memory_bars(TRAININGS),
@@ -135,6 +137,13 @@ def test_the_illustration_counts_the_slots_of_the_papers_example():
 def test_the_illustration_plans_its_own_rows_as_the_library_does():
     titles = [ax.get_title(loc="left") for ax in figures.padding_illustration(LENGTHS, 16).axes]
     assert titles == [ax.get_title(loc="left") for ax in figures.padding_illustration(LENGTHS, 16, rows=ROWS).axes]
+
+
+def test_the_cost_of_attention_is_drawn_in_multiples_of_that_inside_the_samples():
+    rates, costs = figures.padding_rates(ATTENTION).axes
+    assert [bar.get_width() for bar in rates.patches] == [40, 0] and len(figures.padding_rates(RATES).axes) == 1
+    assert [bar.get_width() for bar in costs.patches] == [9, 4.5]
+    assert [text.get_text() for text in costs.texts] == [" 9.0×", " 4.5×"]
 
 
 def test_the_histogram_shows_every_scored_row_and_says_how_many_are_dropped():

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM as Auto
 from codeact_lib.errors import ArtifactError, ModelError
 from codeact_lib.merging import merge_adapter
 from codeact_lib.modeling import evaluation_mode, load_base_model, load_tokenizer
+from codeact_lib.vllm_engine import load_vllm
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,17 @@ def test_an_adapter_trained_on_four_bits_is_not_merged_onto_the_full_weights(bas
     trained = logits(load_base_model(base, tuning="qlora", adapter=adapter))
     wrong = logits(load_base_model(base, adapter=adapter).merge_and_unload())
     assert (wrong - trained).abs().max() > 0.02 * trained.abs().max()
+
+
+def test_an_adapter_trained_on_four_bits_is_judged_on_the_base_it_was_trained_on(base, tmp_path):
+    """Loaded from its folder, as for an evaluation: the base in floating point, but with what four bits left of it."""
+    adapter = make_adapter(base, tmp_path, "qlora")
+    trained = logits(load_base_model(base, tuning="qlora", adapter=adapter))
+    judged = load_base_model(adapter).to("cpu")
+    assert all(parameter.is_floating_point() for parameter in judged.parameters())
+    assert (logits(judged) - trained).abs().max() < 1e-3 * trained.abs().max()
+    with pytest.raises(ModelError, match="codeact merge-adapter"):
+        load_vllm(adapter)
 
 
 def test_logits_that_change_stop_the_merge_and_leave_nothing(base, tmp_path, monkeypatch):

@@ -181,6 +181,21 @@ def test_models_with_a_sliding_window_are_refused(config, problem):
         check_segment_support(config)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_with_transformers_own_masks_a_sliding_window_stays_inside_its_sample(attention):
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
+    config = MistralConfig(sliding_window=3, num_attention_heads=4, num_key_value_heads=2, **small)
+    model, features = Auto.from_config(config, attn_implementation=attention), make_features()
+    alone = sum(
+        supervised_loss(model, DynamicPackCollator(0, 16, "dynamic")([feature]), n_supervised(features))
+        for feature in features
+    )
+    for strategy in PaddingStrategy:
+        packed = supervised_loss(model, DynamicPackCollator(0, 16, strategy)(features), n_supervised(features))
+        assert packed.item() == pytest.approx(alone.item(), abs=1e-5), strategy
+
+
 def test_models_without_a_window_in_use_are_accepted():
     for config in (tiny_config(), tiny_config("gpt2"), MistralConfig(sliding_window=None), Qwen2Config()):
         check_segment_support(config)
