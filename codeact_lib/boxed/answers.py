@@ -140,9 +140,13 @@ class Clock:
             signal.signal(kind, self.ring)
 
     def start(self, seconds):
-        self.rung, self.earliest = False, time.monotonic() + seconds / 2
+        self.rung, self.seconds = False, seconds
+        self.wind()
+
+    def wind(self):
+        self.earliest = time.monotonic() + self.seconds / 2
         for timer, factor in TIMERS:
-            signal.setitimer(timer, factor * seconds, factor * seconds)
+            signal.setitimer(timer, factor * self.seconds)
 
     def ring(self, *_):
         if time.monotonic() < self.earliest:
@@ -151,6 +155,7 @@ class Clock:
             os.write(3, silence("timeout").encode())
             os._exit(0)
         self.rung = True
+        self.wind()
         raise OutOfTime
 
     def stop(self):
