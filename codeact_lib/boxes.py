@@ -1,8 +1,9 @@
 """Tasks through a boxed program: one box for all, and one box per task for those that were in a box that went bad.
 
-A box ends early when a solution dies of itself, leaves processes behind, or takes more memory, processes or disk than
-there is for the whole box. What was at work then is not judged by what such a box says: each of these tasks gets a box
-of its own, the tasks that had not begun a fresh one. So a hostile solution costs time, and only its own verdict.
+A box ends early when a solution dies of itself, leaves processes behind, seems to have been disturbed, or takes more
+memory, processes or disk than there is for the whole box. What was at work then is not judged by what such a box says:
+each of these tasks gets a box of its own, the tasks that had not begun a fresh one. So a hostile solution costs time,
+and only its own verdict.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from codeact_lib.artifacts import atomic_write, write_json
 from codeact_lib.benchmarks import Benchmark, load_benchmark, read_jsonl
+from codeact_lib.boxed.plain import OUT_OF_TIME
 from codeact_lib.boxes import Crew, boxed_programs
 from codeact_lib.errors import EvaluationError
 from codeact_lib.generation import get_protocol
@@ -223,20 +224,17 @@ def _prepare(crew, job, tasks, benchmark, cache):
 
 
 def _ask(crew, job, tasks, prepared):
-    """Task id -> what the solution says where no expected output is, {"base", "plus"}; None for nothing.
-
-    The time limit is twice EvalPlus's, so that a solution near to it is not lost on the way to its verdict.
-    """
+    """Task id -> what the solution says where no expected output is, {"base", "plus"} as text; "" for nothing."""
     asked = [
         {
             **{name: prepared[task["task_id"]][name] for name in ("code", "inputs")},
-            "limits": {t: [max(2 * job["min_time_limit"], 8 * s) for s in row] for t, row in seconds.items()},
+            "limits": {t: [max(job["min_time_limit"], 4 * s) for s in row] for t, row in seconds.items()},
             **{name: task[name] for name in ("task_id", "entry_point")},
         }
         for task, seconds in _longest_first(tasks, prepared)
     ]
     said = crew.run("answers", job, asked)
-    return {task_id: {tests: row.get(tests) for tests in TESTS} for task_id, row in said.items()}
+    return {task_id: {tests: str(row.get(tests) or "") for tests in TESTS} for task_id, row in said.items()}
 
 
 def _judge(crew, job, tasks, prepared, said):
@@ -250,6 +248,7 @@ def _judge(crew, job, tasks, prepared, said):
         }
         for task, _ in _longest_first(tasks, prepared)
     ]
+    asked.sort(key=lambda task: not task["said"]["base"].endswith(OUT_OF_TIME))  # each takes seconds, so first
     return crew.run("judge", job, asked)
 
 

@@ -179,8 +179,8 @@ def load_base_model(
 ):
     """Load a causal language model for training or scoring.
 
-    `path` is a folder, a hub id or "mini-base"; a folder holding a saved adapter loads its base model and the adapter,
-    where QLoRA trained it (`adapter_tuning`) with the base as it was then: rounded to 4 bits and unpacked again.
+    `path` is a folder, a hub id or "mini-base"; a folder holding a saved adapter loads its base model, in 4 bits if the
+    training left word beside it that it was held so (`recorded_tuning`), and the adapter.
     `tuning` is "full" (all weights train), "lora" (adapters on frozen weights) or "qlora" (the same on weights held in
     4 bits: NF4, double quantisation). `dtype` is a torch dtype or its name, float32 by default. `adapter` is a folder
     with a LoRA adapter to apply for inference; with tuning "qlora" it is applied to the base in 4 bits, and with
@@ -193,10 +193,8 @@ def load_base_model(
     if tuning not in ("full", "lora", "qlora"):
         raise ModelError(f"unknown tuning {tuning!r}: choose full, lora or qlora")
     if adapter is None and (Path(path) / "adapter_config.json").is_file():
-        adapter = path
+        adapter, tuning = path, (recorded_tuning(path) or tuning) if tuning == "full" else tuning
         path, revision = adapter_base(path)
-        if adapter_tuning(adapter) == "qlora":
-            tuning, dequantize = "qlora", True
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
     options = {"dtype": dtype, "attn_implementation": attn_implementation, "revision": revision}
     if tuning == "qlora":
@@ -257,9 +255,11 @@ def _with_adapter(model, adapter):
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, str(adapter)).eval()
+        model = PeftModel.from_pretrained(model, str(adapter))
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the adapter in {adapter}: {_first_line(error)}") from error
+    evaluation_mode(model)
+    return model
 
 
 def adapter_base(adapter):
@@ -268,8 +268,11 @@ def adapter_base(adapter):
     return config["base_model_name_or_path"], config.get("revision")
 
 
-def adapter_tuning(adapter):
-    """How an adapter was trained, "lora" or "qlora", by the `train_metrics.json` beside it; None without one."""
+def recorded_tuning(adapter):
+    """The tuning that the training wrote into train_metrics.json beside an adapter folder; None where that is not.
+
+    A QLoRA adapter has learnt to correct the base model as it looks in 4 bits, so that is the base it is judged on.
+    """
     metrics = Path(adapter).parent / "train_metrics.json"
     return json.loads(metrics.read_text(encoding="utf-8"))["tuning"] if metrics.is_file() else None
 

@@ -127,7 +127,7 @@ def _run_on(rung, argv, output_dir=None, readable=(), stdin=b"", memory_bytes=No
             cwd.mkdir(parents=True, exist_ok=True)
         uid = unprivileged_user(rung, [cwd, scratch, *readable])
         limits = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": DISK_BYTES, "RLIMIT_NOFILE": 1024, "RLIMIT_AS": memory_bytes}
-        limits["RLIMIT_NPROC"] = _most_processes(dogs.get("processes") or PROCESSES)
+        limits["RLIMIT_NPROC"] = _most_processes(dogs.get("processes") or PROCESSES, uid)
         command = box_command(rung, argv, cwd=cwd, scratch=scratch, readable=readable, limits=limits, uid=uid)
         given = [folder for folder in {cwd, scratch} if uid is not None]
         try:
@@ -139,11 +139,10 @@ def _run_on(rung, argv, output_dir=None, readable=(), stdin=b"", memory_bytes=No
                 _give(folder, 0)
 
 
-def _most_processes(processes):
+def _most_processes(processes, uid):
     """RLIMIT_NPROC counts the processes of a user, in a box or not: those that run already must stay possible."""
-    if os.geteuid() == 0:
-        return processes  # a passing user has no others; the kernel does not count root's
-    return processes + sum(map(_own_threads, psutil.process_iter()))
+    others = psutil.process_iter() if uid is None else ()  # a passing user has none
+    return processes + sum(map(_own_threads, others))
 
 
 def _own_threads(process):

@@ -6,13 +6,13 @@ is no dependency of this package, not even an optional one: its wheels bring a t
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from codeact_lib.artifacts import read_json
 from codeact_lib.errors import ModelError
-from codeact_lib.modeling import adapter_tuning
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class VllmModel:
 
 
 def load_vllm(path, *, revision=None, dtype="bfloat16", max_model_len=None) -> VllmModel:
-    """Load a full model, or a LoRA adapter (a folder with adapter_config.json) on its base.
+    """Load a full model, or a LoRA or QLoRA adapter (a folder with adapter_config.json) on the base it was trained on.
 
     Args:
         path: folder or hub id.
@@ -51,25 +51,27 @@ def load_vllm(path, *, revision=None, dtype="bfloat16", max_model_len=None) -> V
         max_model_len: tokens of prompt and answer together, None for the model's own.
 
     Raises:
-        ModelError: vLLM is not installed, or QLoRA trained the adapter: vLLM would put it on the full-precision base.
+        ModelError: vLLM is not installed.
     """
-    if (Path(path) / "adapter_config.json").exists() and adapter_tuning(path) == "qlora":
-        raise ModelError(
-            f"vLLM puts an adapter on the full-precision base, and {path} was trained on one in 4 bits: "
-            "set generation_engine: transformers, or join the two by `codeact merge-adapter`"
-        )
     try:
         vllm, lora = import_module("vllm"), import_module("vllm.lora.request")
     except ImportError as error:
         remedy = "`pip install vllm` on a machine with a GPU, or set generation_engine: transformers"
         raise ModelError(f"generation_engine is vllm, but vLLM is not installed here ({error}): {remedy}.") from error
+    import torch
+
+    from codeact_lib.modeling import adapter_base, recorded_tuning, resolve_path
+
+    gc.collect()
+    torch.cuda.empty_cache()  # a model that the caller has let go of would still hold its share of the GPU
     config = Path(path) / "adapter_config.json"
     options = {"dtype": dtype, "max_model_len": max_model_len}
     if not config.exists():
-        return VllmModel(
-            vllm.LLM(model=str(path), tokenizer_revision=revision, revision=revision, **options), None, dtype
-        )
-    adapter = read_json(config)
-    options |= {"enable_lora": True, "max_lora_rank": adapter["r"], "revision": adapter.get("revision")}
-    engine = vllm.LLM(model=adapter["base_model_name_or_path"], tokenizer=str(path), **options)
+        where = {"model": resolve_path(path), "tokenizer_revision": revision, "revision": revision}
+        return VllmModel(vllm.LLM(**where, **options), None, dtype)
+    base, revision = adapter_base(path)
+    options |= {"enable_lora": True, "max_lora_rank": read_json(config)["r"], "revision": revision}
+    if recorded_tuning(path) == "qlora":  # the base as it was trained on: vLLM packs it in NF4 with double quantisation
+        options["quantization"] = "bitsandbytes"
+    engine = vllm.LLM(model=resolve_path(base), tokenizer=str(path), **options)
     return VllmModel(engine, lora.LoRARequest("adapter", 1, str(path)), dtype)
