@@ -240,6 +240,9 @@ def ifd_against_length(ifd, n_tokens, kept, *, title: str | None = None) -> Figu
         points = n_tokens[rows], np.minimum(ifd[rows], top)
         style = {"color": colour, "alpha": 0.6 if chosen else 0.35, "linewidths": 0, "rasterized": True}
         ax.scatter(*points, s=9, label=f"{name} ({(kept == chosen).sum():,})", **style)
+    if not len(shown):  # a logarithmic axis without any point cannot be drawn
+        ax.set_xlim(1, 1000)
+        ax.text(0.5, 0.3, "no row has a score", ha="center", transform=ax.transAxes)
     ax.axhline(1, color=INK, linewidth=1, linestyle="--")
     ylabel = "IFD" + (f" (higher values drawn at {top:g})" if (ifd[shown] > top).any() else "")
     ax.set(xscale="log", xlabel="answer tokens (logarithmic)", ylabel=ylabel, ylim=(0, top * 1.02))

@@ -275,6 +275,15 @@ def test_twenty_kinds_of_broken_rows_are_each_reported_and_end_nothing(tmp_path)
     assert fates["status"].iloc[-1] == "prompt_too_long" and len(selection.scored) == 5
 
 
+def test_a_set_of_which_no_row_can_be_scored_ends_with_an_empty_file_and_a_report(tmp_path):
+    rows = [{"instruction": f"word {i} " * 600, "response": "y"} for i in range(3)]
+    data, out, report = write_lines(tmp_path / "long.jsonl", rows), tmp_path / "chosen.jsonl", tmp_path / "report.html"
+    selection = select_rows(data, out=out, report=report, max_length=256, say=quiet, **FAST)
+    assert out.read_bytes() == b"" and selection.every_row()["reason"].tolist() == ["status prompt_too_long"] * 3
+    page = report.read_text(encoding="utf-8")
+    assert "0 of 3 rows were chosen" in page and "3 have no score" in page and "no row has a score" in page
+
+
 BROKEN_CALLS = [
     ({"data": "none.jsonl"}, "none.jsonl does not exist"),
     ({"data": "."}, "is a folder"),
