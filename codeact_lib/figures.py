@@ -179,8 +179,11 @@ IFD_TOP = 3.0  # axes end here: a weak scorer gives a few short answers an IFD o
 
 
 def _ifd_top(ifd) -> float:
-    """Where an IFD axis ends: at the 99.5% quantile, but within 1.5 and ``IFD_TOP``; higher values stand at the end."""
-    return float(np.clip(np.quantile(ifd, 0.995), 1.5, IFD_TOP)) if len(ifd) else 1.5
+    """Where an IFD axis ends: at the 99.5% quantile, but within 1.5 and ``IFD_TOP``; higher values stand at the end.
+
+    In whole bars of 0.05, so that one of them begins at 1.
+    """
+    return float(np.ceil(np.clip(np.quantile(ifd, 0.995), 1.5, IFD_TOP) * 20 - 1e-9) / 20) if len(ifd) else 1.5
 
 
 def _ifd_bars(ax, ifd) -> None:
@@ -198,20 +201,23 @@ def _ifd_bars(ax, ifd) -> None:
         textcoords="offset points",
         va="top",
     )
-    more = f"; last bar: {top:.2g} and more" if (ifd > top).any() else ""
+    more = f"; last bar: {top:g} and more" if (ifd > top).any() else ""
     ax.set(xlabel=f"IFD = PPL(answer | instruction) / PPL(answer){more}", ylabel="rows", xlim=(0, top))
     ax.margins(y=0.15)  # room for the words
 
 
 def _ifd_quantiles(ax, ifd, clusters) -> None:
-    names = np.unique(clusters)
+    names, top, cut = np.unique(clusters), _ifd_top(ifd), False
     for position, cluster in enumerate(names):
-        low, quarter, middle, three, high = np.quantile(ifd[clusters == cluster], [0.05, 0.25, 0.5, 0.75, 0.95])
+        inside = np.minimum(ifd[clusters == cluster], top)
+        low, quarter, middle, three, high = np.quantile(inside, [0.05, 0.25, 0.5, 0.75, 0.95])
+        cut |= high >= top
         ax.plot([low, high], [position] * 2, color=BLUE, linewidth=1.2, solid_capstyle="butt")
         ax.plot([quarter, three], [position] * 2, color=BLUE, linewidth=6, alpha=0.45, solid_capstyle="butt")
         ax.plot(middle, position, "o", color=INK, markersize=4.5)
     ax.axvline(1, color=INK, linewidth=1, linestyle="--")
-    ax.set(xlabel="IFD: 5-95% (line), 25-75% (bar), median (dot)", ylabel="cluster")
+    more = f"\nhigher values drawn at {top:g}" if cut else ""
+    ax.set(xlabel=f"IFD: 5-95% (line), 25-75% (bar), median (dot){more}", ylabel="cluster")
     ax.set_yticks(range(len(names)), [str(name) for name in names])
     ax.invert_yaxis()
     ax.set_title("Difficulty by cluster")
@@ -234,8 +240,11 @@ def ifd_against_length(ifd, n_tokens, kept, *, title: str | None = None) -> Figu
         points = n_tokens[rows], np.minimum(ifd[rows], top)
         style = {"color": colour, "alpha": 0.6 if chosen else 0.35, "linewidths": 0, "rasterized": True}
         ax.scatter(*points, s=9, label=f"{name} ({(kept == chosen).sum():,})", **style)
+    if not len(shown):  # a logarithmic axis without any point cannot be drawn
+        ax.set_xlim(1, 1000)
+        ax.text(0.5, 0.3, "no row has a score", ha="center", transform=ax.transAxes)
     ax.axhline(1, color=INK, linewidth=1, linestyle="--")
-    ylabel = "IFD" + (f" (higher values drawn at {top:.2g})" if (ifd[shown] > top).any() else "")
+    ylabel = "IFD" + (f" (higher values drawn at {top:g})" if (ifd[shown] > top).any() else "")
     ax.set(xscale="log", xlabel="answer tokens (logarithmic)", ylabel=ylabel, ylim=(0, top * 1.02))
     ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, markerscale=2)

@@ -53,6 +53,11 @@ def _summary(selection):
         f"{len(selection.validation.dropped):,} rows could not be used; {len(scored) - len(usable):,} have no score.",
         f"{misleading:,} rows have IFD of 1 or more: their instruction does not help to predict the answer.",
     ]
+    if misleading > len(usable) / 2:
+        sentences[-1] += (
+            " As these are more than half of the scored rows, doubt the scorer first: is the model strong enough for "
+            f"such texts, and is {selection.settings.template} its template?"
+        )
     if kept:
         chosen = scored.iloc[selection.comparison.chosen[selection.settings.policy]]
         sentences.append(
@@ -81,6 +86,7 @@ def _fates(selection):
     kinds = rows["reason"].str.partition(":")[0]
     counts = rows.assign(kind=kinds).groupby(["kept", "kind"]).size().rename("rows").reset_index()
     counts = counts.sort_values(["kept", "rows"], ascending=False, kind="stable")
+    counts["kind"] = counts["kind"].str.replace(">=", "≥")
     return [("kept" if line.kept else "dropped", line.kind, line.rows) for line in counts.itertuples()]
 
 
@@ -93,10 +99,14 @@ def _cards(selection):
     for card in selection.cards.to_dict("records"):
         cluster = card["cluster"]
         size, lowest = kept.loc[cluster] if cluster in kept.index else (0, float("nan"))
-        examples = [" ".join(text.split())[:220] for text in card["examples"]]
+        examples = [_shortened(" ".join(text.split())) for text in card["examples"]]
         facts = {"kept": int(size), "lowest": lowest, "median": median[cluster]}
         cards.append({**card, **facts, "examples": examples, "keywords": ", ".join(card["keywords"])})
     return cards
+
+
+def _shortened(text, length=220):
+    return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " …"
 
 
 def _stability(diagnostics):

@@ -12,6 +12,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import contextlib  # noqa: E402
 import json  # noqa: E402
 import shutil  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
 import textwrap  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -21,6 +23,26 @@ import yaml  # noqa: E402
 from codeact_lib.config import PROFILES_DIR  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
+
+HOLDER = """
+import sys, time
+from codeact_lib.artifacts import claim
+held = claim(sys.argv[1], "busy")
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def held_elsewhere(path):
+    """Another process has claimed the lock file ``path`` inside the block; it is killed at the end."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline().strip() == "held"
+            yield
+        finally:
+            holder.kill()
+
 
 COMMON = ['profile = "toy.yaml"', 'overrides = ""', 'artifacts_dir = ""', 'results_dir = ""']
 # Stand-ins for the six notebooks: real files through the real open_stage, a second each, so that the runner's own tests

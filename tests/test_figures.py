@@ -161,6 +161,19 @@ def test_difficulty_against_length_draws_every_scored_row_and_high_values_at_the
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["dropped (3)", "chosen (2)"]
 
 
+def test_difficulty_can_be_drawn_where_no_row_has_a_score(tmp_path):
+    nothing = np.full(3, np.nan)
+    for fig in (figures.ifd_histogram(nothing, [0, 1, 1]), figures.ifd_against_length(nothing, [0, 0, 0], [False] * 3)):
+        figures.save_figure(fig, tmp_path / "empty")
+    assert "no row has a score" in [text for text, _ in texts(fig)]
+
+
+def test_the_bars_of_a_histogram_meet_at_the_limit():
+    ifd = np.linspace(0.3, 1.73, 500)
+    bars = figures.ifd_histogram(ifd).axes[0].patches
+    assert sum(bar.get_height() for bar in bars if bar.get_x() > 1 - 1e-9) == np.sum(ifd >= 1)
+
+
 def test_an_arm_keeps_its_colour_over_all_figures():
     assert figures._arm_colours(["x", "CodeACT"])["CodeACT"] == figures._arm_colours(["CodeACT", "y"])["CodeACT"]
 

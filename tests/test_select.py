@@ -10,6 +10,7 @@ import time
 
 import pandas as pd
 import pytest
+from conftest import held_elsewhere
 
 from codeact_lib import cli
 from codeact_lib.errors import CodeActError
@@ -122,6 +123,18 @@ def test_a_second_call_repeats_nothing_and_another_ratio_only_chooses(finished, 
         assert [row["id"] for row in other] != [row["id"] for row in read_lines(folder / "chosen.jsonl")]
 
 
+def test_several_processes_choose_what_one_does(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    folder, _, _ = finished
+    lines, out = [], tmp_path / "chosen.jsonl"
+    select_rows(folder / "data.jsonl", out=out, say=lines.append, processes=2, tokens_per_batch=2000, **FAST)
+    assert any("2 processes" in line for line in lines)
+    assert len(list((tmp_path / "chosen.jsonl.work" / "ifd").glob("scores-*.jsonl"))) == 2
+    ours, theirs = read_lines(out), read_lines(folder / "chosen.jsonl")
+    assert [row["id"] for row in ours] == [row["id"] for row in theirs]
+    assert [row["codeact_ifd"] for row in ours] == pytest.approx([row["codeact_ifd"] for row in theirs], rel=1e-5)
+
+
 def test_a_parquet_file_goes_in_and_comes_out_with_its_types(finished, tmp_path):
     folder, rows, _ = finished
     frame = pd.DataFrame(rows[20:32]).assign(when=pd.Timestamp("2024-08-04"), tags=[["a"]] * 12)
@@ -205,6 +218,14 @@ def lines_in(folder):
     return [line for path in paths for line in path.read_bytes().splitlines()]
 
 
+def test_two_commands_do_not_work_in_one_folder(finished, monkeypatch):
+    folder, _, _ = finished
+    monkeypatch.setattr("codeact_lib.artifacts.PATIENCE_SECONDS", 0.1)
+    with held_elsewhere(folder / "chosen.jsonl.work" / ".lock"):
+        with pytest.raises(CodeActError, match="Another process is choosing rows in .*chosen.jsonl.work: wait for it"):
+            select_rows(folder / "data.jsonl", out=folder / "chosen.jsonl", say=quiet, **FAST)
+
+
 # ---------------------------------------------------------------------------------------------- broken input
 
 BROKEN_ROWS = {
@@ -252,6 +273,15 @@ def test_twenty_kinds_of_broken_rows_are_each_reported_and_end_nothing(tmp_path)
         assert fates["reason"][number].startswith(reason) and not fates["kept"][number]
         assert f'<td class="value">{number}</td><td class="text">{reason}' in report.read_text(encoding="utf-8")
     assert fates["status"].iloc[-1] == "prompt_too_long" and len(selection.scored) == 5
+
+
+def test_a_set_of_which_no_row_can_be_scored_ends_with_an_empty_file_and_a_report(tmp_path):
+    rows = [{"instruction": f"word {i} " * 600, "response": "y"} for i in range(3)]
+    data, out, report = write_lines(tmp_path / "long.jsonl", rows), tmp_path / "chosen.jsonl", tmp_path / "report.html"
+    selection = select_rows(data, out=out, report=report, max_length=256, say=quiet, **FAST)
+    assert out.read_bytes() == b"" and selection.every_row()["reason"].tolist() == ["status prompt_too_long"] * 3
+    page = report.read_text(encoding="utf-8")
+    assert "0 of 3 rows were chosen" in page and "3 have no score" in page and "no row has a score" in page
 
 
 BROKEN_CALLS = [
