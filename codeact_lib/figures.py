@@ -419,8 +419,9 @@ def _name_bars(axes, places, heads, labels) -> None:
 def pass_at_one_bars(frame, *, title: str | None = None) -> Figure:
     """pass@1 with its 95% interval, one panel a benchmark, one bar a label.
 
-    frame: one row a bar with ``label``, ``benchmark``, ``k``, ``n``, ``low``, ``high`` (fractions 0..1); an optional
-    ``group`` (a data set) sets bars apart under a heading. Each benchmark needs the same labels in the same order.
+    frame: one row a bar with ``label``, ``benchmark``, ``k``, ``n``, ``low``, ``high`` (fractions 0..1). Of several
+    seeds ``rate`` and ``sd`` (fractions) are their mean and spread, printed in place of k/n. An optional ``group`` (a
+    data set) sets bars apart under a heading. Each benchmark needs the same labels in the same order.
     """
     benchmarks = list(dict.fromkeys(frame["benchmark"]))
     parts = [frame[frame["benchmark"] == name].reset_index(drop=True) for name in benchmarks]
@@ -442,10 +443,12 @@ def pass_at_one_bars(frame, *, title: str | None = None) -> Figure:
 
 def _interval_bars(ax, part, places, colours) -> None:
     for y, row in zip(places, part.to_dict("records"), strict=True):
-        rate, high = 100 * row["k"] / row["n"], 100 * row["high"]
+        averaged = np.isfinite(row.get("sd", np.nan))
+        rate, high = 100 * (row["rate"] if averaged else row["k"] / row["n"]), 100 * row["high"]
+        said = f"{rate:.1f} ± {100 * row['sd']:.1f}" if averaged else f"{rate:.1f} ({row['k']}/{row['n']})"
         ax.barh(y, rate, color=colours[row["label"]], height=0.7, alpha=0.85)
         ax.plot([100 * row["low"], high], [y, y], color=INK, linewidth=1.3)
-        ax.text(max(high, rate) + 1.5, y, f"{rate:.1f} ({row['k']}/{row['n']})", va="center", fontsize=8)
+        ax.text(max(high, rate) + 1.5, y, said, va="center", fontsize=8)
     ax.set(xlim=(0, 124), xticks=range(0, 101, 20))
     ax.spines["bottom"].set_bounds(0, 100)
     ax.grid(axis="x")
