@@ -281,10 +281,10 @@ HEAD = """# Where this reproduction departs from the paper, and why
 Written by `python -m codeact_lib.deviations` from `codeact_lib/deviations.py` and the profiles; edit those.
 
 Two presets cut across the profiles: `preset: authors` repeats the habits of the authors' released code (points 5, 6
-and 7), `preset: corrected` (the default) does what the column "We do" says. "Switch" names the profile keys that decide,
-with the value that gives the authors' behaviour where one value does (`codeact run --set key=value`, or a line of the
-profile), and what decides outside of profiles. The report of a run lists what is in force in it. Sources: the paper,
-arXiv 2408.02193; the authors' follow-up, arXiv 2504.12687; the behaviour of their released code.
+and 7), `preset: corrected` (the default) does what the column "We do" says. "Switch" names the profile keys that
+decide, with the value that gives the authors' behaviour where one value does (`codeact run --set key=value`, or a line
+of the profile), and what decides outside of profiles. The report of a run lists what is in force in it. Sources: the
+paper, arXiv 2408.02193; the authors' follow-up, arXiv 2504.12687; the behaviour of their released code.
 """
 VALUES_HEAD = """## Every switch and its value
 
