@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 
@@ -16,6 +14,7 @@ from codeact_lib.tables.measured import (
     arm_of,
     by_arm,
     by_setting,
+    data_words,
     is_missing,
     measured_row,
     setting,
@@ -111,6 +110,4 @@ def padding_frame(metrics: list[dict], followup: pd.DataFrame | None = None) -> 
 
 def _batched(record: dict) -> str:
     """Data and padding strategy, e.g. "CDAS 40%, Dynamic Pack": here CodeACT's own name would hide both."""
-    name = {"full": "full data", "cdas": "CDAS", "ifd": "IFD only"}.get(record["policy"], record["policy"])
-    data = name if math.isclose(record["ratio"], 1) else f"{name} {record['ratio']:.0%}"
-    return f"{data}, {STRATEGY_WORDS[record['strategy']]}"
+    return f"{data_words(record)}, {STRATEGY_WORDS[record['strategy']]}"

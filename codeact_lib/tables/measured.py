@@ -85,9 +85,19 @@ def arm_label(record: dict, short: bool = False) -> str:
         return "CodeACT" if short else "CodeACT (CDAS 40% + Dynamic Pack)"
     if arm == BASELINE:
         return "full data" if short else "full data, dynamic padding"
+    data = data_words(record)
+    if not short:
+        return f"{data} + {STRATEGY_WORDS[record['strategy']]}"
+    # packed is the rule for a part of the data, padded for all of it
+    if record["strategy"] == "dynamic_pack":
+        return f"{data}, packed" if record["policy"] == "full" else data
+    return f"{data}, padded" if record["strategy"] == "dynamic" else f"{data}, {STRATEGY_WORDS[record['strategy']]}"
+
+
+def data_words(record: dict) -> str:
+    """Policy and share of the data, e.g. "CDAS 40%", "full data"."""
     name = {"full": "full data", "cdas": "CDAS", "ifd": "IFD only"}.get(record["policy"], record["policy"])
-    data = name if record["ratio"] == 1 else f"{name} {record['ratio']:.0%}"
-    return data if short and record["strategy"] == "dynamic_pack" else f"{data} + {STRATEGY_WORDS[record['strategy']]}"
+    return name if record["ratio"] == 1 else f"{name} {record['ratio']:.0%}"
 
 
 def arm_of(record: dict) -> tuple:
