@@ -124,15 +124,19 @@ def _pipes(cells: Sequence[str]) -> str:
 
 
 def _markdown_cell(table: Table, row: int, column: int) -> str:
-    main, _, small = str(table.cells.iloc[row, column]).replace("|", "\\|").partition("\n")
+    main, *small = _lines(str(table.cells.iloc[row, column]).replace("|", "\\|"))
     main = f"**{main}**" if table.is_bold(row, column) else main
-    lines = [main, *(f"<sub>{part}</sub>" for part in small.split(", ") if part)]  # short lines keep columns narrow
-    return "<br>".join(lines)
+    return "<br>".join([main, *(f"<sub>{part}</sub>" for part in small)])
+
+
+def _lines(cell: str) -> list[str]:
+    """The number, and the parts of the small print below it: short lines keep columns narrow."""
+    main, _, small = str(cell).partition("\n")
+    return [main, *filter(None, small.split(", "))]
 
 
 def to_html(table: Table, *, link_runs: bool = False) -> str:
-    """The table as an HTML fragment: caption, block rows, ``<strong>``; ``link_runs``: measured cells lead to "
-    "their runs."""
+    """The table as an HTML fragment: caption, block rows, ``<strong>``; ``link_runs``: measured cells lead to a run."""
     columns = list(table.cells.columns)
     kinds = ["text" if column in table.left else "value" for column in columns]
     head = "".join(
@@ -157,13 +161,13 @@ def to_html(table: Table, *, link_runs: bool = False) -> str:
 
 
 def _html_cell(table: Table, row: int, column: int, kind: str, runs: str | None) -> str:
-    main, _, small = (html.escape(part) for part in str(table.cells.iloc[row, column]).partition("\n"))
+    main, *small = (html.escape(part) for part in _lines(table.cells.iloc[row, column]))
     quiet = " quiet" if main in (NOT_RUN, "-") else ""
     main = f"<strong>{main}</strong>" if table.is_bold(row, column) else main
     if runs and not quiet:
         main = f'<a href="#{html.escape(run_anchor(runs))}">{main}</a>'
-    small = f"<small>{small}</small>" if small else ""
-    return f'<td class="{kind}{quiet}">{main}{small}</td>'
+    lines = "".join(f"<small>{part}</small>" for part in small)
+    return f'<td class="{kind}{quiet}">{main}{lines}</td>'
 
 
 def run_anchor(runs: str) -> str:
@@ -233,9 +237,10 @@ def to_latex(table: Table) -> str:
 
 
 def _tex_cell(table: Table, row: int, column: int) -> str:
-    main, _, small = (_tex(part) for part in str(table.cells.iloc[row, column]).partition("\n"))
+    main, *small = (_tex(part) for part in _lines(table.cells.iloc[row, column]))
     main = rf"\textbf{{{main}}}" if table.is_bold(row, column) else main
-    return rf"\shortstack{{{main}\\{{\scriptsize {small}}}}}" if small else main
+    below = "".join(rf"\\{{\scriptsize {part}}}" for part in small)
+    return rf"\shortstack{{{main}{below}}}" if small else main
 
 
 def _tex_heading(heading: str, n_columns: int) -> list[str]:
@@ -297,7 +302,7 @@ def write_report(
         title=title,
         summary=summary,
         tables=[(table.name, table.title, to_html(table, link_runs=True)) for table in tables],
-        figures=[(Path(figure.path).stem, figure.caption, figure.inline()) for figure in figures],
+        figures=[(Path(f.path).stem, f.caption, re.split(r"[;:,.]( |$)", f.caption)[0], f.inline()) for f in figures],
         runs=runs,
         deviations=[] if deviations is None else deviations.to_dict("records"),
         provenance=provenance or {},

@@ -137,7 +137,7 @@ def _score_cell(row: dict, column: str, mark: str) -> str:
     if is_missing(row.get(f"{column}_k")):
         return text
     counts, n, low, high = (row[f"{column}_{part}"] for part in ("k", "n", "low", "high"))
-    solved = f"{counts} of {n}" if isinstance(counts, str) else f"{int(counts)}/{int(n)}"
+    solved = f"{counts} of {int(n)}" if isinstance(counts, str) else f"{int(counts)}/{int(n)}"
     return f"{text}\n{solved}, {low:.1f}–{high:.1f}"
 
 
@@ -146,7 +146,10 @@ def spread(row: dict, column: str, factor: float = 1.0) -> str:
     sd = row.get(f"{column}_sd")
     if is_missing(sd):
         return ""
-    return f" ± {sd:.1f}" if column in SCORES else f" ± {number(factor * sd)}"
+    if column in SCORES:
+        return f" ± {sd:.1f}"
+    mean = factor * row[column]
+    return f" ± {factor * sd:.{0 if mean >= 100 else 1 if mean >= 10 else 2}f}"  # decimals as ``number`` gives the mean
 
 
 def time_cell(row: dict, largest: float) -> str:

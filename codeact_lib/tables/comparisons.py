@@ -160,10 +160,11 @@ def _finding(row: dict) -> str:
     verdict = _VERDICTS[row["compared_with"].startswith("random"), row["finding"]]
     seeds = f" (mean of {row['n_seeds']} seeds)" if row["n_seeds"] > 1 else ""
     test = "McNemar p" if row["n_seeds"] == 1 else "paired p"
+    test += " =" if row["p_value"] >= 0.001 else ""
     return (
         f"{row['data_set']}: {verdict}. CodeACT solves {ours:.1f}% of {row['n']} tasks under the plus tests{seeds}, "
         f"{row['compared_with']} {other:.1f}% ({ours - other:+.1f} points, 95% interval {row['low']:+.1f} to "
-        f"{row['high']:+.1f}, {test} = {row['p_value']:.2g})."
+        f"{row['high']:+.1f}, {test} {_p_words(row['p_value'])})."
     )
 
 
