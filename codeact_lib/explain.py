@@ -68,6 +68,10 @@ def _cell(paths: RunPaths, what: str) -> tuple[list[str], list[str]]:
 def _metrics(paths: RunPaths, record: dict) -> list[str]:
     facts = run_facts(record)["facts"]
     lines = [f"run {record['run_id']}", f"  metrics  {_shown(paths, paths.metrics(record['run_id']))}"]
+    environment = record["provenance"]["environment"]
+    facts["versions"] = ", ".join(
+        [f"python {environment['python']}", *map(" ".join, environment["packages"].items()), environment["platform"]]
+    )
     return lines + [f"  {name:<9} {value}" for name, value in facts.items() if name != "stage keys"]
 
 

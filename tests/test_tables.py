@@ -563,11 +563,18 @@ def test_a_metrics_file_that_was_altered_is_found_by_its_hash(tmp_path):
 
 def test_a_run_without_metrics_is_not_run_and_changes_no_other_row():
     gone = METRICS[2]["run_id"]
-    whole = rq1_table(METRICS, REPORTED["rq1"]).frame
-    without = rq1_table([r for r in METRICS if r["run_id"] != gone], REPORTED["rq1"]).frame
-    lost = whole["run_id"] == gone
-    assert without.loc[lost, "status"].tolist() == ["not run"] and without.loc[lost, "humaneval"].isna().all()
-    pd.testing.assert_frame_equal(whole[~lost], without[~lost], check_dtype=False)
+    rest = [r for r in METRICS if r["run_id"] != gone]
+    whole, without = (rq1_table(records, REPORTED["rq1"]) for records in (METRICS, rest))
+    lost = whole.frame["run_id"] == gone
+    assert without.frame.loc[lost, "status"].tolist() == ["not run"]
+    assert without.frame.loc[lost, "humaneval"].isna().all()
+    assert "not run" in without.cells[lost.to_numpy()[without.cells.index]]["HumanEval"].tolist()
+    pd.testing.assert_frame_equal(whole.frame[~lost], without.frame[~lost], check_dtype=False)
+    makers = (lambda records: rq2_table(records, REPORTED["rq2"]), tables.arms_table, tables.cost_table)
+    for make in makers:
+        before, after = make(METRICS), make(rest)
+        kept = (before.frame["run_id"] != gone).to_numpy()
+        assert before.cells[kept].to_numpy().tolist() == after.cells.to_numpy().tolist()
 
 
 def test_a_damaged_metrics_file_is_named_with_the_remedy(tmp_path):
