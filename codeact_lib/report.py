@@ -198,6 +198,7 @@ _TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "%": r"\%", "&": r"\&", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
     "✓": r"$\surd$", "✗": r"$\times$", "†": r"$\dagger$", "→": r"$\to$", "×": r"$\times$", "≥": r"$\geq$",
+    "‡": r"$\ddagger$", "§": r"\S{}", "±": r"$\pm$",
     "<": r"$<$", ">": r"$>$", "–": "--",
 }  # fmt: skip
 
@@ -230,7 +231,7 @@ def to_latex(table: Table) -> str:
         *body,
         r"\bottomrule",
         r"\end{tabular}}",
-        *(rf"\par\smallskip{{\footnotesize {_tex(note)}}}" for note in table.notes),
+        *(rf"{{\par\smallskip\footnotesize\raggedright {_tex(note)}\par}}" for note in table.notes),
         r"\end{table*}",
     ]
     return "\n".join(lines) + "\n"
@@ -239,8 +240,8 @@ def to_latex(table: Table) -> str:
 def _tex_cell(table: Table, row: int, column: int) -> str:
     main, *small = (_tex(part) for part in _lines(table.cells.iloc[row, column]))
     main = rf"\textbf{{{main}}}" if table.is_bold(row, column) else main
-    below = "".join(rf"\\{{\scriptsize {part}}}" for part in small)
-    return rf"\shortstack{{{main}{below}}}" if small else main
+    # one line: a page is scaled to its width and must not grow too high
+    return rf"\shortstack{{\rule{{0pt}}{{2.8ex}}{main}\\{{\scriptsize {', '.join(small)}}}}}" if small else main
 
 
 def _tex_heading(heading: str, n_columns: int) -> list[str]:
