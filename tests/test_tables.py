@@ -360,6 +360,16 @@ def test_the_headline_claims_are_recomputed_from_the_papers_own_rows():
     assert len(frame[frame["source"] == "measured"]) == 2
 
 
+def test_the_three_claims_stand_side_by_side_for_paper_followup_and_measured():
+    table = tables.headline_table(SEEDS, REPORTED)
+    assert table.cells["Paper"].tolist() == ["+8.6 points", "-78%", "not stated", "-27%"]
+    assert table.cells["Follow-up"].tolist() == ["-0.6 points", "not stated", "not stated", "not stated"]
+    measured = table.cells["Measured, EVOL-Instruct (mini)"]
+    assert measured[1] == "-65%" and table.runs_of(1, "Measured, EVOL-Instruct (mini)")  # 39.2 of 112.3 s
+    assert table.runs_of(1, "Paper") is None
+    assert tables.headline_table([], REPORTED).cells.columns.tolist() == ["Claim", "Paper", "Follow-up"]
+
+
 def test_selection_pays_once_the_time_saved_exceeds_its_cost():
     frame = tables.cost_table(METRICS).frame
     pays = dict(zip(frame["run_id"], frame["break_even_trainings"], strict=True))

@@ -25,7 +25,7 @@ from codeact_lib.deviations import deviations_in_force
 from codeact_lib.report import ReportFigure, Table, write_report, write_table
 from codeact_lib.tables.ablations import arm_means, policy_table, rate_frame, rate_table, split_table
 from codeact_lib.tables.cells import bold_marks, fits, mbpp_task_counts
-from codeact_lib.tables.claims import derived_claims_table, followup_table
+from codeact_lib.tables.claims import derived_claims_table, followup_table, headline_table
 from codeact_lib.tables.comparisons import comparison_table, findings
 from codeact_lib.tables.costs import cost_table
 from codeact_lib.tables.facts import provenance, run_facts, run_groups
@@ -67,6 +67,7 @@ __all__ = [
     "findings",
     "fits",
     "followup_table",
+    "headline_table",
     "load_metrics",
     "load_reported",
     "mbpp_task_counts",

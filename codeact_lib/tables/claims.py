@@ -35,6 +35,12 @@ SOURCES = {
     "follow-up": "Reported in arXiv 2504.12687",
     "measured": "Measured",
 }
+CLAIMS = {
+    "HumanEval: +8.6 points": "gain_points",
+    "Training time: -78%": "time_change_pct",
+    "The same, selection counted": "time_with_selection_pct",
+    "Peak memory: -27%": "memory_change_pct",
+}
 COLUMNS = [
     *("source", "dataset", "model", "full", "codeact", "gain_points", "time_change_pct", "time_with_selection_pct"),
     *("memory_change_pct", "run_id"),
@@ -59,6 +65,30 @@ def derived_claims_table(metrics: list[dict], reported: dict[str, pd.DataFrame])
     links = [None if is_missing(runs) else runs for runs in frame["run_id"]]
     more = {"blocks": [SOURCES[source] for source in frame["source"]], "links": links, "sources": run_sources(metrics)}
     return Table("derived_claims", "The headline claims, recomputed", frame, cells, notes=[NOTE], **more)
+
+
+def headline_table(metrics: list[dict], reported: dict[str, pd.DataFrame]) -> Table:
+    """The paper's three claims side by side: as its own table, its follow-up and each measured setting have them."""
+    pairs = derived_claims_table(metrics, reported).frame
+    ours = pairs[pairs["source"] == "measured"]
+    theirs = pairs[(pairs["dataset"] == "EVOL-Instruct") & (pairs["model"] == "DeepSeek-Coder 6.7B")]
+    shown = pd.concat([theirs, ours])
+    words = {"paper": "Paper", "follow-up": "Follow-up", "measured": "Measured"}
+    names = [words[r.source] + (f", {r.dataset}" if r.source == "measured" else "") for r in shown.itertuples()]
+    frame = pd.DataFrame({"claim": list(CLAIMS)})
+    for name, row in zip(names, shown.to_dict("records"), strict=True):
+        frame[name] = [row[column] for column in CLAIMS.values()]
+    frame["run_id"] = BETWEEN_RUNS.join(ours["run_id"])
+    cells = pd.DataFrame({"Claim": frame["claim"]})
+    for name in names:
+        points, *changes = frame[name]
+        cells[name] = [f"{points:+.1f} points", *map(percent_cell, changes)]
+    links = [{name: runs for name, runs in zip(names, shown["run_id"], strict=True) if not is_missing(runs)}] * len(
+        CLAIMS
+    )
+    note = "Paper and follow-up: DeepSeek-Coder 6.7B on EVOL-Instruct, CodeACT against all data with dynamic padding."
+    title = "The paper's three claims, side by side"
+    return Table("headline", title, frame, cells, notes=[note], links=links, sources=run_sources(metrics))
 
 
 def _followup_pairs(followup: pd.DataFrame) -> pd.DataFrame:
