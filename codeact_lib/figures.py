@@ -412,10 +412,11 @@ _ARMS = {"CodeACT": BLUE, "full data": ORANGE, "random 40%": PINK, "base model":
 
 
 def _arm_colours(labels: Sequence[str]) -> dict[str, str]:
-    """An arm keeps its colour over all figures; other labels take the colours left, in order of appearance."""
-    left = [colour for colour in PALETTE if colour not in _ARMS.values()]
-    others = [label for label in dict.fromkeys(labels) if label not in _ARMS]
-    return _ARMS | {label: left[i % len(left)] for i, label in enumerate(others)}
+    """An arm keeps its colour over all figures; CDAS at another rate is one kind; others take the colours left."""
+    left = [colour for colour in PALETTE if colour not in (*_ARMS.values(), SKY)]
+    rates = {label: SKY for label in labels if label.startswith("CDAS ") and label.endswith("%")}
+    others = [label for label in dict.fromkeys(labels) if label not in _ARMS | rates]
+    return _ARMS | rates | {label: left[i % len(left)] for i, label in enumerate(others)}
 
 
 def _places(frame) -> tuple[np.ndarray, dict[str, float]]:
@@ -441,8 +442,9 @@ def _name_bars(axes, places, heads, labels) -> None:
 def pass_at_one_bars(frame, *, title: str | None = None) -> Figure:
     """pass@1 with its 95% interval, one panel a benchmark, one bar a label.
 
-    frame: one row a bar with ``label``, ``benchmark``, ``k``, ``n``, ``low``, ``high`` (fractions 0..1); an optional
-    ``group`` (a data set) sets bars apart under a heading. Each benchmark needs the same labels in the same order.
+    frame: one row a bar with ``label``, ``benchmark``, ``k``, ``n``, ``low``, ``high`` (fractions 0..1). Of several
+    seeds ``rate`` and ``sd`` (fractions) are their mean and spread, printed in place of k/n. An optional ``group`` (a
+    data set) sets bars apart under a heading. Each benchmark needs the same labels in the same order.
     """
     benchmarks = list(dict.fromkeys(frame["benchmark"]))
     parts = [frame[frame["benchmark"] == name].reset_index(drop=True) for name in benchmarks]
@@ -464,10 +466,12 @@ def pass_at_one_bars(frame, *, title: str | None = None) -> Figure:
 
 def _interval_bars(ax, part, places, colours) -> None:
     for y, row in zip(places, part.to_dict("records"), strict=True):
-        rate, high = 100 * row["k"] / row["n"], 100 * row["high"]
+        averaged = np.isfinite(row.get("sd", np.nan))
+        rate, high = 100 * (row["rate"] if averaged else row["k"] / row["n"]), 100 * row["high"]
+        said = f"{rate:.1f} ± {100 * row['sd']:.1f}" if averaged else f"{rate:.1f} ({row['k']}/{row['n']})"
         ax.barh(y, rate, color=colours[row["label"]], height=0.7, alpha=0.85)
         ax.plot([100 * row["low"], high], [y, y], color=INK, linewidth=1.3)
-        ax.text(max(high, rate) + 1.5, y, f"{rate:.1f} ({row['k']}/{row['n']})", va="center", fontsize=8)
+        ax.text(max(high, rate) + 1.5, y, said, va="center", fontsize=8)
     ax.set(xlim=(0, 124), xticks=range(0, 101, 20))
     ax.spines["bottom"].set_bounds(0, 100)
     ax.grid(axis="x")
@@ -507,7 +511,8 @@ def data_efficiency(panels: Mapping[str, object], *, benchmark: str = "HumanEval
 
     panels: heading -> frame with ``label``, ``samples``, ``pass_at_one`` (%), ``ours`` (bool), optional low/high (%).
     """
-    fig, axes = _canvas(4.0 * len(panels) + 0.4, 3.6, 1, len(panels), squeeze=False)
+    most = max(map(len, panels.values()))
+    fig, axes = _canvas(4.6 * len(panels) + 0.4, max(3.6, 0.2 * most + 1.6), 1, len(panels), squeeze=False)
     for ax, (heading, frame) in zip(axes[0], panels.items(), strict=True):
         _efficiency_panel(ax, frame)
         ax.set_title(heading)
@@ -524,9 +529,9 @@ def _efficiency_panel(ax, frame) -> None:
         ax.plot(row["x"], row["pass_at_one"], marker, color=colour, markersize=6.5)
     xs = [row["samples"] for row in rows]
     ax.set_xscale("log")
-    ax.set_xlim(min(xs) / 1.35, max(xs) * 2.9)
+    ax.set_xlim(min(xs) / 1.35, max(row["x"] for row in rows) * 1.2)
     ax.margins(y=0.12)
-    _spread_labels(ax, rows)
+    _side_labels(ax, rows)
     ax.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(_round_ticks(min(xs), max(xs))))
     ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -571,17 +576,41 @@ def _round_ticks(low: float, high: float) -> list[float]:
     return [step for step in steps if low / 1.3 <= step <= high * 1.3]
 
 
-def _spread_labels(ax, rows) -> None:
-    """Names to the right of their points, pushed apart so that none covers another."""
+def _side_labels(ax, rows) -> None:
+    """Names in a column on the right, in the order of their points, each led to its own by a faint line."""
+    rows = sorted(rows, key=lambda row: row["pass_at_one"])
     low, high = ax.get_ylim()
-    step = (high - low) * 0.062
-    placed: list[tuple[float, float]] = []
-    for row in sorted(rows, key=lambda r: r["pass_at_one"]):
-        close = [y for x, y in placed if abs(np.log(x / row["x"])) < 0.35]
-        height = max([row["pass_at_one"], *(y + step for y in close)])
-        placed.append((row["x"], height))
-        weight = "bold" if row["ours"] else "normal"
-        ax.text(row["x"] * 1.09, height, row["label"], va="center", fontsize=8, fontweight=weight)
+    ax.set_ylim(low, high)
+    gap = (high - low) * min(0.06, 0.95 / max(len(rows), 1))
+    heights = _spread_apart([row["pass_at_one"] for row in rows], gap, low, high - gap / 2)
+    for row, height in zip(rows, heights, strict=True):
+        ax.annotate(
+            row["label"],
+            (row["x"], row["pass_at_one"]),
+            (1.03, height),
+            textcoords=ax.get_yaxis_transform(),
+            arrowprops={
+                "arrowstyle": "-",
+                "color": MUTED,
+                "linewidth": 0.5,
+                "alpha": 0.6,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
+            va="center",
+            fontsize=8,
+            fontweight="bold" if row["ours"] else "normal",
+            annotation_clip=False,
+        )
+
+
+def _spread_apart(values: list[float], gap: float, low: float, high: float) -> np.ndarray:
+    """Sorted values moved as little as possible (least squares) to stand ``gap`` apart between ``low`` and ``high``."""
+    from scipy.optimize import isotonic_regression
+
+    steps = gap * np.arange(len(values))
+    free = isotonic_regression(np.asarray(values, float) - steps).x
+    return np.clip(free, low, high - gap * (len(values) - 1)) + steps
 
 
 @_styled

@@ -1,5 +1,6 @@
 """Figures: the same bytes each time, what is drawn agrees with the numbers, nothing overlaps or leaves the page."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from codeact_lib import figures
@@ -23,6 +25,7 @@ SCORES = pd.DataFrame(
         for group, label, k in (("none", "base model", 12), ("evol", "full data", 80), ("evol", "CodeACT", 77))
     ]
 )
+AVERAGED = SCORES.assign(k="12; 80; 77", rate=0.41234, sd=0.056)
 COSTS = pd.DataFrame({"label": ["a", "b"], "embedding": [3.0, np.nan], "training": [40.0, 110.0]})
 TRAININGS = pd.DataFrame(
     {"group": ["x", "x"], "label": ["full data", "CodeACT"], "seconds": [112.0, 39.0], "memory_bytes": [5e8, np.nan]}
@@ -38,7 +41,13 @@ ROWS = {
 CURVES = {"full": [(i, 1 / i) for i in range(1, 90)], "CodeACT": [{"step": 1, "loss": 2.0}]}
 RATES = pd.DataFrame({"strategy": ["dynamic", "flat"], "padding_rate": [0.4, 0.0]})
 ATTENTION = RATES.assign(attention_pairs=[900, 450], isolated_pairs=[100, 100])
-PANELS = {"Reported": POINTS, "Measured": POINTS.assign(low=45.0, high=60.0)}
+MANY = pd.DataFrame(
+    [
+        {"label": f"arm {i}", "samples": 480 if i < 7 else 130 * i, "pass_at_one": 50 + i % 3, "ours": i == 0}
+        for i in range(13)
+    ]
+)
+PANELS = {"Reported": POINTS, "Measured": MANY.assign(low=45.0, high=60.0)}
 
 FIGURES = {
     "cluster_map": lambda: figures.cluster_map(RNG.normal(size=300), RNG.normal(size=300), CLUSTER),
@@ -51,6 +60,7 @@ FIGURES = {
     "loss_curves": lambda: figures.loss_curves(CURVES),
     "pass_at_one_bars": lambda: figures.pass_at_one_bars(SCORES),
     "time_memory_bars": lambda: figures.time_memory_bars(TRAININGS),
+    "pass_at_one_bars of several seeds": lambda: figures.pass_at_one_bars(AVERAGED),
     "data_efficiency": lambda: figures.data_efficiency(PANELS),
     "cost_bars": lambda: figures.cost_bars(COSTS),
     "pipeline_diagram": figures.pipeline_diagram,
@@ -172,6 +182,38 @@ def test_the_bars_of_a_histogram_meet_at_the_limit():
     ifd = np.linspace(0.3, 1.73, 500)
     bars = figures.ifd_histogram(ifd).axes[0].patches
     assert sum(bar.get_height() for bar in bars if bar.get_x() > 1 - 1e-9) == np.sum(ifd >= 1)
+
+
+# Machado, Oliveira and Fernandes (2009): full protanopia, deuteranopia and tritanopia, on linear RGB
+BLINDNESS = {
+    "none": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+TO_XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+
+
+def seen_as(colour, kind):
+    """CIE Lab (D65) of a colour as an eye of that kind sees it."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = TO_XYZ @ np.clip(BLINDNESS[kind] @ linear, 0, 1) / [0.95047, 1.0, 1.08883]
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def least_distance(colours, kind):
+    pairs = itertools.combinations(colours, 2)
+    return min(np.linalg.norm(seen_as(a, kind) - seen_as(b, kind)) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_colours_are_told_apart_with_any_colour_blindness(kind):
+    side_by_side = (figures.PALETTE[:6], tuple(figures._ARMS.values()))
+    assert all(least_distance(colours, kind) > 12 for colours in side_by_side)  # 2.3 is just noticeable
+    assert least_distance(figures.PALETTE, kind) > 7
+    assert least_distance(("#ff7f0e", "#bcbd22"), "deutan") < 12  # orange and olive: the measure can tell
 
 
 def test_an_arm_keeps_its_colour_over_all_figures():
