@@ -73,7 +73,8 @@ def texts(fig):
     fig.draw_without_rendering()
     hidden = {id(label) for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for label in _labels_out_of_view(axis)}
     found = {id(t): t for t in fig.findobj(Text) if t.get_visible() and t.get_text().strip()}
-    return [(t.get_text(), t.get_window_extent()) for key, t in found.items() if key not in hidden]
+    # of an annotation the text alone, without its line
+    return [(t.get_text(), Text.get_window_extent(t)) for key, t in found.items() if key not in hidden]
 
 
 def _labels_out_of_view(axis):
