@@ -131,12 +131,13 @@ def read_frame(path):
 # ---------------------------------------------------------------------------------------------- one writer per folder
 
 PATIENCE_SECONDS = 20.0  # the processes of a killed run need a second or two to notice
+_locks = {}  # a lock without a reference to it would be given back
 
 
 def claim(path, busy):
-    """Take the lock file ``path`` for this process, waiting ``PATIENCE_SECONDS`` for it at most.
+    """Take the lock file ``path`` until it is given back or this process ends, however it ends.
 
-    A claim dies with its holder, so a killed run blocks nothing; a process that has it may claim it again.
+    Waits ``PATIENCE_SECONDS`` for it at most. A process that has it may claim it again.
 
     Args:
         path: of the lock file, in an existing folder.
@@ -150,8 +151,9 @@ def claim(path, busy):
     """
     from filelock import FileLock, Timeout
 
+    lock = _locks.setdefault(os.path.abspath(path), FileLock(path))
     try:
-        return FileLock(path, is_singleton=True).acquire(timeout=PATIENCE_SECONDS, poll_interval=0.2)
+        return lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=0.2)
     except Timeout as error:
         raise ArtifactError(busy) from error
 

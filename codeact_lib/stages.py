@@ -198,7 +198,7 @@ class StageTask:
         for folder in (self.work_folder, self.paths.results):
             make_folder(folder)
         busy = f"Another process is working on {self.title}: wait for it, or stop it."
-        self._lock = self._lock or claim(self.work_folder / ".lock", busy).lock
+        self._lock = claim(self.work_folder / ".lock", busy).lock
         self.manifest_path.unlink(missing_ok=True)
         marker = self.work_folder / ".stage.json"
         if marker.exists() and read_json(marker).get("key") != self.key:
@@ -243,8 +243,7 @@ class StageTask:
         )
         self._hashes_saved()
         manifest.write(self.manifest_path)
-        self._lock.release(force=True)
-        self._lock = None
+        self._lock.release(force=True)  # however often the first cell was run
         for path in outputs:
             print(f"saved {self._shown(path)} ({_size(path)})")
         print(f"{self.title}: done in {clock(manifest.seconds)}")
