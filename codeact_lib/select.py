@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from codeact_lib.artifacts import (
     HashCache,
     atomic_write,
-    claim,
+    locked,
     make_folder,
     read_frame,
     read_json,
@@ -153,7 +153,7 @@ def select_rows(data, *, out, report=None, exports=(), work_dir=None, say=print,
     _check_outputs(out, exports)
     work = _Work(make_folder(work_dir or f"{out}.work"), say)
     busy = f"Another process is choosing rows in {work.folder}: wait for it, stop it, or take another --work-dir."
-    with claim(work.folder / ".lock", busy):
+    with locked(work.folder / ".lock", busy):
         return _select_rows(data, settings, work, out, report, exports)
 
 

@@ -26,16 +26,16 @@ REPO = Path(__file__).resolve().parent.parent
 
 HOLDER = """
 import sys, time
-from codeact_lib.artifacts import claim
-held = claim(sys.argv[1], "busy")
-print("held", flush=True)
-time.sleep(60)
+from codeact_lib.artifacts import locked
+with locked(sys.argv[1], "busy"):
+    print("held", flush=True)
+    time.sleep(60)
 """
 
 
 @contextlib.contextmanager
 def held_elsewhere(path):
-    """Another process has claimed the lock file ``path`` inside the block; it is killed at the end."""
+    """Another process holds the lock file ``path`` inside the block; it is killed at the end."""
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout.readline().strip() == "held"
