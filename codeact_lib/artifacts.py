@@ -133,27 +133,23 @@ def read_frame(path):
 PATIENCE_SECONDS = 20.0  # the processes of a killed run need a second or two to notice
 
 
-def claim(path, busy):
-    """Take the lock file ``path`` for this process, waiting ``PATIENCE_SECONDS`` for it at most.
+@contextmanager
+def locked(path, busy):
+    """Hold the lock file ``path``, in an existing folder, inside the block; it is given back however the process ends.
 
-    A claim dies with its holder, so a killed run blocks nothing; a process that has it may claim it again.
-
-    Args:
-        path: of the lock file, in an existing folder.
-        busy: what to tell the user where another process has it.
-
-    Returns:
-        A context manager that gives the claim back; ``.lock.release(force=True)`` does so outside of ``with``.
-
-    Raises:
-        ArtifactError: ``busy``.
+    Waits ``PATIENCE_SECONDS`` for another process that has it, then raises ``ArtifactError(busy)``.
     """
     from filelock import FileLock, Timeout
 
+    lock = FileLock(path)
     try:
-        return FileLock(path, is_singleton=True).acquire(timeout=PATIENCE_SECONDS, poll_interval=0.2)
+        lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=0.2)
     except Timeout as error:
         raise ArtifactError(busy) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 # ---------------------------------------------------------------------------------------------- hashes

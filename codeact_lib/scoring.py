@@ -40,14 +40,14 @@ def score_file(
     """Score DATA into shards, and into one table if asked for; of several processes the first one writes it."""
     if parent:
         _leave_with(parent)
-    from codeact_lib.artifacts import claim, make_folder, write_frame
+    from codeact_lib.artifacts import locked, make_folder, write_frame
     from codeact_lib.data import load_instructions
     from codeact_lib.ifd import score_ifd
     from codeact_lib.modeling import load_base_model, load_tokenizer
 
     first = int(os.environ.get("RANK", 0)) == 0
     busy = f"Another process is scoring into {shards}: wait for it, stop it, or give this one another --shards."
-    with claim(make_folder(shards) / ".lock", busy) if first else nullcontext():
+    with locked(make_folder(shards) / ".lock", busy) if first else nullcontext():
         columns = {"instruction_column": instruction_column, "response_column": response_column}
         examples, _ = load_instructions(data, **columns)
         scorer = load_base_model(model, revision=revision, dtype=dtype).to(_device())

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import warnings
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -27,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from codeact_lib.artifacts import (
     HashCache,
     atomic_write,
-    claim,
+    locked,
     make_folder,
     read_frame,
     read_json,
@@ -152,7 +153,7 @@ def select_rows(data, *, out, report=None, exports=(), work_dir=None, say=print,
     _check_outputs(out, exports)
     work = _Work(make_folder(work_dir or f"{out}.work"), say)
     busy = f"Another process is choosing rows in {work.folder}: wait for it, stop it, or take another --work-dir."
-    with claim(work.folder / ".lock", busy):
+    with locked(work.folder / ".lock", busy):
         return _select_rows(data, settings, work, out, report, exports)
 
 
@@ -305,6 +306,10 @@ class _Steps:
 
         def make():
             frame, clustering, cards_frame, diagnostics = _embed_and_cluster(pool, s, self.work.folder / "embeddings")
+            if cut := diagnostics["cut_instructions"]:
+                self.work.say(
+                    f"  {cut:,} instructions are longer than the embedding model reads: their end is not seen"
+                )
             with atomic_write(self.work.path("centroids", key, ".npy"), "wb") as file:
                 np.save(file, clustering.centroids)
             write_frame(cards, cards_frame)
@@ -336,7 +341,9 @@ def _embed_and_cluster(pool, settings, shard_dir):
 
     _hush()
     embedder = embedding.load_embedder(settings.embedding_model)
-    embeddings = embedding.embed_instructions(pool["instruction"], embedder, shard_dir=shard_dir)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of cut instructions: said and reported from the diagnostics
+        embeddings = embedding.embed_instructions(pool["instruction"], embedder, shard_dir=shard_dir)
     given = {"n_clusters": settings.n_clusters, "random_state": settings.cluster_random_state}
     authors = embedding.AUTHORS if settings.preset == "authors" else {}
     clustering = embedding.cluster_embeddings(embeddings, **{**authors, **given})

@@ -22,7 +22,6 @@ from codeact_lib.artifacts import (
     HashCache,
     RunPaths,
     StageManifest,
-    claim,
     environment_facts,
     make_folder,
     read_json,
@@ -91,7 +90,6 @@ class StageTask:
     _input_hashes: dict | None = None
     _began: tuple | None = None
     _hashes: HashCache | None = None
-    _lock: object | None = None
 
     @property
     def title(self):
@@ -197,8 +195,7 @@ class StageTask:
         self._require_inputs()
         for folder in (self.work_folder, self.paths.results):
             make_folder(folder)
-        busy = f"Another process is working on {self.title}: wait for it, or stop it."
-        self._lock = self._lock or claim(self.work_folder / ".lock", busy).lock
+        _claim(self.work_folder / ".lock", self.title)
         self.manifest_path.unlink(missing_ok=True)
         marker = self.work_folder / ".stage.json"
         if marker.exists() and read_json(marker).get("key") != self.key:
@@ -243,8 +240,7 @@ class StageTask:
         )
         self._hashes_saved()
         manifest.write(self.manifest_path)
-        self._lock.release(force=True)
-        self._lock = None
+        _release(self.work_folder / ".lock")
         for path in outputs:
             print(f"saved {self._shown(path)} ({_size(path)})")
         print(f"{self.title}: done in {clock(manifest.seconds)}")
@@ -481,6 +477,41 @@ def _module_files(name):
     if path.is_dir():
         return sorted(path.glob("*.py"))
     return [path.with_suffix(".py")] if path.with_suffix(".py").exists() else []
+
+
+# ---------------------------------------------------------------------------------------------- one writer per folder
+
+PATIENCE_SECONDS = 20.0  # the kernel of a killed run needs a second or two to notice
+_locks = {}
+
+
+def _claim(path, title):
+    """Take the folder for this process until it ends; a claim dies with its holder, so a killed run blocks nothing."""
+    try:
+        import fcntl
+    except ImportError:
+        return  # no such locks on this platform
+    if path in _locks:
+        return
+    file = open(path, "w")  # noqa: SIM115 - held open on purpose
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                file.close()
+                raise ArtifactError(f"Another process is working on {title}: wait for it, or stop it.") from error
+            time.sleep(0.5)
+        else:
+            _locks[path] = file
+            return
+
+
+def _release(path):
+    file = _locks.pop(path, None)
+    if file:
+        file.close()
 
 
 def _empty(folder):

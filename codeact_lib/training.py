@@ -13,19 +13,21 @@ tokenizer and a model card), `train_metrics.json` (written last).
 """
 
 import argparse
+import fcntl
 import inspect
 import shutil
 import sys
+import time
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments, logging, set_seed
 
-from .artifacts import claim, make_folder, read_json, sha256_file, sha256_json, write_json
+from .artifacts import make_folder, read_json, sha256_file, sha256_json, write_json
 from .checkpoints import latest_checkpoint, save_model
-from .errors import CodeActError, ModelError, ProfileError
+from .errors import ArtifactError, CodeActError, ModelError, ProfileError
 from .log_book import TrainReport
 from .model_card import write_model_card
 from .modeling import (
@@ -58,7 +60,6 @@ __all__ = [
     "tokenize_rows",
 ]
 
-LOCK = ".training.lock"  # in the output folder
 NO_PACKING = (PaddingStrategy.TRADITIONAL, PaddingStrategy.DYNAMIC)
 # What may change between two attempts without making the first one's checkpoints useless.
 NOT_IN_IDENTITY = ("save_steps", "save_total_limit", "logging_steps")
@@ -127,8 +128,7 @@ def fine_tune(
             "processes": args.world_size,
         }
     )
-    busy = f"another process is training into {output_dir}: wait or stop it"
-    with claim(output_dir / LOCK, busy) if args.process_index == 0 else nullcontext():
+    with only_one(output_dir) if args.process_index == 0 else nullcontext():
         set_seed(args.seed)
         tokenizer = load_tokenizer(model_path, revision)
         samples, dropped, truncated = tokenize_rows(
@@ -277,6 +277,22 @@ def choose_attention(model, strategy, isolate, args) -> None:
     except ModelError:
         return  # transformers' own position-based masks keep the samples apart too, only slower
     core.set_attn_implementation(SEGMENTS)
+
+
+@contextmanager
+def only_one(output_dir, patience: float = 20.0):
+    """Hold the folder's lock; a process that is just being killed gets `patience` seconds to let go of it."""
+    deadline = time.monotonic() + patience
+    with open(output_dir / ".training.lock", "w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise ArtifactError(f"another process is training into {output_dir}: wait or stop it") from error
+                time.sleep(0.5)
+        yield
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------

@@ -24,26 +24,6 @@ from codeact_lib.config import PROFILES_DIR  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
 
-HOLDER = """
-import sys, time
-from codeact_lib.artifacts import claim
-held = claim(sys.argv[1], "busy")
-print("held", flush=True)
-time.sleep(60)
-"""
-
-
-@contextlib.contextmanager
-def held_elsewhere(path):
-    """Another process has claimed the lock file ``path`` inside the block; it is killed at the end."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
-        try:
-            assert holder.stdout.readline().strip() == "held"
-            yield
-        finally:
-            holder.kill()
-
-
 COMMON = ['profile = "toy.yaml"', 'overrides = ""', 'artifacts_dir = ""', 'results_dir = ""']
 # Stand-ins for the six notebooks: real files through the real open_stage, a second each, so that the runner's own tests
 # do not depend on what the notebooks compute. Each stage writes what the next one reads.
@@ -198,3 +178,23 @@ def finished_project(_finished, tmp_path, monkeypatch):
     shutil.copytree(_finished, project, copy_function=shutil.copyfile)
     monkeypatch.chdir(project)
     return project
+
+
+HOLDER = """
+import sys, time
+from codeact_lib.artifacts import locked
+with locked(sys.argv[1], "busy"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def held_elsewhere(path):
+    """Another process holds the lock file ``path`` inside the block; it is killed at the end."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline().strip() == "held"
+            yield
+        finally:
+            holder.kill()

@@ -163,15 +163,6 @@ def test_the_histogram_shows_every_scored_row_and_says_how_many_are_dropped():
     assert ax.get_title(loc="left").startswith(f"{np.mean(IFD[np.isfinite(IFD)] >= 1):.1%}")
 
 
-def test_difficulty_against_length_draws_every_scored_row_and_high_values_at_the_end_of_the_axis():
-    ifd, kept = np.array([0.5, 0.9, np.nan, 40.0, 1.2]), np.array([True, True, False, False, False])
-    ax = figures.ifd_against_length(ifd, [10, 20, 30, 40, 0], kept).axes[0]
-    dropped, chosen = (points.get_offsets().tolist() for points in ax.collections)
-    assert chosen == [[10, 0.5], [20, 0.9]] and dropped == [[40, figures.IFD_TOP]]  # no score, no token: no point
-    assert "higher values drawn at 3" in ax.get_ylabel()
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["dropped (3)", "chosen (2)"]
-
-
 def test_difficulty_can_be_drawn_where_no_row_has_a_score(tmp_path):
     nothing = np.full(3, np.nan)
     for fig in (figures.ifd_histogram(nothing, [0, 1, 1]), figures.ifd_against_length(nothing, [0, 0, 0], [False] * 3)):

@@ -154,7 +154,7 @@ def test_keys_that_change_speed_only_repeat_nothing(toy_project):
 
 
 def test_two_processes_do_not_work_in_one_folder_and_a_dead_one_blocks_nothing(toy_project, monkeypatch):
-    monkeypatch.setattr("codeact_lib.artifacts.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("codeact_lib.stages.PATIENCE_SECONDS", 0.1)
     holder = "\n".join(
         [
             "from codeact_lib.pipeline import open_stage",

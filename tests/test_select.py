@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import held_elsewhere
@@ -75,6 +77,8 @@ def test_the_chosen_rows_are_those_of_the_paper_s_three_lines(finished):
         kept = cluster[cluster["ifd"] < 1].sort_values("ifd", ascending=False, kind="stable")
         expected += (kept["row"].head(int(len(kept) * 0.4)) - 1).tolist()
     assert [line["id"] for line in read_lines(folder / "chosen.jsonl")] == expected
+    (centroids,) = (folder / "chosen.jsonl.work").glob("centroids-*.npy")
+    assert np.load(centroids).shape == (3, 384)
 
 
 def test_every_row_of_the_source_has_one_fate_and_a_reason(finished):
@@ -127,8 +131,10 @@ def test_several_processes_choose_what_one_does(finished, tmp_path, monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     folder, _, _ = finished
     lines, out = [], tmp_path / "chosen.jsonl"
-    select_rows(folder / "data.jsonl", out=out, say=lines.append, processes=2, tokens_per_batch=2000, **FAST)
-    assert any("2 processes" in line for line in lines)
+    scored = shutil.ignore_patterns("ifd*", ".*")  # all but the scores is kept from before
+    shutil.copytree(folder / "chosen.jsonl.work", tmp_path / "chosen.jsonl.work", ignore=scored)
+    select_rows(folder / "data.jsonl", out=out, say=lines.append, processes=2, **FAST)
+    assert any("2 processes" in line for line in lines) and sum("kept from before" in line for line in lines) == 2
     assert len(list((tmp_path / "chosen.jsonl.work" / "ifd").glob("scores-*.jsonl"))) == 2
     ours, theirs = read_lines(out), read_lines(folder / "chosen.jsonl")
     assert [row["id"] for row in ours] == [row["id"] for row in theirs]
@@ -273,6 +279,7 @@ def test_twenty_kinds_of_broken_rows_are_each_reported_and_end_nothing(tmp_path)
         assert fates["reason"][number].startswith(reason) and not fates["kept"][number]
         assert f'<td class="value">{number}</td><td class="text">{reason}' in report.read_text(encoding="utf-8")
     assert fates["status"].iloc[-1] == "prompt_too_long" and len(selection.scored) == 5
+    assert "1 instructions (20.0%) are longer than the embedding model reads" in report.read_text(encoding="utf-8")
 
 
 def test_a_set_of_which_no_row_can_be_scored_ends_with_an_empty_file_and_a_report(tmp_path):

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import held_elsewhere
 from tiny_models import save_tiny_base
 from transformers import get_cosine_schedule_with_warmup
 
-from codeact_lib import artifacts, trainer, training
+from codeact_lib import trainer, training
 from codeact_lib.checkpoints import SEALED
 from codeact_lib.errors import ArtifactError, DataError, ModelError, ProfileError
 from codeact_lib.log_book import LogBook
@@ -493,11 +492,10 @@ def test_what_cannot_be_done_is_said_with_a_remedy(settings, change, error, mess
 
 
 def test_two_processes_do_not_train_into_one_folder(settings, monkeypatch):
-    monkeypatch.setattr(artifacts, "PATIENCE_SECONDS", 0.1)
     settings["output_dir"].mkdir()
-    with held_elsewhere(settings["output_dir"] / training.LOCK):
-        with pytest.raises(ArtifactError, match=f"another process is training into {settings['output_dir']}"):
-            fine_tune(**settings)
+    with training.only_one(settings["output_dir"]), pytest.raises(ArtifactError, match="another process"):
+        with training.only_one(settings["output_dir"], patience=0):
+            pass
 
 
 # ---- a process of its own ------------------------------------------------------------------------------------------
@@ -527,7 +525,7 @@ def test_a_child_ends_with_the_process_that_started_it(settings, tmp_path):
     assert parent.poll() is None
     parent.kill()
     parent.wait()
-    with artifacts.claim(settings["output_dir"] / training.LOCK, "busy"):  # given up by the child, or this raises
+    with training.only_one(settings["output_dir"], patience=20):  # given up by the child, or this raises
         shutil.rmtree(checkpoints)
     time.sleep(1)
     assert not checkpoints.exists()
