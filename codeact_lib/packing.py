@@ -140,7 +140,7 @@ def _level_enough(lengths, n_rows, max_length):
 
 
 def _level(rows, lengths, goal):
-    """Shorten the longest row, in place, by dividing it and another row anew between the two, down to `goal` at best."""
+    """Shorten the longest row, in place, by dividing it and another row anew between the two, until it is `goal`."""
     loads = [sum(lengths[i] for i in row) for row in rows]
     while (longest := max(loads)) > goal:
         source = loads.index(longest)
