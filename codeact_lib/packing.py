@@ -122,25 +122,26 @@ def _fewest_balanced_rows(lengths, max_length):
     """Fewest rows first (from the lower bound up to what the greedy packers need), then the shortest longest row."""
     n_rows, greedy = -(-sum(lengths) // max_length), None
     while True:
-        rows = _level(_longest_first(lengths, n_rows), lengths)
-        if _longest(rows, lengths) <= _level_enough(lengths, n_rows):
+        goal = _level_enough(lengths, n_rows, max_length)
+        rows = _level(_longest_first(lengths, n_rows), lengths, goal)
+        if _longest(rows, lengths) <= goal:
             return rows  # which most batches are at once
         greedy = greedy or [plan(lengths, max_length) for plan in (_next_fit_ascending, _best_fit_descending)]
-        plans = [rows, *(_level([*plan], lengths) for plan in greedy if len(plan) == n_rows)]
+        plans = [rows, *(_level([*plan], lengths, goal) for plan in greedy if len(plan) == n_rows)]
         rows = min(plans, key=lambda plan: _longest(plan, lengths))
         if _longest(rows, lengths) <= max_length:
             return rows
         n_rows += 1
 
 
-def _level_enough(lengths, n_rows):
-    """No longest row is below the mean or below the longest sample; two per mille above that is not chased."""
-    return max(1.002 * sum(lengths) / n_rows, max(lengths))
+def _level_enough(lengths, n_rows, max_length):
+    """No longest row is below the mean or below the longest sample; two per mille above the mean are not chased."""
+    return max(min(1.002 * sum(lengths) / n_rows, max_length), max(lengths))
 
 
-def _level(rows, lengths):
-    """Shorten the longest row, in place, by dividing it and another row anew between the two while that helps."""
-    loads, goal = [sum(lengths[i] for i in row) for row in rows], _level_enough(lengths, len(rows))
+def _level(rows, lengths, goal):
+    """Shorten the longest row, in place, by dividing it and another row anew between the two, until it is `goal`."""
+    loads = [sum(lengths[i] for i in row) for row in rows]
     while (longest := max(loads)) > goal:
         source = loads.index(longest)
         for target in sorted(range(len(rows)), key=loads.__getitem__):
