@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codeact_lib.errors import EvaluationError
+from codeact_lib.rungs import NAMESPACES
 from codeact_lib.sandbox import run_isolated
 
 PROGRAMS = Path(__file__).with_name("boxed")
@@ -79,8 +80,8 @@ class Crew:
         return answers
 
     def _each_alone(self, program, job, tasks):
-        """Task id -> answer, from a box for each."""
-        with ThreadPoolExecutor(self.parallel) as pool:
+        """Task id -> answer, from a box for each; one after the other where a box can reach into the next."""
+        with ThreadPoolExecutor(self.parallel if self.isolation in NAMESPACES else 1) as pool:
             alone = pool.map(lambda task: self._alone(program, job, task), tasks)
             return {task["task_id"]: answer for task, answer in zip(tasks, alone, strict=True)}
 

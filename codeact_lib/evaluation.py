@@ -289,7 +289,10 @@ def _plain_counts(judged, n):
 
 
 def _write_results(output_dir, result, prepared, judged):
-    """``sanitized.jsonl``: what was judged; ``verdicts.json``: the record, with EvalPlus's own two statuses."""
+    """``sanitized.jsonl``: what was judged; ``verdicts.json``: the record, with EvalPlus's own two statuses.
+
+    Its plus status is that of base where a solution ran out of time on the base inputs (`codeact_lib.boxed.judge`).
+    """
     with atomic_write(output_dir / "sanitized.jsonl") as file:
         for task_id in filter(prepared.__contains__, result.verdicts):
             file.write(json.dumps({"task_id": task_id, "solution": prepared[task_id]["code"]}) + "\n")

@@ -56,7 +56,7 @@ class BoxResult:
     stderr: str  # the end of it
     isolation: str
     seconds: float
-    stopped: str = ""  # "", "timeout", "stalled", "memory", "processes" or "disk"
+    stopped: str = ""  # "", "timeout", "stalled", "stopped", "memory", "processes" or "disk"
 
 
 @dataclass(frozen=True)

@@ -319,7 +319,7 @@ def test_a_judge_killed_from_outside_is_started_again(isolation, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-@pytest.mark.parametrize(("kind", "isolation"), [("SIGALRM", "auto"), ("SIGSTOP", "auto"), ("SIGALRM", "limits")])
+@pytest.mark.parametrize(("kind", "isolation"), [("SIGALRM", "auto"), ("SIGSTOP", "auto"), ("SIGSTOP", "limits")])
 def test_a_solution_that_disturbs_those_beside_it_costs_only_its_own_verdict(kind, isolation, tmp_path):
     """Alarmed or stopped in the middle, an honest solution fails; it is then judged again in a box of its own."""
     slow = "import time\ndef add(a, b):\n    time.sleep(0.2)\n    return a + b\n"

@@ -208,6 +208,15 @@ def test_colours_are_told_apart_with_any_colour_blindness(kind):
     assert least_distance(("#ff7f0e", "#bcbd22"), "deutan") < 12  # orange and olive: the measure can tell
 
 
+def test_difficulty_against_length_draws_every_scored_row_and_high_values_at_the_end_of_the_axis():
+    ifd, kept = np.array([0.5, 0.9, np.nan, 40.0, 1.2]), np.array([True, True, False, False, False])
+    ax = figures.ifd_against_length(ifd, [10, 20, 30, 40, 0], kept).axes[0]
+    dropped, chosen = (points.get_offsets().tolist() for points in ax.collections)
+    assert chosen == [[10, 0.5], [20, 0.9]] and dropped == [[40, figures.IFD_TOP]]  # no score, no token: no point
+    assert "higher values drawn at 3" in ax.get_ylabel()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["dropped (3)", "chosen (2)"]
+
+
 def test_an_arm_keeps_its_colour_over_all_figures():
     assert figures._arm_colours(["x", "CodeACT"])["CodeACT"] == figures._arm_colours(["CodeACT", "y"])["CodeACT"]
 

@@ -78,17 +78,12 @@ def test_an_adapter_folder_is_loaded_and_asked_on_the_base_it_was_trained_on(bas
     asked = [[task], "deepseek-coder"]
     texts = [
         generate_solutions(
-            model,
-            load_tokenizer(base),
-            *asked,
-            max_new_tokens=24,
-            output_path=tmp_path / f"{name}.jsonl",
-            progress=None,
+            model, load_tokenizer(base), *asked, max_new_tokens=24, output_path=tmp_path / name, progress=None
         )
-        for name, model in (("adapter", loaded), ("merged", load_base_model(tmp_path / "merged")))
+        for name, model in (("a.jsonl", loaded), ("b.jsonl", load_base_model(tmp_path / "merged")))
     ]
     assert texts[0] == texts[1]
-    assert ("batch_size" in (tmp_path / "adapter.jsonl").read_text()) == (tuning == "qlora")
+    assert ("batch_size" in (tmp_path / "a.jsonl").read_text()) == (tuning == "qlora")
 
 
 def test_logits_that_change_stop_the_merge_and_leave_nothing(base, tmp_path, monkeypatch):

@@ -136,6 +136,12 @@ def test_a_box_that_does_not_end_is_ended_with_its_children(rung, tmp_path):
 
 
 @each_rung
+def test_a_box_with_a_stopped_process_is_ended(rung):
+    code = "import os, signal, time\nif os.fork() == 0: os.kill(os.getpid(), signal.SIGSTOP)\ntime.sleep(60)"
+    assert run_isolated(python(code), isolation=rung, timeout=50).stopped == "stopped"
+
+
+@each_rung
 def test_a_box_without_progress_is_ended_early(rung):
     code = "import time\nfor _ in range(3):\n print('x', flush=True); time.sleep(0.3)\ntime.sleep(60)"
     result = run_isolated(python(code), isolation=rung, timeout=50, stall_seconds=1.5)

@@ -135,7 +135,6 @@ class Clock:
     """
 
     def __init__(self):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         for kind in (signal.SIGALRM, signal.SIGPROF):
             signal.signal(kind, self.ring)
 

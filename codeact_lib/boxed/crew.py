@@ -64,6 +64,7 @@ def is_deserted(seconds=1.0):
 def serve(work, job, pipe):
     """A worker: numbers of tasks in, answers out, as JSON. The leader of a group, to be ended with its children."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # else a solution could raise KeyboardInterrupt in another, or in here
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     null = os.open(os.devnull, os.O_RDWR)
