@@ -663,16 +663,15 @@ def _box(ax, left: float, head: str, body: str, colour: str, ink: str) -> None:
 @_styled
 def cdas_illustration(seed: int = 0) -> Figure:
     """CDAS in its three steps on 48 made-up instructions: cluster, score, keep the hardest 40% of each cluster."""
+    from .sampling import cdas_sample  # imports pandas, which the other figures do not need
+
     rng = np.random.default_rng(seed)
     cluster = np.repeat(np.arange(4), 12)
     centres = np.array([[0, 0], [2.6, 0.5], [0.6, 2.4], [3.0, 2.8]])
     points = centres[cluster] + rng.normal(0, 0.42, (48, 2))
     ifd = np.clip(rng.normal(0.62, 0.2, 48), 0.15, 0.97)
     ifd[[5, 29]] = 1.06, 1.12  # two whose instruction does not help
-    keep = np.zeros(48, bool)
-    for c in range(4):  # the sample as the paper has it: IFD below 1, hardest first, int(n * 0.4) of each cluster
-        usable = np.flatnonzero((cluster == c) & (ifd < 1))
-        keep[usable[np.argsort(-ifd[usable], kind="stable")][: int(len(usable) * 0.4)]] = True
+    keep = np.isin(np.arange(48), cdas_sample(ifd, cluster, 0.4))
     fig, axes = _canvas(10.4, 3.5, 1, 3)
     _cdas_panels(axes, points, cluster, ifd, keep)
     return fig
