@@ -156,11 +156,12 @@ DEVIATIONS = (
     ),
     Deviation(
         12,
-        "pass@1 as EvalPlus says",
-        "EvalPlus in the same process",
-        "EvalPlus's checks in a sandboxed process, and every pass confirmed by a second process that never holds the "
-        "expected outputs; the metrics keep EvalPlus's own counts as `plain`",
-        "A solution that fakes its pass is counted as failed; honest ones score the same",
+        "pass@1 by EvalPlus",
+        "Counts what EvalPlus says",
+        "A pass counts only if the solution gives the same answers in a process that never held the expected outputs; "
+        "what is left is listed as `unconfirmed`, and EvalPlus's own count stands beside as `plain`",
+        "None on honest code: all canonical solutions are confirmed (164 and 378). EvalPlus alone counts each of ten "
+        "kinds of faked passes",
         ("min_time_limit",),
         "`evaluation.evaluate_solutions`",
     ),

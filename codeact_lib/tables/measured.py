@@ -87,17 +87,22 @@ def arm_label(record: dict, short: bool = False) -> str:
         return "full data" if short else "full data, dynamic padding"
     data = data_words(record)
     if not short:
-        return f"{data} + {STRATEGY_WORDS[record['strategy']]}"
+        return f"{data} + {strategy_words(record)}"
     # packed is the rule for a part of the data, padded for all of it
     if record["strategy"] == "dynamic_pack":
         return f"{data}, packed" if record["policy"] == "full" else data
-    return f"{data}, padded" if record["strategy"] == "dynamic" else f"{data}, {STRATEGY_WORDS[record['strategy']]}"
+    return f"{data}, padded" if record["strategy"] == "dynamic" else f"{data}, {strategy_words(record)}"
 
 
 def data_words(record: dict) -> str:
     """Policy and share of the data, e.g. "CDAS 40%", "full data"."""
     name = {"full": "full data", "cdas": "CDAS", "ifd": "IFD only"}.get(record["policy"], record["policy"])
     return name if record["ratio"] == 1 else f"{name} {record['ratio']:.0%}"
+
+
+def strategy_words(record: dict) -> str:
+    """The padding strategy in words; one of a user's own under its name."""
+    return STRATEGY_WORDS.get(record["strategy"], record["strategy"])
 
 
 def arm_of(record: dict) -> tuple:
@@ -135,9 +140,11 @@ def benchmark_of(record: dict, kind: str) -> dict | None:
 
 
 def hardware(record: dict) -> str:
-    """What a run ran on, as the tables say it: the GPU, or the CPU and its cores."""
+    """What a run ran on, as the tables say it: the GPU, or the CPU and its cores; and what shared it."""
     facts = record["provenance"]["environment"]
-    return facts.get("gpu") or f"{facts.get('cpu') or 'CPU'}, {facts.get('cores')} cores"
+    jobs = record.get("concurrent_jobs", 1)
+    beside = f", shared by {jobs} jobs (seconds are not those of a quiet machine)" if jobs > 1 else ""
+    return (facts.get("gpu") or f"{facts.get('cpu') or 'CPU'}, {facts.get('cores')} cores") + beside
 
 
 def place(record: dict) -> str:
