@@ -545,7 +545,7 @@ def sampling_rate_curve(frame, scores: Mapping[str, str], *, title: str | None =
         ax.grid(axis="y")
     axes[0][0].set_ylabel("pass@1 (%)")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), columnspacing=1.2, handlelength=1.6)
     _headline(fig, title or "How much to choose")
     return fig
 
