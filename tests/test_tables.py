@@ -191,11 +191,14 @@ def test_measured_cells_of_another_version_or_task_count_than_the_rest_are_marke
     assert not rq1_table(METRICS, REPORTED["rq1"]).frame["marks"].str.contains("§").any()
 
 
-def test_a_benchmark_of_evalplus_that_was_only_judged_in_part_is_marked():
+def test_a_known_benchmark_that_was_only_judged_in_part_is_marked():
     real = json.loads(json.dumps(METRICS[:2]))
     for run in real:
         run["benchmarks"] = {"mbpp": run["benchmarks"]["mini-mbpp"]}  # 160 tasks are not MBPP+
     assert set(tables.arms_table(real).frame["marks"]) == {"mbpp §; mbpp_plus §"}
+    for run in real:
+        run["benchmarks"] = {"my-tasks": run["benchmarks"]["mbpp"]}  # of a benchmark of one's own 160 may be all
+    assert set(tables.arms_table(real).frame["marks"]) == {""}
 
 
 def test_a_count_that_does_not_agree_with_the_verdicts_is_marked():

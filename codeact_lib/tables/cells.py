@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from codeact_lib.figures import memory_unit, number, time_unit
+from codeact_lib.mini.benchmark import N_TASKS
 from codeact_lib.report import NOT_RUN
 from codeact_lib.tables.measured import BENCHMARKS, EFFICIENCY, HEADINGS, KINDS, SCORES, is_missing
 
@@ -20,8 +21,8 @@ MARKS = {
     "points: these cells are not comparable with their neighbours.",
     NO_COUNT: "‡ is not k/n: no number of solved tasks gives this percentage of the benchmark's tasks "
     "(164; 399 or 378), or the count does not agree with the verdicts.",
-    ODD_BENCHMARK: "§ was measured on another version or number of tasks than the other measured rows, or its seeds "
-    "were: not comparable with its neighbours.",
+    ODD_BENCHMARK: "§ was measured on a part of its benchmark, or on another version or number of tasks than the other "
+    "measured rows, or its seeds were: not comparable with its neighbours.",
 }
 
 
@@ -65,8 +66,9 @@ def _measured_marks(row: dict, rule: dict) -> dict[str, str]:
 
 
 def _is_whole(kind: str, name: str, version: str, n: int) -> bool:
-    """Whether all tasks of one of EvalPlus's benchmarks were judged; of others their own number counts."""
-    return name.split("@")[0] != kind or n in TASKS[kind]
+    """Whether all tasks of a benchmark were judged; of a user's own nobody knows how many there are."""
+    whole = {kind: TASKS[kind], f"mini-{kind}": (N_TASKS,)}
+    return n in whole.get(name.split("@")[0], (n,))
 
 
 def _reported_marks(row: dict) -> dict[str, str]:
