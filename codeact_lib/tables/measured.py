@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -188,7 +189,7 @@ def measured_row(runs: dict | Sequence[dict]) -> dict:
     """
     runs = [runs] if isinstance(runs, dict) else list(runs)
     trainings = [run["train"] or {} for run in runs]
-    row = {"source": "measured", "status": "measured", "n_seeds": len(runs)}
+    row: dict[str, Any] = {"source": "measured", "status": "measured", "n_seeds": len(runs)}
     row |= {"run_id": BETWEEN_RUNS.join(run["run_id"] for run in runs)}
     row |= {"seeds": BETWEEN_RUNS.join(str(run["seed"]) for run in runs)}
     row |= mean_and_spread("training_time_min", [scaled(train.get("seconds"), 60) for train in trainings])
@@ -197,14 +198,14 @@ def measured_row(runs: dict | Sequence[dict]) -> dict:
     row |= {"peak_memory_kind": trainings[0].get("peak_memory_kind"), "n_train": runs[0]["n_train"]}
     row |= {"benchmark_versions": " / ".join(dict.fromkeys(map(benchmark_stamp, runs)))}
     row |= {"hardware": " / ".join(dict.fromkeys(map(hardware, runs)))}
-    row |= {"benchmarks_used": _benchmarks_used(runs), "miscounted": set()}
+    used, miscounted = _benchmarks_used(runs), set()
     for kind, side, column, _ in BENCHMARKS:
-        found = [benchmark_of(run, kind) for run in runs]
-        if all(found):
-            row |= _score(column, side, found, comparable=row["benchmarks_used"][kind] is not None)
+        found = [judged for run in runs if (judged := benchmark_of(run, kind))]
+        if len(found) == len(runs):
+            row |= _score(column, side, found, comparable=used[kind] is not None)
             if any(_is_miscounted(judged, side) for judged in found):
-                row["miscounted"].add(column)
-    return row
+                miscounted.add(column)
+    return row | {"benchmarks_used": used, "miscounted": miscounted}
 
 
 def _benchmarks_used(runs: list[dict]) -> dict[str, tuple | None]:
@@ -271,4 +272,6 @@ def is_missing(value) -> bool:
 
 def relative_change(before: float | None, after: float | None) -> float:
     """Percent by which ``after`` differs from ``before``; NaN where one of them is unknown."""
-    return math.nan if is_missing(before) or is_missing(after) else round(100 * (float(after) / float(before) - 1), 3)
+    if before is None or after is None or is_missing(before) or is_missing(after):
+        return math.nan
+    return round(100 * (float(after) / float(before) - 1), 3)
