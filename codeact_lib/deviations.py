@@ -91,7 +91,8 @@ DEVIATIONS = (
         "Positions restart and each sample attends to itself only, equal to the unpacked loss; packing over the whole "
         "optimizer step and balanced packing also offered",
         "Without isolation logits of later samples move by up to 2.1 and the gradient by 45%",
-        ("isolate", "packing_scope", "arms", "preset"),
+        ("isolate", "packing_scope", "preset"),
+        "strategy `balanced_pack` of an arm",
     ),
     Deviation(
         6,
@@ -234,7 +235,7 @@ def deviations_in_force(profile) -> pd.DataFrame:
         if idle or switch.theirs == NOT_STATED or _same(switch, here):
             continue
         points = _points(switch.key)
-        effects = "; ".join(entry.effect for entry in DEVIATIONS if entry.point in points)
+        effects = ". ".join(entry.effect for entry in DEVIATIONS if entry.point in points)
         row = {"point": ", ".join(map(str, points)) or "-", "subject": switch.subject, "switch": switch.key}
         rows.append(row | {"paper": _words(switch.theirs), "here": _words(here), "effect": effects or "scale only"})
     return pd.DataFrame(rows, columns=["point", "subject", "switch", "paper", "here", "effect"])
