@@ -12,6 +12,7 @@ import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -484,7 +485,7 @@ def _value_bars(ax, places, values, colours, symbol) -> None:
 
 
 @_styled
-def data_efficiency(panels: Mapping[str, object], *, benchmark: str = "HumanEval") -> Figure:
+def data_efficiency(panels: Mapping[str, Any], *, benchmark: str = "HumanEval") -> Figure:
     """pass@1 against the number of training samples, one panel a source so that nothing is compared across sources.
 
     panels: heading -> frame with ``label``, ``samples``, ``pass_at_one`` (%), ``ours`` (bool), optional low/high (%).

@@ -72,13 +72,11 @@ def _is_whole(kind: str, name: str, version: str, n: int) -> bool:
 
 
 def _reported_marks(row: dict) -> dict[str, str]:
-    scores = {column: row.get(column) for column in SCORES}
+    scores: dict[str, float] = {column: row[column] for column in SCORES if not is_missing(row.get(column))}
     marks = {
-        column: NO_COUNT
-        for column, value in scores.items()
-        if not is_missing(value) and not any(fits(value, n) for n in TASKS[KINDS[column]])
+        column: NO_COUNT for column, value in scores.items() if not any(fits(value, n) for n in TASKS[KINDS[column]])
     }
-    pair = [column for column in SCORES if KINDS[column] == "mbpp" and not is_missing(scores[column])]
+    pair = [column for column in scores if KINDS[column] == "mbpp"]
     if len(pair) == 2 and not set(pair) & set(marks):
         counts = mbpp_task_counts(*(scores[column] for column in pair))
         marks |= dict.fromkeys(pair, {(): NO_COUNT, (NEWER,): ONLY_NEWER}.get(tuple(counts), ""))
@@ -146,7 +144,7 @@ def _score_cell(row: dict, column: str, mark: str) -> str:
 def spread(row: dict, column: str, factor: float = 1.0) -> str:
     """`` ± sd`` over seeds in the unit of the cell, nothing for a single seed."""
     sd = row.get(f"{column}_sd")
-    if is_missing(sd):
+    if sd is None or is_missing(sd):
         return ""
     if column in SCORES:
         return f" ± {sd:.1f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,24 +56,28 @@ def derived_claims_table(metrics: list[dict], reported: dict[str, pd.DataFrame])
     rows = _pairs_of(reported["rq1"], "paper") + _pairs_of(_followup_pairs(reported["followup"]), "follow-up")
     rows += [row for arms in by_setting(metrics) for row in _measured_pair(arms)]
     frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
-    pairs = [[{"humaneval": row[arm]} for arm in ("full", "codeact")] for row in frame.to_dict("records")]
-    marks = [
-        [{}, {}] if measured else cell_marks(pair)
-        for pair, measured in zip(pairs, frame["run_id"].notna(), strict=True)
-    ]
+    pairs = [_pair_cell(row) for row in frame.to_dict("records")]
     cells = pd.DataFrame({"Data set": frame["dataset"], "Model": frame["model"]})
-    cells["HumanEval, full → 40%"] = [
-        " → ".join(_marked(*side, "humaneval") for side in zip(pair, mark, strict=True))
-        for pair, mark in zip(pairs, marks, strict=True)
-    ]
+    cells["HumanEval, full → 40%"] = [cell for cell, _ in pairs]
     cells["Gain"] = [f"{gain:+.1f} points" for gain in frame["gain_points"]]
     cells["Time"] = frame["time_change_pct"].map(percent_cell)
     cells["Time, selection counted"] = frame["time_with_selection_pct"].map(percent_cell)
     cells["Peak memory"] = frame["memory_change_pct"].map(percent_cell)
     links = [None if is_missing(runs) else runs for runs in frame["run_id"]]
-    more = {"blocks": [SOURCES[source] for source in frame["source"]], "links": links, "sources": run_sources(metrics)}
-    notes = [NOTE, *mark_notes([side for pair in marks for side in pair])]
+    more: dict[str, Any] = {
+        "blocks": [SOURCES[source] for source in frame["source"]],
+        "links": links,
+        "sources": run_sources(metrics),
+    }
+    notes = [NOTE, *mark_notes([side for _, marks in pairs for side in marks])]
     return Table("derived_claims", "The headline claims, recomputed", frame, cells, notes=notes, **more)
+
+
+def _pair_cell(row: dict) -> tuple[str, list[dict[str, str]]]:
+    """Both arms as text, e.g. "58.5 → 67.1" with the marks of reported numbers, and these marks."""
+    sides = [{"humaneval": row[arm]} for arm in ("full", "codeact")]
+    marks = cell_marks(sides) if row["source"] != "measured" else [{}, {}]
+    return " → ".join(_marked(*pair, "humaneval") for pair in zip(sides, marks, strict=True)), marks
 
 
 def _marked(row: dict, marks: dict[str, str], column: str) -> str:
@@ -95,9 +100,8 @@ def headline_table(metrics: list[dict], reported: dict[str, pd.DataFrame]) -> Ta
     for name in names:
         points, *changes = frame[name]
         cells[name] = [f"{points:+.1f} points", *map(percent_cell, changes)]
-    links = [{name: runs for name, runs in zip(names, shown["run_id"], strict=True) if not is_missing(runs)}] * len(
-        CLAIMS
-    )
+    runs = {name: run for name, run in zip(names, shown["run_id"], strict=True) if not is_missing(run)}
+    links: list[Any] = [runs] * len(CLAIMS)
     note = "Paper and follow-up: DeepSeek-Coder 6.7B on EVOL-Instruct, CodeACT against all data with dynamic padding."
     title = "The paper's three claims, side by side"
     return Table("headline", title, frame, cells, notes=[note], links=links, sources=run_sources(metrics))
