@@ -529,11 +529,10 @@ def test_the_report_asks_for_nothing_outside_itself_and_its_links_resolve(tmp_pa
     made = [rq1_table(METRICS, REPORTED["rq1"]), tables.arms_table(METRICS)]
     (tmp_path / "other.svg").write_text(svg.read_text())
     figures = [tables.ReportFigure(svg, "A <drawing>"), tables.ReportFigure(tmp_path / "other.svg", "Another")]
-    report = write_report(
-        tmp_path / "report.html",
-        **{"title": "T", "summary": tables.findings(METRICS), "tables": made, "figures": figures},
-        **{"runs": tables.run_groups(METRICS), "provenance": {"python": "3.11"}},
-    )
+    parts = {"title": "T", "summary": tables.findings(METRICS), "tables": made, "figures": figures}
+    parts |= {"runs": tables.run_groups(METRICS), "provenance": {"python": "3.11"}}
+    report = write_report(tmp_path / "report.html", **parts)
+    assert report.read_bytes() == write_report(tmp_path / "again.html", **parts).read_bytes()
     page = Cells(report.read_text(encoding="utf-8"))
     assert page.targets and all(target.startswith("#") for target in page.targets)
     assert {target[1:] for target in page.targets} <= set(page.ids)
