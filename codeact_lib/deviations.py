@@ -91,7 +91,8 @@ DEVIATIONS = (
         "Positions restart and each sample attends to itself only, equal to the unpacked loss; packing over the whole "
         "optimizer step and balanced packing also offered",
         "Without isolation logits of later samples move by up to 2.1 and the gradient by 45%",
-        ("isolate", "packing_scope", "arms", "preset"),
+        ("isolate", "packing_scope", "preset"),
+        "strategy `balanced_pack` of an arm",
     ),
     Deviation(
         6,
@@ -156,12 +157,12 @@ DEVIATIONS = (
     ),
     Deviation(
         12,
-        "pass@1 as EvalPlus says",
-        "EvalPlus in the same process",
-        "EvalPlus's checks in a sandboxed process, and every pass confirmed by a second process that never holds the "
-        "expected outputs; the metrics list the others as `unconfirmed` and keep EvalPlus's own counts as `plain`",
-        "EvalPlus alone counts ten kinds of faked passes, here none is counted. Honest code scores the same: all "
-        "canonical solutions are confirmed (164 and 378)",
+        "pass@1 by EvalPlus",
+        "Counts what EvalPlus says",
+        "A pass counts only if the solution gives the same answers in a process that never held the expected outputs; "
+        "what is left is listed as `unconfirmed`, and EvalPlus's own count stands beside as `plain`",
+        "None on honest code: all canonical solutions are confirmed (164 and 378). EvalPlus alone counts each of ten "
+        "kinds of faked passes",
         ("min_time_limit",),
         "`evaluation.evaluate_solutions`",
     ),
@@ -234,7 +235,7 @@ def deviations_in_force(profile) -> pd.DataFrame:
         if idle or switch.theirs == NOT_STATED or _same(switch, here):
             continue
         points = _points(switch.key)
-        effects = "; ".join(entry.effect for entry in DEVIATIONS if entry.point in points)
+        effects = ". ".join(entry.effect for entry in DEVIATIONS if entry.point in points)
         row = {"point": ", ".join(map(str, points)) or "-", "subject": switch.subject, "switch": switch.key}
         rows.append(row | {"paper": _words(switch.theirs), "here": _words(here), "effect": effects or "scale only"})
     return pd.DataFrame(rows, columns=["point", "subject", "switch", "paper", "here", "effect"])

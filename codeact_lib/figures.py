@@ -12,6 +12,7 @@ import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -506,7 +507,7 @@ def _value_bars(ax, places, values, colours, symbol) -> None:
 
 
 @_styled
-def data_efficiency(panels: Mapping[str, object], *, benchmark: str = "HumanEval") -> Figure:
+def data_efficiency(panels: Mapping[str, Any], *, benchmark: str = "HumanEval") -> Figure:
     """pass@1 against the number of training samples, one panel a source so that nothing is compared across sources.
 
     panels: heading -> frame with ``label``, ``samples``, ``pass_at_one`` (%), ``ours`` (bool), optional low/high (%).
@@ -554,7 +555,8 @@ def sampling_rate_curve(frame, scores: Mapping[str, str], *, title: str | None =
     frame: ``setting``, ``ratio`` (0..1) and a column of means in % for each key of ``scores``, which maps it to its
     name; an optional ``<key>_sd`` draws the spread over seeds.
     """
-    panels = list(frame.groupby("setting", sort=False))
+    nothing = [("nothing was run", frame.reindex(columns=["ratio", *scores]))]
+    panels = list(frame.groupby("setting", sort=False)) or nothing
     fig, axes = _canvas(4.4 * len(panels) + 0.6, 3.6, 1, len(panels), squeeze=False, sharey=True)
     for ax, (name, part) in zip(axes[0], panels, strict=True):
         for (column, label), colour, marker in zip(scores.items(), PALETTE, "osD^v", strict=False):
@@ -566,7 +568,7 @@ def sampling_rate_curve(frame, scores: Mapping[str, str], *, title: str | None =
         ax.grid(axis="y")
     axes[0][0].set_ylabel("pass@1 (%)")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), columnspacing=1.2, handlelength=1.6)
     _headline(fig, title or "How much to choose")
     return fig
 
@@ -716,16 +718,15 @@ def _box(ax, left: float, head: str, body: str, colour: str, ink: str) -> None:
 @_styled
 def cdas_illustration(seed: int = 0) -> Figure:
     """CDAS in its three steps on 48 made-up instructions: cluster, score, keep the hardest 40% of each cluster."""
+    from .sampling import cdas_sample  # imports pandas, which the other figures do not need
+
     rng = np.random.default_rng(seed)
     cluster = np.repeat(np.arange(4), 12)
     centres = np.array([[0, 0], [2.6, 0.5], [0.6, 2.4], [3.0, 2.8]])
     points = centres[cluster] + rng.normal(0, 0.42, (48, 2))
     ifd = np.clip(rng.normal(0.62, 0.2, 48), 0.15, 0.97)
     ifd[[5, 29]] = 1.06, 1.12  # two whose instruction does not help
-    keep = np.zeros(48, bool)
-    for c in range(4):  # the sample as the paper has it: IFD below 1, hardest first, int(n * 0.4) of each cluster
-        usable = np.flatnonzero((cluster == c) & (ifd < 1))
-        keep[usable[np.argsort(-ifd[usable], kind="stable")][: int(len(usable) * 0.4)]] = True
+    keep = np.isin(np.arange(48), cdas_sample(ifd, cluster, 0.4))
     fig, axes = _canvas(10.4, 3.5, 1, 3)
     _cdas_panels(axes, points, cluster, ifd, keep)
     return fig

@@ -7,7 +7,7 @@ from test_tables import record
 
 from codeact_lib.figures import sampling_rate_curve
 from codeact_lib.report import NOT_RUN
-from codeact_lib.tables import HEADINGS, ablations, frames, write_table
+from codeact_lib.tables import HEADINGS, ablations, frames, load_reported, write_table
 
 FULL, PACKED = ("full", 1.0, "dynamic"), ("full", 1.0, "dynamic_pack")
 LESS, CODEACT = ("cdas", 0.4, "dynamic"), ("cdas", 0.4, "dynamic_pack")
@@ -72,6 +72,17 @@ def test_figures_draw_an_arm_once_at_the_mean_of_its_seeds():
     rates = [r["benchmarks"]["mini-humaneval"]["base"]["k"] / 160 for r in runs]
     assert scores["rate"].tolist() == pytest.approx([statistics.mean(rates[:2]), rates[2]], abs=1e-4)
     assert scores["sd"].iloc[0] == pytest.approx(statistics.stdev(rates[:2]), abs=1e-4)
+
+
+def test_the_followups_rates_stand_below_the_measured_ones_as_a_source_of_their_own():
+    followup = load_reported()["followup"]
+    table = ablations.rate_table([run(CODEACT)], followup)
+    reported = table.frame[table.frame["run_id"].isna()]
+    assert len(reported) == 12 and len(table.frame) == 13
+    row = reported[reported["setting"].str.endswith("DeepSeek-Coder 6.7B, OSS-Instruct") & (reported["ratio"] == 0.3)]
+    assert row[list(HEADINGS)].values.tolist() == [[65.9, 59.1, 75.4, 62.2]]
+    assert table.links == ["cdas-0.4-dynamic_pack-0", *[None] * 12]
+    assert len(ablations.rate_table([], followup).frame) == 12
 
 
 @pytest.mark.parametrize("table", [ablations.split_table, ablations.policy_table, ablations.rate_table])

@@ -31,6 +31,8 @@ TRAININGS = pd.DataFrame(
     {"group": ["x", "x"], "label": ["full data", "CodeACT"], "seconds": [112.0, 39.0], "memory_bytes": [5e8, np.nan]}
 )
 POINTS = pd.DataFrame({"label": ["a", "b"], "samples": [960, 2400], "pass_at_one": [50.0, 55.0], "ours": [True, False]})
+CURVE = pd.DataFrame({"setting": "one data set", "ratio": [0.1, 0.4, 1.0], "a": [40, 50, 55.0], "b": 50.0, "c": 60.0})
+CURVE["a_sd"] = [np.nan, 2.0, 1.0]
 LENGTHS = [4, 3, 5, 11, 7, 6]  # the six samples of the paper's second figure
 ROWS = {
     "traditional": [[i] for i in range(6)],
@@ -62,6 +64,9 @@ FIGURES = {
     "time_memory_bars": lambda: figures.time_memory_bars(TRAININGS),
     "pass_at_one_bars of several seeds": lambda: figures.pass_at_one_bars(AVERAGED),
     "data_efficiency": lambda: figures.data_efficiency(PANELS),
+    "sampling_rate_curve": lambda: figures.sampling_rate_curve(
+        CURVE, {"a": "HumanEval", "b": "HumanEval+", "c": "MBPP+"}
+    ),
     "cost_bars": lambda: figures.cost_bars(COSTS),
     "pipeline_diagram": figures.pipeline_diagram,
     "cdas_illustration": figures.cdas_illustration,

@@ -37,6 +37,7 @@ VALUES = [*EFFICIENCY, "padding_pct", *SCORES]
 SPREAD = [f"{column}{part}" for column in VALUES for part in ("", "_sd")]
 COUNTS = [f"{column}{part}" for column in SCORES for part in ("_k", "_n", "_low", "_high")]
 LAST = ["marks", "seeds", "run_id"]
+MEANS = [*ARM, *SPREAD, *COUNTS, *LAST, "cell_marks", "status", "source"]
 
 
 def arm_means(metrics: list[dict]) -> pd.DataFrame:
@@ -52,7 +53,7 @@ def arm_means(metrics: list[dict]) -> pd.DataFrame:
         rows.append({"setting": setting(runs[0]), "arm": arm_label(runs[0])} | arm | measured_row(runs))
     marks = cell_marks(rows)
     rows = [row | {"marks": marks_text(mark), "cell_marks": mark} for row, mark in zip(rows, marks, strict=True)]
-    return pd.DataFrame(rows).reindex(columns=[*ARM, *SPREAD, *COUNTS, *LAST, "cell_marks", "status", "source"])
+    return pd.DataFrame(rows).reindex(columns=MEANS)
 
 
 def split_table(metrics: list[dict]) -> Table:
@@ -138,16 +139,28 @@ def rate_frame(metrics: list[dict]) -> pd.DataFrame:
     )
 
 
-def rate_table(metrics: list[dict]) -> Table:
-    """pass@1 against the sampling rate, the sweep of the authors' follow-up (10% to 60%)."""
-    frame = rate_frame(metrics).reset_index(drop=True)
+def rate_table(metrics: list[dict], followup: pd.DataFrame | None = None) -> Table:
+    """pass@1 against the sampling rate (10% to 60%), and below it what the authors' follow-up reports (30% and 40%)."""
+    measured = rate_frame(metrics)
+    frame = pd.concat([measured, _reported_rates(followup)], ignore_index=True) if followup is not None else measured
+    frame = frame.reset_index(drop=True)
     cells = pd.DataFrame({"Sampling rate": [f"{ratio:.0%}" for ratio in frame["ratio"]]})
-    cells["Rows"] = [f"{n:,.0f}" for n in frame["n_train"]]
-    cells["Seeds"] = frame["n_seeds"].map(str)
+    for heading, column in (("Rows", "n_train"), ("Seeds", "n_seeds")):
+        cells[heading] = ["-" if is_missing(value) else f"{value:,.0f}" for value in frame[column]]
     cells = cells.assign(**score_cells(frame.to_dict("records"), list(frame["cell_marks"])))
     padded = ", trained with dynamic padding where it was not packed" if "dynamic" in set(frame["strategy"]) else ""
     notes = [f"CDAS + Dynamic Pack; 100% is all data{padded}.", *_notes(frame)]
     return _table("sampling_rates", "How much to choose", frame, cells, metrics, notes)
+
+
+def _reported_rates(followup: pd.DataFrame) -> pd.DataFrame:
+    """The follow-up's scores at each rate in the columns of ``arm_means``."""
+    scores = followup[followup["table"] == "pass_at_one"].sort_values("ratio", kind="stable")
+    marks = cell_marks(scores[SCORES].to_dict("records"))
+    names = "Reported in arXiv 2504.12687: " + scores["model"] + " " + scores["size"] + ", " + scores["dataset"]
+    rows = scores.assign(setting=names, status="reported", source="follow-up", cell_marks=marks)
+    rows = rows.assign(marks=[marks_text(mark) for mark in marks])
+    return pd.concat([part for _, part in rows.groupby("setting", sort=False)]).reindex(columns=MEANS)
 
 
 def _table(name, title, frame, cells, metrics, notes, bold=None, **more) -> Table:
@@ -157,8 +170,9 @@ def _table(name, title, frame, cells, metrics, notes, bold=None, **more) -> Tabl
 
 
 def _notes(frame: pd.DataFrame) -> list[str]:
-    if not len(frame):
-        return ["Nothing was measured."]
+    marks = mark_notes(list(frame["cell_marks"]))
+    if not frame["n_seeds"].notna().any():
+        return ["Nothing was measured.", *marks]
     most = int(frame["n_seeds"].max())
     seeds = (
         f"Means over up to {most} seeds ± sample standard deviation; below, the tasks that each seed solved and "
@@ -166,4 +180,4 @@ def _notes(frame: pd.DataFrame) -> list[str]:
         "interval."
     )
     one = "One seed an arm; below each score solved tasks / tasks and the 95% interval."
-    return [seeds if most > 1 else one, *mark_notes(list(frame["cell_marks"]))]
+    return [seeds if most > 1 else one, *marks]

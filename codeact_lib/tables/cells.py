@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from codeact_lib.figures import memory_unit, number, time_unit
+from codeact_lib.mini.benchmark import N_TASKS
 from codeact_lib.report import NOT_RUN
 from codeact_lib.tables.measured import BENCHMARKS, EFFICIENCY, HEADINGS, KINDS, SCORES, is_missing
 
@@ -20,8 +21,8 @@ MARKS = {
     "points: these cells are not comparable with their neighbours.",
     NO_COUNT: "‡ is not k/n: no number of solved tasks gives this percentage of the benchmark's tasks "
     "(164; 399 or 378), or the count does not agree with the verdicts.",
-    ODD_BENCHMARK: "§ was measured on another version or number of tasks than the other measured rows, or its seeds "
-    "were: not comparable with its neighbours.",
+    ODD_BENCHMARK: "§ was measured on a part of its benchmark, or on another version or number of tasks than the other "
+    "measured rows, or its seeds were: not comparable with its neighbours.",
 }
 
 
@@ -65,18 +66,17 @@ def _measured_marks(row: dict, rule: dict) -> dict[str, str]:
 
 
 def _is_whole(kind: str, name: str, version: str, n: int) -> bool:
-    """Whether all tasks of one of EvalPlus's benchmarks were judged; of others their own number counts."""
-    return name.split("@")[0] != kind or n in TASKS[kind]
+    """Whether all tasks of a benchmark were judged; of a user's own nobody knows how many there are."""
+    whole = {kind: TASKS[kind], f"mini-{kind}": (N_TASKS,)}
+    return n in whole.get(name.split("@")[0], (n,))
 
 
 def _reported_marks(row: dict) -> dict[str, str]:
-    scores = {column: row.get(column) for column in SCORES}
+    scores: dict[str, float] = {column: row[column] for column in SCORES if not is_missing(row.get(column))}
     marks = {
-        column: NO_COUNT
-        for column, value in scores.items()
-        if not is_missing(value) and not any(fits(value, n) for n in TASKS[KINDS[column]])
+        column: NO_COUNT for column, value in scores.items() if not any(fits(value, n) for n in TASKS[KINDS[column]])
     }
-    pair = [column for column in SCORES if KINDS[column] == "mbpp" and not is_missing(scores[column])]
+    pair = [column for column in scores if KINDS[column] == "mbpp"]
     if len(pair) == 2 and not set(pair) & set(marks):
         counts = mbpp_task_counts(*(scores[column] for column in pair))
         marks |= dict.fromkeys(pair, {(): NO_COUNT, (NEWER,): ONLY_NEWER}.get(tuple(counts), ""))
@@ -144,7 +144,7 @@ def _score_cell(row: dict, column: str, mark: str) -> str:
 def spread(row: dict, column: str, factor: float = 1.0) -> str:
     """`` ± sd`` over seeds in the unit of the cell, nothing for a single seed."""
     sd = row.get(f"{column}_sd")
-    if is_missing(sd):
+    if sd is None or is_missing(sd):
         return ""
     if column in SCORES:
         return f" ± {sd:.1f}"

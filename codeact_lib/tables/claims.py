@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from codeact_lib.report import Table
-from codeact_lib.tables.cells import percent_cell
+from codeact_lib.tables.cells import cell_marks, mark_notes, percent_cell
 from codeact_lib.tables.costs import selection_seconds
 from codeact_lib.tables.measured import (
     BASELINE,
@@ -55,16 +56,32 @@ def derived_claims_table(metrics: list[dict], reported: dict[str, pd.DataFrame])
     rows = _pairs_of(reported["rq1"], "paper") + _pairs_of(_followup_pairs(reported["followup"]), "follow-up")
     rows += [row for arms in by_setting(metrics) for row in _measured_pair(arms)]
     frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
-    scores = zip(frame["full"], frame["codeact"], strict=True)
+    pairs = [_pair_cell(row) for row in frame.to_dict("records")]
     cells = pd.DataFrame({"Data set": frame["dataset"], "Model": frame["model"]})
-    cells["HumanEval, full → 40%"] = [f"{full:.1f} → {codeact:.1f}" for full, codeact in scores]
+    cells["HumanEval, full → 40%"] = [cell for cell, _ in pairs]
     cells["Gain"] = [f"{gain:+.1f} points" for gain in frame["gain_points"]]
     cells["Time"] = frame["time_change_pct"].map(percent_cell)
     cells["Time, selection counted"] = frame["time_with_selection_pct"].map(percent_cell)
     cells["Peak memory"] = frame["memory_change_pct"].map(percent_cell)
     links = [None if is_missing(runs) else runs for runs in frame["run_id"]]
-    more = {"blocks": [SOURCES[source] for source in frame["source"]], "links": links, "sources": run_sources(metrics)}
-    return Table("derived_claims", "The headline claims, recomputed", frame, cells, notes=[NOTE], **more)
+    more: dict[str, Any] = {
+        "blocks": [SOURCES[source] for source in frame["source"]],
+        "links": links,
+        "sources": run_sources(metrics),
+    }
+    notes = [NOTE, *mark_notes([side for _, marks in pairs for side in marks])]
+    return Table("derived_claims", "The headline claims, recomputed", frame, cells, notes=notes, **more)
+
+
+def _pair_cell(row: dict) -> tuple[str, list[dict[str, str]]]:
+    """Both arms as text, e.g. "58.5 → 67.1" with the marks of reported numbers, and these marks."""
+    sides = [{"humaneval": row[arm]} for arm in ("full", "codeact")]
+    marks = cell_marks(sides) if row["source"] != "measured" else [{}, {}]
+    return " → ".join(_marked(*pair, "humaneval") for pair in zip(sides, marks, strict=True)), marks
+
+
+def _marked(row: dict, marks: dict[str, str], column: str) -> str:
+    return f"{row[column]:.1f} {marks.get(column, '')}".strip()
 
 
 def headline_table(metrics: list[dict], reported: dict[str, pd.DataFrame]) -> Table:
@@ -83,9 +100,8 @@ def headline_table(metrics: list[dict], reported: dict[str, pd.DataFrame]) -> Ta
     for name in names:
         points, *changes = frame[name]
         cells[name] = [f"{points:+.1f} points", *map(percent_cell, changes)]
-    links = [{name: runs for name, runs in zip(names, shown["run_id"], strict=True) if not is_missing(runs)}] * len(
-        CLAIMS
-    )
+    runs = {name: run for name, run in zip(names, shown["run_id"], strict=True) if not is_missing(run)}
+    links: list[Any] = [runs] * len(CLAIMS)
     note = "Paper and follow-up: DeepSeek-Coder 6.7B on EVOL-Instruct, CodeACT against all data with dynamic padding."
     title = "The paper's three claims, side by side"
     return Table("headline", title, frame, cells, notes=[note], links=links, sources=run_sources(metrics))
@@ -138,9 +154,15 @@ def followup_table(reported: dict[str, pd.DataFrame]) -> Table:
     both = [f"{column}{suffix}" for column in SCORES for suffix in ("_paper", "_followup")]
     frame = frame[["dataset", "model", "size", "ratio", *both]]
     cells = pd.DataFrame({"Model": frame["model"] + " " + frame["size"], "Data": frame["ratio"].map("{:.0%}".format)})
+    sides = [frame[[f"{c}_{source}" for c in SCORES]].set_axis(SCORES, axis=1) for source in ("paper", "followup")]
+    old, new = (side.to_dict("records") for side in sides)
+    marks = [cell_marks(rows) for rows in (old, new)]
     for column in SCORES:
-        old, new = frame[f"{column}_paper"], frame[f"{column}_followup"]
-        cells[HEADINGS[column]] = [f"{a:.1f} → {b:.1f}\n{b - a:+.1f}" for a, b in zip(old, new, strict=True)]
+        cells[HEADINGS[column]] = [
+            f"{_marked(a, marked_a, column)} → {_marked(b, marked_b, column)}\n{b[column] - a[column]:+.1f}"
+            for a, b, marked_a, marked_b in zip(old, new, *marks, strict=True)
+        ]
     note = "By the same authors: arXiv 2408.02193 (left), arXiv 2504.12687 (right). Neither is a target to be hit."
+    notes = [note, *mark_notes([*marks[0], *marks[1]])]
     title = "Reported twice: paper → follow-up"
-    return Table("followup", title, frame, cells, blocks=list(frame["dataset"]), notes=[note])
+    return Table("followup", title, frame, cells, blocks=list(frame["dataset"]), notes=notes)

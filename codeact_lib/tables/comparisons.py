@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from codeact_lib.report import Table
@@ -61,7 +63,11 @@ def comparison_table(metrics: list[dict]) -> Table:
     luck = SEVERAL_SEEDS if len(frame) and frame["n_seeds"].max() > 1 else ONE_SEED
     notes = [NOTE.format(tests=len(frame), luck=luck), "Better on: tasks that CodeACT / the other solves more often."]
     links = [{None: row["run_id"], "The other solves": row["other_run_id"]} for row in rows]
-    more = {"left": ("Compared with", "Tests", "Finding"), "links": links, "sources": run_sources(metrics)}
+    more: dict[str, Any] = {
+        "left": ("Compared with", "Tests", "Finding"),
+        "links": links,
+        "sources": run_sources(metrics),
+    }
     return Table("comparisons", "Paired tests", frame, cells, blocks=list(frame["data_set"]), notes=notes, **more)
 
 
@@ -80,7 +86,7 @@ def _comparisons(arms: list[list[dict]]) -> list[dict]:
     rows = []
     for other in (find_arm(arms, BASELINE), find_arm(arms, RANDOM)):
         if codeact and other:
-            names = {"data_set": setting(codeact[0]), "compared_with": arm_label(other[0])}
+            names: dict[str, Any] = {"data_set": setting(codeact[0]), "compared_with": arm_label(other[0])}
             names |= {"n_seeds": max(len(codeact), len(other))}
             names |= {key: _ids(runs) for key, runs in (("run_id", codeact), ("other_run_id", other))}
             rows += [names | test for test in _tests(codeact, other)]
@@ -94,17 +100,18 @@ def _ids(runs: list[dict]) -> str:
 def _tests(codeact: list[dict], other: list[dict]) -> list[dict]:
     """Each benchmark's base and plus tests, then all tasks together."""
     shared = {kind for kind, *_ in BENCHMARKS if all(benchmark_of(run, kind) for run in (*codeact, *other))}
-    sides = [((kind,), side, heading) for kind, side, _, heading in BENCHMARKS if kind in shared]
-    kinds = tuple(dict.fromkeys(kind for (kind,), _, _ in sides))
+    sides: list[tuple[tuple[str, ...], str, str]] = [
+        ((kind,), side, heading) for kind, side, _, heading in BENCHMARKS if kind in shared
+    ]
+    kinds = tuple(dict.fromkeys(kind for kind, *_ in BENCHMARKS if kind in shared))
     if len(kinds) > 1:
         sides += [(kinds, "base", "all tasks, base"), (kinds, "plus", "all tasks, plus")]
-    verdicts = [([_passed(r, *which) for r in codeact], [_passed(r, *which) for r in other]) for *which, _ in sides]
-    # of runs on different versions of a benchmark nothing can be said
-    return [
-        _one_test(ours, theirs, heading)
-        for (*_, heading), (ours, theirs) in zip(sides, verdicts, strict=True)
-        if len({frozenset(run) for run in (*ours, *theirs)}) == 1
-    ]
+    rows = []
+    for kinds, side, heading in sides:
+        ours, theirs = ([_passed(run, kinds, side) for run in runs] for runs in (codeact, other))
+        if len({frozenset(run) for run in (*ours, *theirs)}) == 1:  # of different versions nothing can be said
+            rows.append(_one_test(ours, theirs, heading))
+    return rows
 
 
 def _passed(record: dict, kinds: tuple[str, ...], side: str) -> dict[str, bool]:

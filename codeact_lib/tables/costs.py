@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,13 +50,17 @@ def cost_table(metrics: list[dict]) -> Table:
         cells["GPU hours"] = ["-" if is_missing(hours) else number(hours) for hours in frame["gpu_hours"]]
     cells["Pays after"] = [_break_even_words(value) for value in frame["break_even_trainings"]]
     notes = [*NOTES, "Means over seeds."] if len(frame) and frame["n_seeds"].max() > 1 else NOTES
-    more = {"blocks": list(frame["data_set"]), "links": list(frame["run_id"]), "sources": run_sources(metrics)}
+    more: dict[str, Any] = {
+        "blocks": list(frame["data_set"]),
+        "links": list(frame["run_id"]),
+        "sources": run_sources(metrics),
+    }
     return Table("costs", "Cost ledger", frame, cells, notes=notes, **more)
 
 
 def cost_row(runs: list[dict]) -> dict:
     """Seconds of each step of an arm (means over its seeds), their total, GPU hours, and the runs."""
-    row = {"data_set": setting(runs[0]), "arm": arm_label(runs[0])}
+    row: dict[str, Any] = {"data_set": setting(runs[0]), "arm": arm_label(runs[0])}
     ledgers = [_seconds(run) for run in runs]
     row |= {step: mean_and_spread(step, [ledger[step] for ledger in ledgers], digits=3)[step] for step in STEPS}
     total = round(float(np.nansum([row[step] for step in STEPS])), 3)

@@ -9,7 +9,6 @@ from codeact_lib.tables.costs import STEPS, cost_row
 from codeact_lib.tables.measured import (
     BENCHMARKS,
     CODEACT,
-    STRATEGY_WORDS,
     arm_label,
     arm_of,
     by_arm,
@@ -18,6 +17,7 @@ from codeact_lib.tables.measured import (
     is_missing,
     measured_row,
     setting,
+    strategy_words,
 )
 
 
@@ -110,4 +110,4 @@ def padding_frame(metrics: list[dict], followup: pd.DataFrame | None = None) -> 
 
 def _batched(record: dict) -> str:
     """Data and padding strategy, e.g. "CDAS 40%, Dynamic Pack": here CodeACT's own name would hide both."""
-    return f"{data_words(record)}, {STRATEGY_WORDS[record['strategy']]}"
+    return f"{data_words(record)}, {strategy_words(record)}"

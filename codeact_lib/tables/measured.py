@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -87,17 +88,22 @@ def arm_label(record: dict, short: bool = False) -> str:
         return "full data" if short else "full data, dynamic padding"
     data = data_words(record)
     if not short:
-        return f"{data} + {STRATEGY_WORDS[record['strategy']]}"
+        return f"{data} + {strategy_words(record)}"
     # packed is the rule for a part of the data, padded for all of it
     if record["strategy"] == "dynamic_pack":
         return f"{data}, packed" if record["policy"] == "full" else data
-    return f"{data}, padded" if record["strategy"] == "dynamic" else f"{data}, {STRATEGY_WORDS[record['strategy']]}"
+    return f"{data}, padded" if record["strategy"] == "dynamic" else f"{data}, {strategy_words(record)}"
 
 
 def data_words(record: dict) -> str:
     """Policy and share of the data, e.g. "CDAS 40%", "full data"."""
     name = {"full": "full data", "cdas": "CDAS", "ifd": "IFD only"}.get(record["policy"], record["policy"])
     return name if record["ratio"] == 1 else f"{name} {record['ratio']:.0%}"
+
+
+def strategy_words(record: dict) -> str:
+    """The padding strategy in words; one of a user's own under its name."""
+    return STRATEGY_WORDS.get(record["strategy"], record["strategy"])
 
 
 def arm_of(record: dict) -> tuple:
@@ -135,9 +141,11 @@ def benchmark_of(record: dict, kind: str) -> dict | None:
 
 
 def hardware(record: dict) -> str:
-    """What a run ran on, as the tables say it: the GPU, or the CPU and its cores."""
+    """What a run ran on, as the tables say it: the GPU, or the CPU and its cores; and what shared it."""
     facts = record["provenance"]["environment"]
-    return facts.get("gpu") or f"{facts.get('cpu') or 'CPU'}, {facts.get('cores')} cores"
+    jobs = record.get("concurrent_jobs", 1)
+    beside = f", shared by {jobs} jobs (seconds are not those of a quiet machine)" if jobs > 1 else ""
+    return (facts.get("gpu") or f"{facts.get('cpu') or 'CPU'}, {facts.get('cores')} cores") + beside
 
 
 def place(record: dict) -> str:
@@ -181,7 +189,7 @@ def measured_row(runs: dict | Sequence[dict]) -> dict:
     """
     runs = [runs] if isinstance(runs, dict) else list(runs)
     trainings = [run["train"] or {} for run in runs]
-    row = {"source": "measured", "status": "measured", "n_seeds": len(runs)}
+    row: dict[str, Any] = {"source": "measured", "status": "measured", "n_seeds": len(runs)}
     row |= {"run_id": BETWEEN_RUNS.join(run["run_id"] for run in runs)}
     row |= {"seeds": BETWEEN_RUNS.join(str(run["seed"]) for run in runs)}
     row |= mean_and_spread("training_time_min", [scaled(train.get("seconds"), 60) for train in trainings])
@@ -190,14 +198,14 @@ def measured_row(runs: dict | Sequence[dict]) -> dict:
     row |= {"peak_memory_kind": trainings[0].get("peak_memory_kind"), "n_train": runs[0]["n_train"]}
     row |= {"benchmark_versions": " / ".join(dict.fromkeys(map(benchmark_stamp, runs)))}
     row |= {"hardware": " / ".join(dict.fromkeys(map(hardware, runs)))}
-    row |= {"benchmarks_used": _benchmarks_used(runs), "miscounted": set()}
+    used, miscounted = _benchmarks_used(runs), set()
     for kind, side, column, _ in BENCHMARKS:
-        found = [benchmark_of(run, kind) for run in runs]
-        if all(found):
-            row |= _score(column, side, found, comparable=row["benchmarks_used"][kind] is not None)
+        found = [judged for run in runs if (judged := benchmark_of(run, kind))]
+        if len(found) == len(runs):
+            row |= _score(column, side, found, comparable=used[kind] is not None)
             if any(_is_miscounted(judged, side) for judged in found):
-                row["miscounted"].add(column)
-    return row
+                miscounted.add(column)
+    return row | {"benchmarks_used": used, "miscounted": miscounted}
 
 
 def _benchmarks_used(runs: list[dict]) -> dict[str, tuple | None]:
@@ -264,4 +272,6 @@ def is_missing(value) -> bool:
 
 def relative_change(before: float | None, after: float | None) -> float:
     """Percent by which ``after`` differs from ``before``; NaN where one of them is unknown."""
-    return math.nan if is_missing(before) or is_missing(after) else round(100 * (float(after) / float(before) - 1), 3)
+    if before is None or after is None or is_missing(before) or is_missing(after):
+        return math.nan
+    return round(100 * (float(after) / float(before) - 1), 3)

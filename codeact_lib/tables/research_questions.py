@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from codeact_lib.report import NOT_RUN, Table
@@ -122,7 +124,7 @@ def _rq1_cells(rows: list[dict], metrics: list[dict]) -> Table:
     bold = pd.DataFrame(False, index=cells.index, columns=cells.columns)
     bold[["Training time", "Peak memory", *HEADINGS.values()]] = best[EFFICIENCY + SCORES].to_numpy()
     keep = _collapse_not_run(frame, cells)
-    more = {"links": run_links(frame["run_id"][keep]), "sources": run_sources(metrics)}
+    more: dict[str, Any] = {"links": run_links(frame["run_id"][keep]), "sources": run_sources(metrics)}
     more["notes"] = [RQ1_NOTE, *measured_notes(metrics), *mark_notes(marks)]
     title = "RQ1: how CodeACT performs across data sets and models"
     return Table("rq1", title, frame, cells[keep], bold[keep], list(frame["block"][keep]), **more)
@@ -159,7 +161,7 @@ def rq2_table(metrics: list[dict], reported: pd.DataFrame) -> Table:
     cells = cells.assign(**score_cells(frame.to_dict("records"), marks))
     bold = pd.DataFrame(False, index=cells.index, columns=cells.columns)
     bold[list(HEADINGS.values())] = bold_marks(frame, list(frame["block"]), SCORES)[SCORES].to_numpy()
-    more = {"links": run_links(frame["run_id"]), "sources": run_sources(metrics)}
+    more: dict[str, Any] = {"links": run_links(frame["run_id"]), "sources": run_sources(metrics)}
     more["notes"] = [RQ2_NOTE, *measured_notes(metrics), *mark_notes(marks)]
     title = "RQ2: models trained with CodeACT beside other models"
     return Table("rq2", title, frame, cells, bold, list(frame["block"]), **more)
@@ -202,7 +204,7 @@ def arms_table(metrics: list[dict]) -> Table:
     cells["Padding"] = ["-" if is_missing(rate) else f"{rate:.1f}%" for rate in frame["padding_pct"]]
     cells = cells.assign(**score_cells(records, marks))
     notes = ["Padding is the share of token slots that hold no token.", *measured_notes(metrics), *mark_notes(marks)]
-    more = {"notes": notes, "links": run_links(frame["run_id"]), "sources": run_sources(metrics)}
+    more: dict[str, Any] = {"notes": notes, "links": run_links(frame["run_id"]), "sources": run_sources(metrics)}
     return Table("arms", "All measured arms", frame, cells, blocks=list(frame["data_set"]), **more)
 
 
