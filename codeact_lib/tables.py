@@ -138,9 +138,11 @@ def _benchmark(record: dict, kind: str) -> dict | None:
 
 
 def hardware(record: dict) -> str:
-    """What a run ran on, as the tables say it: the GPU, or the CPU and its cores."""
+    """What a run ran on, as the tables say it: the GPU, or the CPU and its cores; and what shared it."""
     facts = record["provenance"]["environment"]
-    return facts.get("gpu") or f"{facts.get('cpu') or 'CPU'}, {facts.get('cores')} cores"
+    jobs = record.get("concurrent_jobs", 1)
+    beside = f", shared by {jobs} jobs (seconds are not those of a quiet machine)" if jobs > 1 else ""
+    return (facts.get("gpu") or f"{facts.get('cpu') or 'CPU'}, {facts.get('cores')} cores") + beside
 
 
 def _place(record: dict) -> str:
