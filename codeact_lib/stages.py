@@ -516,6 +516,7 @@ def _read_module(path, mtime_ns):
 def _named_modules(source):
     """Files of the ``codeact_lib`` modules that ``source`` imports or starts with ``python -m``."""
     names = re.findall(r"codeact_lib(?:\.\w+)+", source)
+    names += [f"codeact_lib.{name}" for name in re.findall(r"from \.(\w+) import", source)]
     for package, imported in re.findall(r"from (codeact_lib[\w.]*) import \(?([\w, \n]+)", source):
         names += [f"{package}.{name}" for name in re.split(r"[,\s]+", imported)]
     return {path for name in names for path in _module_files(name)}

@@ -11,6 +11,7 @@ import pytest
 from conftest import REPO, write_notebook
 
 from codeact_lib.claims import Claims
+from codeact_lib.config import load_profile
 from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.pipeline import makers, open_stage, plan, run, select
 
@@ -240,3 +241,50 @@ def test_a_stage_waits_for_those_that_make_its_inputs(monkeypatch, profile):
         if not (task.run and task.run.is_base)
     }
     assert list(stages_before.values()) == [set(), {"01"}, {"01", "02"}, {"03"}, {"04"}, {"05"}]
+
+
+# ---------------------------------------------------------------------------------------------- Slurm
+
+SLURM = sorted((REPO / "examples" / "slurm").iterdir())
+
+
+@pytest.mark.parametrize("script", SLURM, ids=lambda path: path.name)
+def test_the_slurm_scripts_are_sound_shell(script):
+    assert subprocess.run(["bash", "-n", script], capture_output=True, text=True).stderr == ""
+
+
+SBATCH = """#!/bin/bash
+# Stands in for Slurm: an array's first and last job, one after the other, here.
+while [[ $1 == --* ]]; do
+    case $1 in
+        --array=*) range=${1#--array=} ;;
+        --dependency=*) echo "after ${1#*:}" ;;
+        --parsable) echo 77 && exec >&2 ;;
+    esac
+    shift
+done
+for SLURM_ARRAY_TASK_ID in ${range//-/ }; do export SLURM_ARRAY_TASK_ID; bash "$@"; done
+[[ -n ${range-} ]] || bash "$@"
+"""
+
+
+def test_the_slurm_example_runs_each_run_of_the_profile_once(toy_project):
+    folder = toy_project / "bin"
+    folder.mkdir()
+    (folder / "sbatch").write_text(SBATCH)
+    (folder / "codeact").write_text(f'#!/bin/bash\nexec "{sys.executable}" -m codeact_lib.cli "$@"\n')
+    for path in folder.iterdir():
+        path.chmod(0o755)
+    (toy_project / "examples").symlink_to(REPO / "examples")
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["examples/slurm/submit.sh", "toy.yaml", "--dry-run"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "04_train" not in result.stderr and "4 of 4 stages would run" in result.stderr  # the shared ones
+    first, last = result.stdout.split("after 77\n")[1].split("The papermill lines")[:2]
+    assert "05_eval toy-model__base" in first and "04_train" not in first
+    assert "04_train_dynamic_pack toy-model__toy__cdas-0.4__dynamic-pack" in last and "__full__" not in last
+    listed = (toy_project / "artifacts/slurm/toy.runs").read_text().split()
+    assert listed == [task.run.run_id for task in plan("toy.yaml") if task.stage == "05_eval"]
+    shipped = (REPO / "examples/slurm/run.sbatch").read_text()
+    assert f"--array=0-{len(load_profile('paper').runs()) - 1}\n" in shipped
