@@ -10,8 +10,8 @@ holder, or says that it was given back. Whoever takes a stage over creates the n
 one succeeds, and nothing that a slower process may still look at is ever moved or deleted.
 
 A claim is dead when its process on this machine is gone: at once. On another machine nobody can look; there the holder
-touches its file every ``BEAT`` seconds, and whoever has watched it for ``SILENCE`` seconds without a change, on a clock
-of its own, may take over. A holder that was away for so long finds the next number and is told (``on_lost``).
+touches its file every ``Claims.beat`` seconds, and whoever has watched it for ``Claims.silence`` seconds without a
+change, on a clock of its own, may take over. A holder that was away for so long finds the next number and is told.
 
 Why not a library: filelock's SoftFileLease exchanges two names to take over, which NFS refuses, and its
 SoftReadWriteLock looks at the age alone, so that a run started again after a kill would wait; neither says who holds.
@@ -33,8 +33,6 @@ import psutil
 from codeact_lib.artifacts import utc_now
 from codeact_lib.errors import ArtifactError
 
-BEAT = 15.0  # seconds between two signs of life
-SILENCE = 120.0  # seconds without one that end a claim of another machine; NFS shows a change within 60
 VARIABLE = "CODEACT_CLAIM"  # tells a kernel which claim it works under
 
 
@@ -53,8 +51,11 @@ class Holder:
 class Claims:
     """The claims in one folder, which all processes that share the work must name. Made when first needed."""
 
-    def __init__(self, folder, *, beat=BEAT, silence=SILENCE, clock=time.monotonic):
-        self.folder, self.beat, self.silence, self._clock = Path(folder), beat, silence, clock
+    beat = 15.0  # seconds between two signs of life
+    silence = 120.0  # seconds without one that end a claim of another machine; NFS shows a change within 60
+
+    def __init__(self, folder, clock=time.monotonic):
+        self.folder, self._clock = Path(folder), clock
         self._seen = {}  # what was last seen of foreign claims: {path: (mtime_ns, own clock)}
 
     def take(self, name, on_lost=None):

@@ -2,18 +2,27 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
+import time
 
+import pyarrow.parquet
 import pytest
 from conftest import REPO, write_notebook
+from typer.testing import CliRunner
 
+from codeact_lib.artifacts import StageManifest, write_json
 from codeact_lib.claims import Claims
+from codeact_lib.cli import app
 from codeact_lib.config import load_profile
 from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.pipeline import makers, open_stage, plan, run, select
+from codeact_lib.records import metrics_record, run_history
+from codeact_lib.tables import hardware
 
 HOLD = """
 import sys, time
@@ -101,15 +110,15 @@ def test_a_process_id_that_is_used_again_is_not_the_holder(tmp_path):
 
 def test_another_machine_keeps_its_claim_while_it_shows_life_and_loses_it_in_silence(tmp_path):
     now = [1000.0]
-    claims = Claims(tmp_path, silence=60, clock=lambda: now[0])
+    claims = Claims(tmp_path, clock=lambda: now[0])
     foreign = as_another_machine(take(Claims(tmp_path)))
     for beat in range(1, 5):
         assert take(claims) is None
         os.utime(foreign.path, (beat, beat))  # its clock may be years off: only the change counts
-        now[0] += 59
+        now[0] += 119
     assert take(claims) is None
     assert str(claims.holder("04")).startswith("node7:4242 since")
-    now[0] += 59
+    now[0] += 119
     assert take(claims) is None
     now[0] += 1
     assert take(claims).taken_from.host == "node7"
@@ -117,17 +126,18 @@ def test_another_machine_keeps_its_claim_while_it_shows_life_and_loses_it_in_sil
 
 def test_a_claim_that_is_just_being_written_counts_as_held(tmp_path):
     now = [0.0]
-    claims = Claims(tmp_path, silence=60, clock=lambda: now[0])
+    claims = Claims(tmp_path, clock=lambda: now[0])
     (tmp_path / "04").mkdir()
     (tmp_path / "04" / "000001.json").touch()
     assert take(claims) is None and "unknown host" in str(claims.holder("04"))
-    now[0] += 60
+    now[0] += 120
     assert take(claims)
 
 
-def test_whoever_was_away_too_long_is_told_and_leaves_the_new_holder_alone(tmp_path):
+def test_whoever_was_away_too_long_is_told_and_leaves_the_new_holder_alone(tmp_path, monkeypatch):
     told = threading.Event()
-    slow = take(Claims(tmp_path, beat=0.05), on_lost=told.set)
+    monkeypatch.setattr(Claims, "beat", 0.05)
+    slow = take(Claims(tmp_path), on_lost=told.set)
     slow.path.with_name("000002.json").write_text(slow.path.read_text())  # what a process elsewhere would have written
     assert told.wait(30) and slow.lost
     slow.close()
@@ -163,6 +173,23 @@ def test_a_stage_that_was_taken_over_meanwhile_records_nothing(toy_project):
     assert not stage.manifest_path.exists()
 
 
+def test_a_record_says_how_many_worked_beside_it(toy_project):
+    stage = open_stage(
+        "03_sample", profile="toy.yaml", dataset="toy", model="toy-model", policy="cdas", ratio=0.4, seed=0
+    )
+    for path in stage.inputs.values():
+        write_json(path, [])
+    with stage.claims.take("another stage"):
+        stage.begin()
+    write_json(stage.folder / "train.jsonl", [])
+    stage.finish([stage.folder / "train.jsonl"])
+    assert StageManifest.read(stage.manifest_path).facts["concurrent_jobs"] == 2
+    pyarrow.parquet.write_table(pyarrow.table({"example_id": [1]}), stage.inputs["examples"])
+    history = run_history(stage.paths, stage.profile.run("toy-model__toy__cdas-0.4__dynamic-pack"))
+    record = metrics_record(stage.profile, stage.profile.runs()[-1], [], **history)
+    assert record["concurrent_jobs"] == 2 and "shared by 2 jobs" in hardware(record)
+
+
 # ---------------------------------------------------------------------------------------------- runs that share
 
 
@@ -194,6 +221,22 @@ def test_a_held_stage_is_waited_for_with_a_plain_message_only_when_nothing_else_
 
     assert run("toy.yaml", only=["03"], say=say) == 2
     assert [line for line in lines if f"waiting for {held.title}, held by" in line and f":{os.getpid()} since" in line]
+
+
+def test_a_run_whose_stage_was_taken_over_stops_its_notebook_and_says_who_has_it(toy_project):
+    write_notebook(toy_project, "01_cluster", "import pathlib, time\npathlib.Path('../here').touch()\ntime.sleep(60)")
+    code = "from codeact_lib.claims import Claims; Claims.beat = 0.1; from codeact_lib.cli import main; main()"
+    command = [sys.executable, "-c", code, "run", "-p", "toy.yaml", "--only", "01"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (toy_project / "here").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    claim = toy_project / "artifacts/toy/.claims/01_cluster__toy/000001.json"
+    heir = {**json.loads(claim.read_text()), "boot": "of another machine", "host": "node7", "pid": 4242}
+    claim.with_name("000002.json").write_text(json.dumps(heir))
+    _, said = process.communicate(timeout=40)
+    assert process.returncode == 1
+    assert "error: 01_cluster toy was taken over by node7:4242 since" in said
 
 
 def test_force_leaves_alone_what_another_process_works_on(finished_project):
@@ -288,3 +331,13 @@ def test_the_slurm_example_runs_each_run_of_the_profile_once(toy_project):
     assert listed == [task.run.run_id for task in plan("toy.yaml") if task.stage == "05_eval"]
     shipped = (REPO / "examples/slurm/run.sbatch").read_text()
     assert f"--array=0-{len(load_profile('paper').runs()) - 1}\n" in shipped
+
+
+def test_the_commands_of_the_cluster_page_are_understood(monkeypatch):
+    monkeypatch.chdir(REPO)
+    text = (REPO / "docs/cluster.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^codeact (run .+)$", text, re.MULTILINE)
+    assert len(commands) == 4
+    for line in commands:
+        result = CliRunner().invoke(app, [*shlex.split(line), "--dry-run"])
+        assert result.exit_code == 0 and "would run; nothing was changed" in result.output, line
