@@ -318,12 +318,15 @@ def _execute(task, claim, verbose):
 
 
 def _transport():
-    """Sockets in the run's own temporary folder: unlike TCP ports, no other user of a shared machine can listen in."""
+    """Sockets in the run's own temporary folder: unlike TCP ports, no other user of a shared machine can listen in.
+
+    The place is named, for by default they lie in the working directory, where the kernels of two runs would meet.
+    """
     from traitlets.config import Config
 
-    folder = os.environ["JUPYTER_RUNTIME_DIR"]
-    # A socket's path may have about 100 characters, and 50 of them are the kernel's name.
-    return Config({"KernelManager": {"transport": "ipc"}} if len(folder) < 45 and os.name == "posix" else {})
+    sockets = make_folder(os.environ["JUPYTER_RUNTIME_DIR"]) / "kernel"
+    fits = len(str(sockets)) < 90 and os.name == "posix"  # a socket's path may have about 100 characters
+    return Config({"KernelManager": {"transport": "ipc", "ip": str(sockets)}} if fits else {})
 
 
 def _failure(task, error):

@@ -553,14 +553,17 @@ def _lock(folder):
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             if time.monotonic() > deadline:
                 file.close()
                 return False
             time.sleep(0.5)
-        else:
-            _locks[folder] = file
-            return True
+            continue
+        except OSError:
+            file.close()
+            return True  # nor on this file system
+        _locks[folder] = file
+        return True
 
 
 def _empty(folder):
