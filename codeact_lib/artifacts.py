@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import sys
 import time
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ def atomic_write(path, mode="w"):
     is removed and what stood at ``path`` before is untouched. ``ArtifactError`` if the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # not the process id: jobs on two machines may share it and the folder
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(temporary, mode) if "b" in mode else open(temporary, mode, encoding="utf-8", newline="\n")
@@ -287,6 +289,11 @@ class RunPaths:
     @property
     def report(self):
         return self.results / "report.html"
+
+    @property
+    def claims_dir(self):
+        """Where processes that share the artifacts say what they work on (``codeact_lib.claims``)."""
+        return self.artifacts / ".claims"
 
     @property
     def hash_cache(self):

@@ -63,6 +63,15 @@ def run(
             help="Make anew although done: a stage (04), a data set, model or run_id, or all; repeatable.",
         ),
     ] = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--runs",
+            metavar="PATTERN",
+            help="Only runs whose run_id matches, e.g. '*__cdas-*', and what they need; repeatable.",
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="So many processes side by side on this machine.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, change nothing.")] = False,
     set_: Set = None,
     grid: Grid = "",
@@ -73,6 +82,8 @@ def run(
 ):
     """Run every stage of a profile that is not done yet; after an interruption, run the same command again.
 
+    Several of these may run at the same time in the same folders, on one machine or on many: they share the work.
+
     Examples:
 
     \b
@@ -81,20 +92,43 @@ def run(
         codeact run --only 06             the tables and the report only
         codeact run --from 04 --verbose   from the training on, showing what the notebooks print
         codeact run --force 04            train again, and what then changes
+        codeact run --runs '*__full__*'   the trainings on all rows, their evaluation, and what they need
+        codeact run --jobs 2              two at a time; the records say so, for their seconds are no quiet ones
         codeact run --set num_train_epochs=1 --set name=trial
                                           a variant, kept in artifacts/trial and results/trial
     """
+    from codeact_lib import jobs as jobs_module
     from codeact_lib import pipeline
 
+    jobs_module.leave_with_parent()
     pipeline.run(
         **_call(profile, set_, grid, artifacts_dir, results_dir),
         first=first,
         only=tuple(only or ()),
+        runs=tuple(runs or ()),
         force=tuple(force or ()),
+        jobs=jobs,
         dry_run=dry_run,
         verbose=verbose,
         say=_say,
     )
+
+
+@app.command("runs")
+def list_runs(profile: Profile = "mini", set_: Set = None, grid: Grid = "", traceback: Traceback = False):
+    """Print the run_ids of a profile, one a line: what --runs chooses from, and what a job array counts.
+
+    Examples:
+
+    \b
+        codeact runs --profile paper
+        codeact run --profile paper --runs "$(codeact runs --profile paper | sed -n 3p)"
+    """
+    from codeact_lib.config import load_profile
+
+    call = _call(profile, set_, grid, "", "")
+    for run in load_profile(call["profile"], call["overrides"]).runs():
+        _say(run.run_id)
 
 
 @app.command()

@@ -12,24 +12,26 @@ only when its manifest is there and matches.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
+import shlex
+import signal
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-from codeact_lib import errors
-from codeact_lib.artifacts import PACKAGE_DIR, StageManifest, atomic_write, make_folder, write_json
+from codeact_lib import claims, errors
+from codeact_lib.artifacts import PACKAGE_DIR, atomic_write, make_folder, write_json
 from codeact_lib.config import load_profile
 from codeact_lib.errors import ArtifactError, CodeActError, ProfileError
-from codeact_lib.stages import STAGES, StageTask, clock, maker_of, open_stage, run_options, short_path
+from codeact_lib.jobs import run_jobs
+from codeact_lib.progress import Progress
+from codeact_lib.stages import STAGES, StageTask, maker_of, open_stage, run_options, short_path
 
 __all__ = ["STAGES", "StageFailed", "StageTask", "open_stage", "plan", "run"]
-
-# How long the stages of mini take relative to each other: the first guess of the time left, scaled by what is measured.
-RELATIVE_SECONDS = {"01_cluster": 12, "02_ifd": 15, "03_sample": 5, "04_train_dynamic_pack": 80, "05_eval": 20}
 
 
 class StageFailed(CodeActError):
@@ -65,14 +67,41 @@ def _identities(profile):
     yield "06_tables", {}
 
 
-def select(tasks, first="", only=()):
-    """The tasks from stage ``first`` on, and among them those of the stages ``only``; stages by prefix (``04``)."""
+def select(tasks, first="", only=(), runs=()):
+    """The tasks from stage ``first`` on, of the stages ``only`` (by prefix: ``04``), and what the ``runs`` need."""
     for prefix in (first, *only):
         if not any(stage.startswith(prefix) for stage in STAGES):
             raise ProfileError(f"No stage starts with {prefix!r}; the stages are {', '.join(STAGES)}.")
     start = next(stage for stage in STAGES if stage.startswith(first))
-    chosen = [task for task in tasks if task.stage >= start]
-    return [task for task in chosen if not only or task.stage.startswith(tuple(only))]
+    wanted = {id(task) for task in (of_runs(tasks, runs) if runs else tasks)}
+    chosen = [task for task in tasks if task.stage >= start and id(task) in wanted]
+    chosen = [task for task in chosen if not only or task.stage.startswith(tuple(only))]
+    if not chosen:
+        raise ProfileError(f"No stage from {first or STAGES[0][:2]} on is one of {', '.join(only)}: nothing to run.")
+    return chosen
+
+
+def of_runs(tasks, patterns):
+    """The training and the evaluation of each run whose run_id matches a pattern, what they read from, and 06."""
+    known = [task.run.run_id for task in tasks if task.run]
+    for pattern in patterns:
+        if not fnmatch.filter(known, pattern):
+            raise ProfileError(f"--runs {pattern}: no run_id of this plan matches; `codeact runs` lists them.")
+    needed = {id(t) for t in tasks if t.run and any(fnmatch.fnmatchcase(t.run.run_id, p) for p in patterns)}
+    sources = makers(tasks)
+    for task in reversed(tasks):
+        if id(task) in needed:
+            needed |= sources[id(task)]
+    return [task for task in tasks if id(task) in needed or task.stage == "06_tables"]
+
+
+def makers(tasks):
+    """``{id(task): ids of the tasks that make what it reads}``."""
+    made = {path: id(task) for task in tasks if task.stage != "06_tables" for path in task.makes}
+    return {
+        id(task): {made[place] for path in task.inputs.values() for place in (path, *path.parents) if place in made}
+        for task in tasks
+    }
 
 
 def matching(tasks, patterns):
@@ -98,34 +127,103 @@ def run(
     *,
     first="",
     only=(),
+    runs=(),
     force=(),
+    jobs=1,
     dry_run=False,
     verbose=False,
     say=print,
 ):
     """Run what is not done. Returns the number of notebooks executed (or, in a dry run, that would be).
 
-    ``first``, ``only``: stages by prefix. ``force``: stages or runs to make anew although they are done. ``verbose``
-    streams what the notebooks print. Raises ``StageFailed`` at the first notebook that does not finish its stage.
+    ``first``, ``only``: stages by prefix. ``runs``: patterns of run_ids (``fnmatch``); only these are trained and
+    evaluated, what they need is made, and the tables follow when all runs are done, or when ``only`` names them.
+    ``force``: stages or runs to make anew although they are done. ``jobs``: how many processes work side by side on
+    this machine. ``verbose`` streams what the notebooks print.
+
+    Several processes may run in the same folders at the same time, on one machine or on many: each stage is executed by
+    one of them, and what a killed one leaves is taken over (``codeact_lib.claims``). Raises ``StageFailed`` at the
+    first notebook that does not finish its stage.
     """
-    tasks = select(plan(profile, overrides, artifacts_dir, results_dir), first, only)
+    everything = plan(profile, overrides, artifacts_dir, results_dir)
+    tasks = select(everything, first, only, runs)
+    tables_later = bool(runs) and not only and tasks[-1].stage == "06_tables"
     forced = matching(tasks, force) if force else []
     _require_notebooks(tasks)
     if dry_run:
-        return _dry_run(tasks, forced, say)
+        return _dry_run(tasks, forced, everything if tables_later else (), say)
     for folder in (tasks[0].paths.artifacts, tasks[0].paths.notebooks_dir):
         make_folder(folder)  # an unwritable folder is found now, not in the first notebook
     for task in forced:
         _forget(task)
-    progress = _Progress(tasks, say)
+    if jobs > 1:
+        return _in_jobs(jobs, tasks, _job_options(tasks[0].call, first, only, runs, verbose), say)
+    progress = Progress(tasks, say)
     with _kernel_environment():
-        for task in tasks:
-            if progress.skip(task):
-                continue
-            with progress.step(task):
-                _execute(task, verbose)
+        _work(tasks[:-1] if tables_later else tasks, progress, verbose)
+        if tables_later and not (unfinished := _not_done(everything, "05_eval")):
+            _work(tasks[-1:], progress, verbose)
+        elif tables_later:
+            say(f"06_tables follows when the other runs are done; {len(unfinished)} are not.")
     progress.summary()
     return progress.executed
+
+
+def _job_options(call, first, only, runs, verbose):
+    options = [*shlex.split(run_options(call)), *(["--from", first] if first else []), *(["-v"] if verbose else [])]
+    return options + [word for stage in only for word in ("--only", stage)] + [w for r in runs for w in ("--runs", r)]
+
+
+def _in_jobs(number, tasks, options, say):
+    before = _not_done(tasks)
+    run_jobs(number, options, cwd=tasks[0].paths.root, say=say)
+    return len(before) - len(_not_done(before))
+
+
+def _not_done(tasks, stage=""):
+    for task in tasks:
+        task.look_again()
+    return [task for task in tasks if task.stage.startswith(stage) and not task.is_done()]
+
+
+POLL_SECONDS = 1.0  # between two looks at what other processes hold
+
+
+def _work(tasks, progress, verbose):
+    """Go through what is left, as often as it takes: run what is ready and free, until all is done by someone."""
+    claims_of_all, sources, left = tasks[0].claims, makers(tasks), list(tasks)
+    while left:
+        waiting = {}
+        for task in left:
+            blocked = sources[id(task)] & waiting.keys()
+            if blocked or not (progress.skip(task) or _run_if_free(task, claims_of_all, progress, verbose)):
+                waiting[id(task)] = task
+        if len(waiting) == len(left):
+            progress.wait_for(left, claims_of_all)
+            time.sleep(POLL_SECONDS)
+        left = list(waiting.values())
+
+
+def _run_if_free(task, claims_of_all, progress, verbose):
+    """Whether the task is done now; False when another process holds it."""
+    with claims_of_all.take(task.name, on_lost=_interrupt) as claim:
+        if claim is None:
+            return False
+        if progress.skip(task):  # it was done between the look and the claim
+            return True
+        try:
+            with progress.step(task, claim.taken_from):
+                _execute(task, claim, verbose)
+        except KeyboardInterrupt:
+            if claim.lost:
+                raise StageFailed(f"{task.title} was taken over by {claims_of_all.holder(task.name)}.") from None
+            raise
+        return True
+
+
+def _interrupt():
+    """Stop what the main thread waits for: its stage belongs to another process now."""
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
 def _require_notebooks(tasks):
@@ -136,11 +234,13 @@ def _require_notebooks(tasks):
         )
 
 
-def _dry_run(tasks, forced, say):
+def _dry_run(tasks, forced, all_runs, say):
     again = {id(task) for task in forced}
     waiting = [task for task in tasks if id(task) in again or not task.is_done()]
     for number, task in enumerate(tasks, 1):
         state, reason = ("forced", "to be made anew") if id(task) in again else task.state()
+        if task.stage == "06_tables" and all_runs:
+            reason = "follows when all runs are done"
         say(f"[{number}/{len(tasks)}] {task.title}: {state} ({reason})")
         if task in waiting:
             say(f"    {task.papermill_line()}")
@@ -153,10 +253,13 @@ def _dry_run(tasks, forced, say):
 
 def _forget(task):
     """Make a stage not done, and mark what it left as foreign, so that its notebook starts from nothing."""
-    marker = task.work_folder / ".stage.json"
-    if marker.exists():
-        write_json(marker, {"stage": task.stage, "key": "made anew by --force"})
-    task.manifest_path.unlink(missing_ok=True)
+    with task.claims.take(task.name) as claim:
+        if claim is None:
+            raise ArtifactError(f"--force: {task.title} is held by {task.claims.holder(task.name)}: wait, or stop it.")
+        marker = task.work_folder / ".stage.json"
+        if marker.exists():
+            write_json(marker, {"stage": task.stage, "key": "made anew by --force"})
+        task.manifest_path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -169,6 +272,7 @@ def _kernel_environment():
             "IPYTHONDIR": f"{scratch}/ipython",
             "PYTHONHASHSEED": "0",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else a debugger warning lands in the executed notebooks
+            claims.VARIABLE: "",  # set for each notebook
         }
         before = {name: os.environ.get(name) for name in ours}
         os.environ.update(ours)
@@ -179,12 +283,13 @@ def _kernel_environment():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _execute(task, verbose):
+def _execute(task, claim, verbose):
     """Run one notebook; return only if its stage is then done."""
     import nbclient
     import papermill
 
     root = task.paths.root
+    os.environ[claims.VARIABLE] = str(claim.path)  # the kernel inherits it
     try:
         with contextlib.chdir(root):  # so that the executed copy holds paths relative to the project
             papermill.execute_notebook(
@@ -213,12 +318,15 @@ def _execute(task, verbose):
 
 
 def _transport():
-    """Sockets in the run's own temporary folder: unlike TCP ports, no other user of a shared machine can listen in."""
+    """Sockets in the run's own temporary folder: unlike TCP ports, no other user of a shared machine can listen in.
+
+    The place is named, for by default they lie in the working directory, where the kernels of two runs would meet.
+    """
     from traitlets.config import Config
 
-    folder = os.environ["JUPYTER_RUNTIME_DIR"]
-    # A socket's path may have about 100 characters, and 50 of them are the kernel's name.
-    return Config({"KernelManager": {"transport": "ipc"}} if len(folder) < 45 and os.name == "posix" else {})
+    sockets = make_folder(os.environ["JUPYTER_RUNTIME_DIR"]) / "kernel"
+    fits = len(str(sockets)) < 90 and os.name == "posix"  # a socket's path may have about 100 characters
+    return Config({"KernelManager": {"transport": "ipc", "ip": str(sockets)}} if fits else {})
 
 
 def _failure(task, error):
@@ -264,107 +372,6 @@ def _tidy(path, root):
 
 def _home():
     return str(Path.home())
-
-
-# ---------------------------------------------------------------------------------------------- progress
-
-
-class _Progress:
-    """Says which stage runs, how long it has been, and how long the rest may take."""
-
-    def __init__(self, tasks, say):
-        self.tasks, self.say = tasks, say
-        self.number = self.executed = self.skipped = 0
-        self.stale = []
-        self.started = time.monotonic()
-        self.expected = {id(task): _expected_seconds(task) for task in tasks}
-        self.waiting = {id(task) for task in tasks if not task.is_done()}
-        self.measured = self.guessed = 0.0
-
-    def skip(self, task):
-        """Whether ``task`` is done already; counts it."""
-        self.number += 1
-        task.look_again()
-        state, _ = task.state()
-        if state not in ("done", "stale code"):
-            return False
-        self.skipped += 1
-        self.stale += [task] if state == "stale code" else []
-        self.say(f"[{self.number}/{len(self.tasks)}] {task.title}: {state}, skipped")
-        return True
-
-    @contextlib.contextmanager
-    def step(self, task):
-        head = f"[{self.number}/{len(self.tasks)}] {task.title}"
-        self.say(f"{head} … {clock(time.monotonic() - self.started)} elapsed{self._left()}")
-        self.say(f"    {task.papermill_line()}")
-        before = time.monotonic()
-        with _ticking(head, before, self.expected[id(task)] * self._scale() if self.measured else None):
-            yield
-        seconds = time.monotonic() - before
-        self.measured += seconds
-        self.guessed += self.expected[id(task)]
-        self.executed += 1
-        self.say(f"    done in {clock(seconds)}")
-
-    def _scale(self):
-        return self.measured / self.guessed if self.guessed else 1.0
-
-    def _left(self):
-        """Expected time of the stages from here on that were not done at the start, scaled by what was measured."""
-        if not self.measured:
-            return ""
-        rest = [self.expected[id(task)] for task in self.tasks[self.number - 1 :] if id(task) in self.waiting]
-        return f", about {clock(self._scale() * sum(rest))} left"
-
-    def summary(self):
-        total = clock(time.monotonic() - self.started)
-        paths = self.tasks[-1].paths
-        if not self.executed:
-            self.say(f"Nothing to do: all {len(self.tasks)} stages are done.")
-        else:
-            self.say(f"Ran {_stages(self.executed)} in {total}; {_stages(self.skipped)} done before.")
-        if self.stale:
-            stages = sorted({task.stage[:2] for task in self.stale})
-            again = f"codeact run {run_options(self.stale[0].call)}" + "".join(f" --force {s}" for s in stages)
-            self.say(f"Made by older code and kept: {_stages(len(self.stale))}. To make them anew: {again}")
-        if paths.report.exists():
-            self.say(f"Tables, figures and report: {short_path(paths.report, paths.root)}")
-
-
-def _stages(number):
-    return f"{number} stage" if number == 1 else f"{number} stages"
-
-
-def _expected_seconds(task):
-    """What the stage took last time, whatever its parameters were; else a guess in units of the mini profile."""
-    with contextlib.suppress(ArtifactError):
-        return StageManifest.read(task.manifest_path).seconds + 3  # a kernel needs about 3 s to start and stop
-    ratio = task.run.ratio if task.stage == "04_train_dynamic_pack" else 1.0
-    return RELATIVE_SECONDS.get(task.stage, 10) * ratio + 3
-
-
-@contextlib.contextmanager
-def _ticking(head, started, expected):
-    """On a terminal, a line that counts the seconds while a notebook runs."""
-    if not sys.stdout.isatty():
-        yield
-        return
-    finished = threading.Event()
-
-    def tick():
-        while not finished.wait(1.0):
-            of = f" of about {clock(expected)}" if expected else ""
-            print(f"\r\033[K    {clock(time.monotonic() - started)}{of}", end="", flush=True)
-
-    thread = threading.Thread(target=tick, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
-        print("\r\033[K", end="", flush=True)
 
 
 # ---------------------------------------------------------------------------------------------- showing the plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from codeact_lib.artifacts import StageManifest, environment_facts, sha256_json
+from codeact_lib.claims import Claims
 
 # What a record keeps of each manifest, so that a number can be followed where the artifacts were not kept.
 KEPT = ("key", "parameters", "inputs", "code_sha256", "started", "seconds")
@@ -17,8 +18,10 @@ def run_history(paths, run) -> dict:
 
     The cost of selection counts only what the policy needs: CDAS both steps, ``ifd`` no embedding, others nothing.
     """
+    beside = Claims(paths.claims_dir).working_here()
     if run.dataset is None:
-        return {"stages": {}, "n_train": None, "n_total": None, "selection_cost": None}
+        none = {"n_train": None, "n_total": None, "selection_cost": None}
+        return {"stages": {}, **none, "concurrent_jobs": max(1, beside)}
     selection = paths.selection_dir(run.dataset, run.model, run.selection)
     folders = {"01_cluster": paths.cluster_dir(run.dataset), "02_ifd": paths.ifd_dir(run.dataset, run.model)}
     folders |= {"03_sample": selection, "04_train_dynamic_pack": paths.train_dir(run.run_id)}
@@ -30,6 +33,7 @@ def run_history(paths, run) -> dict:
         "n_train": _count_lines(selection / "train.jsonl"),
         "n_total": _count_rows(paths.examples(run.dataset)),
         "selection_cost": _selection_cost(run.policy, manifests),
+        "concurrent_jobs": max([1, beside, *(m.facts.get("concurrent_jobs", 1) for m in manifests.values())]),
     }
 
 
@@ -54,7 +58,18 @@ def _count_rows(path):
     return pyarrow.parquet.read_metadata(path).num_rows if path.exists() else None
 
 
-def metrics_record(profile, run, results, *, train=None, n_train=None, n_total=None, selection_cost=None, stages=None):
+def metrics_record(
+    profile,
+    run,
+    results,
+    *,
+    train=None,
+    n_train=None,
+    n_total=None,
+    selection_cost=None,
+    stages=None,
+    concurrent_jobs=1,
+):
     """What one run is known by in the tables, as a JSON-able dict.
 
     Args:
@@ -64,6 +79,8 @@ def metrics_record(profile, run, results, *, train=None, n_train=None, n_total=N
         n_train, n_total: rows trained on, rows of the data set.
         selection_cost: {"embedding_seconds", "ifd_seconds"} or None.
         stages: stage -> at least {"key": key of its manifest}; see `run_history`.
+        concurrent_jobs: how many stages at most worked on the machine at once while this run's were measured, its own
+            included. With more than 1 the seconds are not those of a quiet machine.
 
     ``record_sha256`` is the hash of everything else in it: `seal` sets it, `is_sealed` looks whether it still fits.
     """
@@ -83,6 +100,7 @@ def metrics_record(profile, run, results, *, train=None, n_train=None, n_total=N
             "n_total": n_total,
             "train": train and {k: v for k, v in train.items() if k != "loss_curve"},
             "selection_cost": selection_cost,
+            "concurrent_jobs": concurrent_jobs,
             "benchmarks": {result.benchmark: result.to_dict() for result in results},
             "provenance": {
                 "environment": environment_facts(),

@@ -31,6 +31,7 @@ from codeact_lib.artifacts import (
     utc_now,
     write_json,
 )
+from codeact_lib.claims import Claims, was_taken_over, works_under_a_claim
 from codeact_lib.config import (
     MINI_MODEL,
     SEEDED_POLICIES,
@@ -89,6 +90,7 @@ class StageTask:
     _key: str | None = None
     _input_hashes: dict | None = None
     _began: tuple | None = None
+    _beside: int = 1  # jobs at work on this machine, this one included, when it began
     _hashes: HashCache | None = None
 
     @property
@@ -101,9 +103,25 @@ class StageTask:
         return self.paths.root / "notebooks" / f"{self.stage}.ipynb"
 
     @property
+    def name(self):
+        """What its executed notebook and its claim are called."""
+        return "__".join([self.stage, *self._label_parts()])
+
+    @property
     def executed_notebook(self):
-        name = "__".join([self.stage, *self._label_parts()])
-        return self.paths.notebooks_dir / f"{name}.ipynb"
+        return self.paths.notebooks_dir / f"{self.name}.ipynb"
+
+    @property
+    def claims(self):
+        """Who works on what in the artifacts folder of this stage."""
+        return Claims(self.paths.claims_dir)
+
+    @property
+    def makes(self):
+        """Files and folders that later stages read."""
+        if self.stage == "01_cluster":
+            return [self.folder, self.paths.data_dir(self.identity["dataset"])]
+        return [self.folder, *([self.paths.metrics(self.run.run_id)] if self.stage == "05_eval" else [])]
 
     @property
     def manifest_path(self):
@@ -195,7 +213,9 @@ class StageTask:
         self._require_inputs()
         for folder in (self.work_folder, self.paths.results):
             make_folder(folder)
-        _claim(self.work_folder / ".lock", self.title)
+        self._claim()
+        self._lock()
+        self._beside = self.claims.working_here()
         self.manifest_path.unlink(missing_ok=True)
         marker = self.work_folder / ".stage.json"
         if marker.exists() and read_json(marker).get("key") != self.key:
@@ -203,6 +223,36 @@ class StageTask:
         write_json(marker, {"stage": self.stage, "key": self.key})
         self._began = utc_now(), time.monotonic()
         print(f"{self.title}: writes to {self._shown(self.folder)}")
+
+    def _claim(self):
+        """Make sure that the stage is claimed: by the runner that started this notebook, else by this process."""
+        if works_under_a_claim(self.name) or self.work_folder in _own_claims:
+            return
+        claim = self.claims.take(self.name).__enter__()
+        if claim is None:
+            holder = self.claims.holder(self.name)
+            raise ArtifactError(f"Another process is working on {self.title} ({holder}): wait for it, or stop it.")
+        _own_claims[self.work_folder] = claim
+
+    def _lock(self):
+        """Wait for a kernel that has lost its runner, and is about to notice, to leave the folder."""
+        if not _lock(self.work_folder):
+            self._release()
+            raise ArtifactError(f"Another process is working on {self.title}: wait for it, or stop it.")
+
+    def _require_claim(self):
+        """A process that was asleep for minutes must not write over what another one has done in its place."""
+        own = _own_claims.get(self.work_folder)
+        path = own.path if own else works_under_a_claim(self.name)
+        if path and was_taken_over(path):
+            raise ArtifactError(
+                f"{self.title} was taken over by {self.claims.holder(self.name)}: nothing was recorded."
+            )
+
+    def _release(self):
+        for held in (_locks.pop(self.work_folder, None), _own_claims.pop(self.work_folder, None)):
+            if held:
+                held.close()
 
     def _require_inputs(self):
         for name, path in self.missing_inputs().items():
@@ -220,6 +270,7 @@ class StageTask:
         """Record ``outputs`` (files or folders this stage wrote) and ``facts`` (seconds, counts), manifest last."""
         if self._began is None:
             raise ArtifactError(f"{self.title}: finish() without begin(); run the notebook from its first cell.")
+        self._require_claim()
         outputs = [Path(path) for path in outputs]
         absent = [path for path in outputs if not path.exists()]
         if absent:
@@ -231,7 +282,7 @@ class StageTask:
             parameters=self.parameters,
             inputs=self._input_hashes,
             outputs={self.paths.relative(path): self._hash(path) for path in outputs},
-            facts=dict(facts or {}),
+            facts={**(facts or {}), "concurrent_jobs": max(self._beside, self.claims.working_here())},
             versions={"python": environment["python"], **environment["packages"]},
             hardware={name: environment[name] for name in ("cpu", "cores", "gpu", "ram_gib", "platform")},
             code_sha256=code_sha256(self.notebook),
@@ -240,7 +291,7 @@ class StageTask:
         )
         self._hashes_saved()
         manifest.write(self.manifest_path)
-        _release(self.work_folder / ".lock")
+        self._release()
         for path in outputs:
             print(f"saved {self._shown(path)} ({_size(path)})")
         print(f"{self.title}: done in {clock(manifest.seconds)}")
@@ -442,7 +493,8 @@ def maker_of(name):
 def code_sha256(notebook):
     """Hash of the code a notebook runs: its code cells and every module of the package it names, directly or not.
 
-    Outputs, Markdown and the plumbing (this module, pipeline, artifacts, config) do not count: they change no number.
+    Outputs, Markdown and the plumbing (this module, pipeline, claims, artifacts, config) change no number and do not
+    count.
     """
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"] if Path(notebook).exists() else []
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
@@ -464,6 +516,7 @@ def _read_module(path, mtime_ns):
 def _named_modules(source):
     """Files of the ``codeact_lib`` modules that ``source`` imports or starts with ``python -m``."""
     names = re.findall(r"codeact_lib(?:\.\w+)+", source)
+    names += [f"codeact_lib.{name}" for name in re.findall(r"from \.(\w+) import", source)]
     for package, imported in re.findall(r"from (codeact_lib[\w.]*) import \(?([\w, \n]+)", source):
         names += [f"{package}.{name}" for name in re.split(r"[,\s]+", imported)]
     return {path for name in names for path in _module_files(name)}
@@ -471,7 +524,7 @@ def _named_modules(source):
 
 def _module_files(name):
     parts = name.split(".")[1:]
-    if not parts or parts[0] in ("pipeline", "stages", "artifacts", "config", "errors", "cli"):
+    if not parts or parts[0] in ("pipeline", "stages", "claims", "artifacts", "config", "errors", "cli"):
         return []
     path = PACKAGE_DIR / parts[0]  # a sub-package counts as a whole
     if path.is_dir():
@@ -481,37 +534,36 @@ def _module_files(name):
 
 # ---------------------------------------------------------------------------------------------- one writer per folder
 
-PATIENCE_SECONDS = 20.0  # the kernel of a killed run needs a second or two to notice
-_locks = {}
+# A claim (claims.py) says who may work on a stage. The lock is for the kernel of a runner that was killed: it needs a
+# second or two to notice, and somebody may have taken the stage over by then.
+PATIENCE_SECONDS = 20.0
+_locks, _own_claims = {}, {}  # by the folder of the stage
 
 
-def _claim(path, title):
-    """Take the folder for this process until it ends; a claim dies with its holder, so a killed run blocks nothing."""
+def _lock(folder):
+    """Hold the folder until this process ends, however it ends; False when another one has it all the time."""
     try:
         import fcntl
     except ImportError:
-        return  # no such locks on this platform
-    if path in _locks:
-        return
-    file = open(path, "w")  # noqa: SIM115 - held open on purpose
+        return True  # no such locks on this platform
+    if folder in _locks:
+        return True
+    file = open(folder / ".lock", "w")  # noqa: SIM115 - held open on purpose
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError:
             if time.monotonic() > deadline:
                 file.close()
-                raise ArtifactError(f"Another process is working on {title}: wait for it, or stop it.") from error
+                return False
             time.sleep(0.5)
-        else:
-            _locks[path] = file
-            return
-
-
-def _release(path):
-    file = _locks.pop(path, None)
-    if file:
-        file.close()
+            continue
+        except OSError:
+            file.close()
+            return True  # nor on this file system
+        _locks[folder] = file
+        return True
 
 
 def _empty(folder):

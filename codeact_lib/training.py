@@ -4,9 +4,10 @@
     accelerate launch --config_file fsdp2.yaml -m codeact_lib.training --config train.json      # several GPUs or nodes
 
 The parts: `training_data` (what an optimizer step is made of), `preflight` (what is checked first), `trainer` (the
-loop), `checkpoints`, `log_book` (what is measured), `model_card`, `training_process` (starting it from a notebook). A
-training killed at any moment goes on from its last complete checkpoint when started again with the same arguments, and
-ends with the loss, the seconds and the token counts of an undisturbed one.
+loop; imported only where it runs, for the Trainer takes seconds to import), `checkpoints`, `log_book` (what is
+measured), `model_card`, `training_process` (starting it from a notebook). A training killed at any moment goes on from
+its last complete checkpoint when started again with the same arguments, and ends with the loss, the seconds and the
+token counts of an undisturbed one.
 
 Files in `output_dir`: `checkpoints/` (while training), `model/` (weights as safetensors, or the LoRA adapter, the
 tokenizer and a model card), `train_metrics.json` (written last).
@@ -15,6 +16,7 @@ tokenizer and a model card), `train_metrics.json` (written last).
 import argparse
 import fcntl
 import inspect
+import re
 import shutil
 import sys
 import time
@@ -23,7 +25,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from transformers import TrainingArguments, logging, set_seed
+from transformers.utils import logging
 
 from .artifacts import make_folder, read_json, sha256_file, sha256_json, write_json
 from .checkpoints import latest_checkpoint, save_model
@@ -42,14 +44,12 @@ from .modeling import (
 from .packing import DynamicPackCollator, PaddingStrategy
 from .preflight import available_memory, check_disk, check_memory, memory_estimate, sharding_ranks
 from .prompts import get_template
-from .trainer import PackedTrainer, run_trainer
 from .training_data import SeededOrder, existing, make_steps, read_rows, tokenize_rows
 from .training_process import fine_tune_in_child, leave_with
 from .utilization import model_flops, peak_flops_per_second
 
 __all__ = [
     "PROFILE_KEYS",
-    "PackedTrainer",
     "SeededOrder",
     "TrainReport",
     "fine_tune",
@@ -110,6 +110,10 @@ def fine_tune(
     Starting again after a kill resumes; starting again with other arguments starts anew. Raises DataError, ModelError,
     ProfileError or ArtifactError with a remedy, before training where the cause can be seen before.
     """
+    from transformers import set_seed
+
+    from .trainer import PackedTrainer
+
     output_dir, strategy, template = make_folder(output_dir), PaddingStrategy(strategy), get_template(template)
     lora = {"lora_r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
     lora["lora_target_modules"] = list(lora_target_modules)
@@ -164,6 +168,8 @@ def fine_tune(
 
 def train_and_save(trainer, tokenizer, output_dir) -> bool:
     """Run the training to its end and save the model; whether it went on from a checkpoint."""
+    from .trainer import run_trainer
+
     with trainer.args.main_process_first(local=False):  # it removes checkpoints that cannot be used
         checkpoint = latest_checkpoint(output_dir / "checkpoints", trainer.log_book.identity)
     run_trainer(trainer, checkpoint)
@@ -198,8 +204,10 @@ def finish(output_dir, report, model_path, revision, described_as, arguments) ->
 # ---- before training -----------------------------------------------------------------------------------------------
 
 
-def make_arguments(folder, given) -> TrainingArguments:
+def make_arguments(folder, given):
     """`TrainingArguments` from the keywords of a profile; ProfileError for an unknown or impossible one."""
+    from transformers import TrainingArguments
+
     known = inspect.signature(TrainingArguments).parameters
     unknown = sorted(set(given) - set(known))
     if unknown:
@@ -256,6 +264,8 @@ def check_resources(model_path, revision, tuning, lora, args, slots, output_dir)
 
 def load_model(model_path, revision, tuning, lora, attn_implementation, collator, args):
     """The model to train, with the attention that was asked for or the fastest one that serves."""
+    from transformers import set_seed
+
     dtype, attention = weight_dtype(tuning, args), attn_implementation or "sdpa"
     options = {"revision": revision, "tuning": tuning, "dtype": dtype, "attn_implementation": attention}
     model = load_base_model(model_path, **options, **lora)
@@ -292,10 +302,24 @@ def only_one(output_dir, patience: float = 20.0):
                 if time.monotonic() > deadline:
                     raise ArtifactError(f"another process is training into {output_dir}: wait or stop it") from error
                 time.sleep(0.5)
+            except OSError:
+                break  # a file system without such locks: the claim on the stage has to do
         yield
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def leave_unimported(arguments) -> None:
+    """Keep the Trainer from importing what this training does not use: it imports all of it that it finds.
+
+    That is up to a quarter of the time in which a training starts (through PEFT, bitsandbytes brings PyTorch's
+    compiler), and memory that is not the training's. To Python a module that is None is not installed.
+    """
+    quantised = arguments.get("tuning") == "qlora" or re.search("bnb|8bit", str(arguments.get("optim")))
+    unused = {"datasets": True, "peft": arguments.get("tuning", "full") == "full", "bitsandbytes": not quantised}
+    for name in (name for name, is_unused in unused.items() if is_unused):
+        sys.modules.setdefault(name, None)
 
 
 def main(argv=None) -> int:
@@ -314,6 +338,7 @@ def main(argv=None) -> int:
         missing = sorted({"train_jsonl", "model_path", "output_dir", "template"} - set(arguments))
         if missing:
             raise ProfileError(f"{options.config} lacks {', '.join(missing)}")
+        leave_unimported(arguments)
         fine_tune(**arguments)
     except CodeActError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -412,3 +412,14 @@ def test_code_hash_follows_imports_but_not_prose_or_outputs(toy_project):
     assert code_sha256(path) == before
     write_notebook(toy_project, "02_ifd", "from codeact_lib.sampling import cdas_sample")
     assert code_sha256(path) != before
+
+
+def test_code_hash_follows_relative_imports(toy_project, monkeypatch):
+    package = toy_project / "codeact_lib"
+    monkeypatch.setattr("codeact_lib.stages.PACKAGE_DIR", package)
+    (package / "outer.py").write_text("def work():\n    from .inner import constant\n")
+    (package / "inner.py").write_text("constant = 1\n")
+    path = write_notebook(toy_project, "02_ifd", "import codeact_lib.outer")
+    before = code_sha256(path)
+    (package / "inner.py").write_text("constant = 2\n")
+    assert code_sha256(path) != before

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import pytest
 from conftest import REPO
 
+from codeact_lib.claims import Claims
 from codeact_lib.pipeline import plan, run
 
 REDUCED = {
@@ -126,19 +128,66 @@ def without_costs(folder):
         name: {key: value for key, value in benchmark.items() if key != "seconds"}
         for name, benchmark in record["benchmarks"].items()
     }
-    measured_anew = ("selection_cost", "provenance", "record_sha256")
+    measured_anew = ("selection_cost", "concurrent_jobs", "provenance", "record_sha256")
     rest = {key: value for key, value in record.items() if key not in measured_anew}
     return {**rest, "train": train, "benchmarks": benchmarks}
 
 
-def _kill_when_there(folder, pattern, options):
+@pytest.mark.timeout(900)
+def test_two_processes_share_the_runs_and_one_takes_over_what_the_killed_other_left(undisturbed, tmp_path):
+    folder, options = _with_runs_undone(undisturbed, tmp_path)
+    first, second = _start(options), _start(options, stdout=subprocess.PIPE, text=True)
+    claims = Claims(folder / "artifacts" / ".claims")
+    killed = _wait_for(lambda: _run_with_a_checkpoint(folder, claims, first.pid), first)
+    first.kill()
+    first.wait()
+    said, _ = second.communicate()
+    assert second.returncode == 0, said
+    assert f":{first.pid} since" in next(line for line in said.splitlines() if "taken over from" in line)
+    for stage in claims.folder.iterdir():  # who has ever claimed it: one process, and its heir where it was killed
+        records = [json.loads(path.read_text()) for path in sorted(stage.iterdir())]
+        assert len(records) == (3 if stage.name == f"04_train_dynamic_pack__{killed}" else 2), stage.name
+        assert {r["pid"] for r in records if "pid" in r} <= {first.pid, second.pid} and "free" in records[-1]
+    assert len(list(claims.folder.iterdir())) == 4
+    trained = json.loads((folder / "artifacts" / "train" / killed / "train_metrics.json").read_text())
+    assert trained["resumed"]
+    assert without_costs(folder) == without_costs(undisturbed)
+    assert verdicts(folder).items() <= verdicts(undisturbed).items()
+
+
+def _with_runs_undone(finished, tmp_path):
+    """A copy of a finished reduced mini in which no run was trained or evaluated yet, and the options that do it."""
+    folder = shutil.copytree(finished, tmp_path / "shared")
+    for made in ("artifacts/train", "artifacts/eval", "artifacts/.claims", "results/metrics"):
+        shutil.rmtree(folder / made)
+    return folder, {**call(folder, evaluate_base=False), "only": ["04", "05"]}
+
+
+def _run_with_a_checkpoint(folder, claims, pid):
+    for path in folder.glob("artifacts/train/*/checkpoints/checkpoint-*/codeact_checkpoint.json"):
+        run_id = path.parents[2].name
+        holder = claims.holder(f"04_train_dynamic_pack__{run_id}")
+        if holder and holder.pid == pid:
+            return run_id
+
+
+def _start(options, **pipes):
     code = "import json, sys; from codeact_lib.pipeline import run; run(**json.loads(sys.argv[1]))"
     command = [sys.executable, "-c", code, json.dumps(options)]
-    process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command, cwd=REPO, **{"stdout": subprocess.DEVNULL, **pipes})
+
+
+def _wait_for(what, process):
     deadline = time.monotonic() + 400
-    while not list(folder.glob(pattern)):
-        assert process.poll() is None, f"the run ended before {pattern} was there"
-        assert time.monotonic() < deadline, f"{pattern} never came"
+    while not (found := what()):
+        assert process.poll() is None, "the process ended before it came"
+        assert time.monotonic() < deadline, "it never came"
         time.sleep(0.05)
+    return found
+
+
+def _kill_when_there(folder, pattern, options):
+    process = _start(options)
+    _wait_for(lambda: list(folder.glob(pattern)), process)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -1,0 +1,129 @@
+"""What a run says while it goes: which stage, how long it has been and may still take, and who is waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+
+from codeact_lib.artifacts import StageManifest
+from codeact_lib.errors import ArtifactError
+from codeact_lib.stages import clock, run_options, short_path
+
+# How long the stages of mini take relative to each other: the first guess of the time left, scaled by what is measured.
+RELATIVE_SECONDS = {"01_cluster": 12, "02_ifd": 15, "03_sample": 5, "04_train_dynamic_pack": 80, "05_eval": 20}
+
+
+class Progress:
+    """Says which stage runs, how long it has been, how long the rest may take, and who is waited for."""
+
+    def __init__(self, tasks, say):
+        self.tasks, self.say = tasks, say
+        self.numbers = {id(task): number for number, task in enumerate(tasks, 1)}
+        self.executed = self.skipped = 0
+        self.stale, self.awaited = [], None
+        self.started = time.monotonic()
+        self.expected = {id(task): _expected_seconds(task) for task in tasks}
+        self.waiting = {id(task) for task in tasks if not task.is_done()}
+        self.measured = self.guessed = 0.0
+
+    def skip(self, task):
+        """Whether ``task`` is done already, here or by another process; counts it."""
+        task.look_again()
+        state, _ = task.state()
+        if state not in ("done", "stale code"):
+            return False
+        self.skipped += 1
+        self.waiting.discard(id(task))
+        self.stale += [task] if state == "stale code" else []
+        self.say(f"{self._head(task)}: {state}, skipped")
+        return True
+
+    @contextlib.contextmanager
+    def step(self, task, taken_from=None):
+        head = self._head(task)
+        self.say(f"{head} … {clock(time.monotonic() - self.started)} elapsed{self._left()}")
+        if taken_from:
+            self.say(f"    taken over from {taken_from}, which is gone")
+        self.say(f"    {task.papermill_line()}")
+        before = time.monotonic()
+        with _ticking(head, before, self.expected[id(task)] * self._scale() if self.measured else None):
+            yield
+        seconds = time.monotonic() - before
+        self.measured += seconds
+        self.guessed += self.expected[id(task)]
+        self.executed += 1
+        self.waiting.discard(id(task))
+        self.say(f"    done in {clock(seconds)}")
+
+    def wait_for(self, tasks, claims):
+        """Say once who is waited for, as long as it is the same."""
+        held = [(task, claims.holder(task.name)) for task in tasks]
+        awaited = [f"{task.title}, held by {holder}" for task, holder in held if holder]
+        if awaited and awaited != self.awaited:
+            more = f", and {len(awaited) - 1} more" if len(awaited) > 1 else ""
+            self.say(f"waiting for {awaited[0]}{more}")
+        self.awaited = awaited
+
+    def _head(self, task):
+        return f"[{self.numbers[id(task)]}/{len(self.tasks)}] {task.title}"
+
+    def _scale(self):
+        return self.measured / self.guessed if self.guessed else 1.0
+
+    def _left(self):
+        """Expected time of the stages that are not done, scaled by what was measured."""
+        if not self.measured:
+            return ""
+        rest = [self.expected[id(task)] for task in self.tasks if id(task) in self.waiting]
+        return f", about {clock(self._scale() * sum(rest))} left"
+
+    def summary(self):
+        total = clock(time.monotonic() - self.started)
+        paths = self.tasks[-1].paths
+        if not self.executed:
+            self.say(f"Nothing to do: all {self.skipped} stages are done.")
+        else:
+            self.say(f"Ran {_stages(self.executed)} in {total}; {_stages(self.skipped)} done before.")
+        if self.stale:
+            stages = sorted({task.stage[:2] for task in self.stale})
+            again = f"codeact run {run_options(self.stale[0].call)}" + "".join(f" --force {s}" for s in stages)
+            self.say(f"Made by older code and kept: {_stages(len(self.stale))}. To make them anew: {again}")
+        if paths.report.exists():
+            self.say(f"Tables, figures and report: {short_path(paths.report, paths.root)}")
+
+
+def _stages(number):
+    return f"{number} stage" if number == 1 else f"{number} stages"
+
+
+def _expected_seconds(task):
+    """What the stage took last time, whatever its parameters were; else a guess in units of the mini profile."""
+    with contextlib.suppress(ArtifactError):
+        return StageManifest.read(task.manifest_path).seconds + 3  # a kernel needs about 3 s to start and stop
+    ratio = task.run.ratio if task.stage == "04_train_dynamic_pack" else 1.0
+    return RELATIVE_SECONDS.get(task.stage, 10) * ratio + 3
+
+
+@contextlib.contextmanager
+def _ticking(head, started, expected):
+    """On a terminal, a line that counts the seconds while a notebook runs."""
+    if not sys.stdout.isatty():
+        yield
+        return
+    finished = threading.Event()
+
+    def tick():
+        while not finished.wait(1.0):
+            of = f" of about {clock(expected)}" if expected else ""
+            print(f"\r\033[K    {clock(time.monotonic() - started)}{of}", end="", flush=True)
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+        print("\r\033[K", end="", flush=True)
