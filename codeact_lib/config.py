@@ -269,14 +269,16 @@ def load_profile(name_or_path="mini", overrides=None):
     """Read, change and check a profile.
 
     ``overrides``: a dict (or JSON text) of keys to change. ``datasets`` and ``models`` may also be given as a list of
-    names, which keeps those of the file. Local files and folders named in the profile are found relative to the profile
-    file, then to the project root. Raises ``ProfileError`` with file, key and remedy.
+    names, which keeps those of the file; an entry with ``on_request: true`` is left out unless it is named so. Local
+    files and folders named in the profile are found relative to the profile file, then to the project root. Raises ``ProfileError`` with file, key and remedy.
     """
     path = profile_path(name_or_path)
     values = _read_yaml(path)
     changes = parse_overrides(overrides)
     for key, value in changes.items():
         values[key] = _pick_by_name(path, key, values.get(key), value)
+    for key in ("datasets", "models"):
+        values[key] = _requested(values.get(key), everything=key in changes)
     values = _with_grid(path, values, changes)
     try:
         profile = Profile(**values)
@@ -334,6 +336,14 @@ def _pick_by_name(path, key, known, value):
     if unknown:
         raise ProfileError(f"Profile {path}: {key} has no {unknown[0]!r}; it has {', '.join(entries)}.")
     return [entries[name] for name in value]
+
+
+def _requested(entries, everything):
+    """The entries of a file that take part: those ``on_request`` only when the overrides ask for them by name."""
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return entries  # validation says what is wrong with it
+    kept = [entry for entry in entries if everything or entry.get("on_request") is not True]
+    return [{k: v for k, v in entry.items() if k != "on_request" or not isinstance(v, bool)} for entry in kept]
 
 
 def _one_line(path, error, changes):

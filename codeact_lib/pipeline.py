@@ -24,6 +24,7 @@ from codeact_lib import errors
 from codeact_lib.artifacts import PACKAGE_DIR, StageManifest, atomic_write, make_folder, write_json
 from codeact_lib.config import load_profile
 from codeact_lib.errors import ArtifactError, CodeActError, ProfileError
+from codeact_lib.estimates import estimate_lines
 from codeact_lib.stages import STAGES, StageTask, clock, maker_of, open_stage, run_options, short_path
 
 __all__ = ["STAGES", "StageFailed", "StageTask", "open_stage", "plan", "run"]
@@ -144,6 +145,8 @@ def _dry_run(tasks, forced, say):
         say(f"[{number}/{len(tasks)}] {task.title}: {state} ({reason})")
         if task in waiting:
             say(f"    {task.papermill_line()}")
+    for line in estimate_lines(tasks):
+        say(line)
     say(f"{len(waiting)} of {len(tasks)} stages would run; nothing was changed.")
     if waiting:
         folder = short_path(tasks[0].paths.notebooks_dir, tasks[0].paths.root)

@@ -21,6 +21,7 @@ import sys
 import time
 import warnings
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -30,8 +31,8 @@ from .artifacts import make_folder, read_json, sha256_file, sha256_json, write_j
 from .checkpoints import latest_checkpoint, save_model
 from .errors import ArtifactError, CodeActError, ModelError, ProfileError
 from .log_book import TrainReport
-from .model_card import write_model_card
 from .memory_planner import BatchLayout, fit_layout, free_gpu_memory, plan_line
+from .model_card import write_model_card
 from .modeling import (
     FLASH,
     LORA_TARGETS,
@@ -128,11 +129,14 @@ def fine_tune(
         set_seed(args.seed)
         tokenizer, rows = load_tokenizer(model_path, revision), read_rows(train_jsonl)
 
+        @cache
+        def tokenized(max_length):
+            return tokenize_rows(rows, tokenizer, template, max_length, train_jsonl, overlong)
+
         def prepare(layout):
             """Arguments, collator, and what `tokenize_rows` returns, when samples are taken in this layout."""
-            fitted = tokenize_rows(rows, tokenizer, template, layout.max_length, train_jsonl, overlong)
             collator = DynamicPackCollator(tokenizer, layout.max_length, strategy, isolate)
-            return with_layout(args, layout), collator, *fitted
+            return with_layout(args, layout), collator, *tokenized(layout.max_length)
 
         estimate = memory_of(model_path, revision, tuning, lora, args)
         asked = BatchLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, max_length)
