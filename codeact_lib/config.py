@@ -270,7 +270,8 @@ def load_profile(name_or_path="mini", overrides=None):
 
     ``overrides``: a dict (or JSON text) of keys to change. ``datasets`` and ``models`` may also be given as a list of
     names, which keeps those of the file; an entry with ``on_request: true`` is left out unless it is named so. Local
-    files and folders named in the profile are found relative to the profile file, then to the project root. Raises ``ProfileError`` with file, key and remedy.
+    files and folders named in the profile are found relative to the profile file, then to the project root. Raises
+    ``ProfileError`` with file, key and remedy.
     """
     path = profile_path(name_or_path)
     values = _read_yaml(path)

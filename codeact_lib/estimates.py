@@ -28,7 +28,9 @@ DATA_SETS = {"nickrosh/Evol-Instruct-Code-80k-v1": (78_264, 400), "ise-uiuc/Magi
 CHARACTERS_PER_TOKEN = 3.3
 TASKS = {"humaneval": 164, "mbpp": 378}
 GPUS = {"H200": (141e9, 4.8e12), "H100": (80e9, 3.35e12), "A100": (80e9, 2.0e12), "T4": (15.6e9, 0.32e12)}  # bytes, B/s
-MFU = 0.35  # share of the peak that useful and padded tokens together reach; 0.3 to 0.45 is usual for such trainings
+# Share of the peak that tokens and padding together reach: 0.3 to 0.45 is usual where all weights are trained, less
+# where 4-bit weights are unpacked anew in every pass.
+MFU = {"full": 0.35, "lora": 0.3, "qlora": 0.2}
 PADDING = {"dynamic": 0.45, "traditional": 0.80, "dynamic_pack": 0.16, "balanced_pack": 0.05, "flat": 0.0}
 STEP_OVERHEAD = 0.025  # seconds a decoding step takes however small the model is
 EMBEDDING_PARAMETERS, EMBEDDING_WIDTH = 110e6, 768  # all-mpnet-base-v2
@@ -140,7 +142,7 @@ class Costs:
 
         self.profile, self.paths, self.machine = profile, paths, machine
         self.memory, self.bandwidth = GPUS[machine.gpu]
-        self.peak = peak_of(machine.gpu)
+        self.peak, self.utilization = peak_of(machine.gpu), MFU[profile.tuning]
         shapes = {spec.name: model_shape(spec) for spec in profile.models}
         self.shapes = {name: shape for name, shape in shapes.items() if shape is not None}
         self.weights = {name: parameters(shape) for name, shape in self.shapes.items()}
@@ -161,12 +163,17 @@ class Costs:
         """Slots x operations x weights / (peak x MFU x GPUs), slots being the tokens of all epochs with padding."""
         rows, per_row, _ = self.sizes[run.dataset]
         slots = rows * run.ratio * per_row * self.profile.num_train_epochs / (1 - PADDING[run.strategy])
-        return slots * self.flops_per_weight * self.weights[run.model] / (self.peak * MFU * self.machine.count)
+        return (
+            slots
+            * self.flops_per_weight
+            * self.weights[run.model]
+            / (self.peak * self.utilization * self.machine.count)
+        )
 
     def scoring_seconds(self, dataset, model):
         """Two forward passes (with the instruction and without) over all tokens, 2 operations a weight and token."""
         rows, per_row, _ = self.sizes[dataset]
-        return 2 * 2 * rows * per_row * self.weights[model] / (self.peak * MFU * self.machine.count)
+        return 2 * 2 * rows * per_row * self.weights[model] / (self.peak * self.utilization * self.machine.count)
 
     def generation_seconds(self, model):
         """Decoding steps x (the weights read once in 16 bits + overhead), on one GPU, every answer at its longest."""
@@ -202,7 +209,7 @@ class Costs:
         return seconds * self.machine.count / 3600
 
     def _embedding_hours(self, size):
-        return 2 * EMBEDDING_PARAMETERS * size[0] * size[1] / (self.peak * MFU) / 3600
+        return 2 * EMBEDDING_PARAMETERS * size[0] * size[1] / (self.peak * self.utilization) / 3600
 
     # ---- memory
 
@@ -282,12 +289,12 @@ class Costs:
         yield "  basis"
         yield f"    data: {data}; an arm keeps at most ratio x rows"
         yield (
-            f"    training: tokens x epochs / (1 - padding) x {self.flops_per_weight} x weights / (peak x utilisation x "
-            f"GPUs); {6 if self.profile.tuning == 'full' else 4} for forward and backward"
+            f"    training: tokens x epochs / (1 - padding) x {self.flops_per_weight} x weights / (peak x utilisation "
+            f"x GPUs); {6 if self.profile.tuning == 'full' else 4} for forward and backward"
             + (", 2 for gradient checkpointing" if self.profile.gradient_checkpointing else "")
         )
         yield (
-            f"    peak {self.peak / 1e12:.0f} TFLOP/s (data sheet), utilisation {MFU:.0%} (assumed), padding {padding} "
+            f"    peak {self.peak / 1e12:.0f} TFLOP/s (data sheet), utilisation {self.utilization:.0%} (assumed), padding {padding} "
             "(assumed; about the means of arXiv 2504.12687)"
         )
         yield "    IFD scoring: 4 x weights x tokens, two forward passes; embedding: 2 x 110M weights x tokens"

@@ -113,7 +113,8 @@ def site(tmp_path_factory):
     with StandInHub() as hub:
         commits = make_repositories(hub, folder / "made")
         pinned = f"first_weight('tiny/llama', '{commits[0]}')"
-        local = f"[first_weight({str(folder / 'made' / 'base')!r}), load_tokenizer({str(folder / 'made' / 'base')!r}).vocab_size]"
+        base = str(folder / "made" / "base")
+        local = f"[first_weight({base!r}), load_tokenizer({base!r}).vocab_size]"
         calls = [*LOADS, pinned, local, "rows('tiny/lines')", "first_weight('tiny/with-code')", *REFUSED]
         home = folder / "home"
         online = finish(ask(calls, folder / "online", hub.environment(home)))
