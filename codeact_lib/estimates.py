@@ -294,8 +294,8 @@ class Costs:
             + (", 2 for gradient checkpointing" if self.profile.gradient_checkpointing else "")
         )
         yield (
-            f"    peak {self.peak / 1e12:.0f} TFLOP/s (data sheet), utilisation {self.utilization:.0%} (assumed), padding {padding} "
-            "(assumed; about the means of arXiv 2504.12687)"
+            f"    peak {self.peak / 1e12:.0f} TFLOP/s (data sheet), utilisation {self.utilization:.0%} (assumed), "
+            f"padding {padding} (assumed; about the means of arXiv 2504.12687)"
         )
         yield "    IFD scoring: 4 x weights x tokens, two forward passes; embedding: 2 x 110M weights x tokens"
         yield (

@@ -8,7 +8,6 @@ enters the keys and manifests of the stages. Delete the file to follow the branc
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -39,14 +38,14 @@ def resolve_commit(name, revision=None, kind="model"):
     if revision and COMMIT.fullmatch(revision):
         return revision
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionResolutionError
+    from huggingface_hub.errors import HFValidationError, HTTPError, RevisionResolutionError
 
     offline = huggingface_hub.constants.HF_HUB_OFFLINE
     try:
         found = huggingface_hub.HfApi().resolve_revision(
             name, repo_type=kind, revision=revision, local_files_only=offline
         )
-    except (OSError, HfHubHTTPError, RevisionResolutionError, HFValidationError) as error:
+    except (OSError, HTTPError, RevisionResolutionError, HFValidationError) as error:
         raise hub_error(error, name, revision, kind) from error
     return found.resolved
 
@@ -74,8 +73,9 @@ class Commits:
     def resolve(self, sources):
         """{label: sha} of all sources; what was not known is asked for and kept. Of two processes the first counts."""
         known = self.known(sources)
-        found = {label(source): resolve_commit(source[1], source[2], source[0]) for source in sources}
-        if set(found) - set(known):
+        new = [source for source in sources if label(source) not in known]
+        found = {label(source): resolve_commit(source[1], source[2], source[0]) for source in new}
+        if found:
             write_json(self.path, {**found, **self._read()})
         return self.known(sources)
 
@@ -103,8 +103,15 @@ def hub_error(error, name, revision=None, kind="model"):
     for in the whole chain.
     """
     word, cls = ("data set", DataError) if kind == "dataset" else (kind, ModelError)
-    article = "an" if word.startswith("e") else "a"
-    return cls(f"cannot load {article} {word} from {name}: {_reason(_chain(error), str(name), revision, kind, word)}")
+    chain, name, local = _chain(error), str(name), Path(name).exists()
+    text = "\n".join(str(link) for link in chain)
+    reason = (not local and _refused(chain, text, name, revision, kind)) or _unusable(text)
+    reason = (
+        reason
+        or (not local and _out_of_reach(chain, text, name, kind))
+        or (text.strip() or type(error).__name__).splitlines()[0]
+    )
+    return cls(f"cannot load {'an' if word.startswith('e') else 'a'} {word} from {name}: {reason}")
 
 
 def _chain(error):
@@ -116,40 +123,53 @@ def _chain(error):
     return chain
 
 
-def _reason(chain, name, revision, kind, word):
+def _refused(chain, text, name, revision, kind):
+    """What the hub says no to: a licence not accepted, a wrong revision, a wrong name."""
     from huggingface_hub import constants, errors
 
     def caused_by(*kinds):
         return any(isinstance(error, kinds) for error in chain)
 
-    text = "\n".join(str(error) for error in chain)
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
-    if caused_by(errors.GatedRepoError) or "gated" in text.lower():
+    if caused_by(errors.GatedRepoError) or re.search(r"\bgated (repo|dataset)", text):
         return f"it is gated. Accept its licence at {page}, then `hf auth login` (or set HF_TOKEN) and start again"
     if caused_by(errors.RevisionNotFoundError) or "is not a valid git identifier" in text:
         return f"it has no revision {revision!r}. {page}/commits/main lists its commits; a branch's name works too"
     if caused_by(errors.RepositoryNotFoundError, errors.HFValidationError) or "is not a valid model identifier" in text:
         return (
-            f"there is no folder {name} here, and the hub ({constants.ENDPOINT}) has no {word} of this name that you "
+            f"there is no folder {name} here, and the hub ({constants.ENDPOINT}) has no {kind} of this name that you "
             "may see. Check the spelling; a private one needs `hf auth login`"
         )
+    return None
+
+
+def _unusable(text):
+    """What is there but not taken: code, and weights that are code to those who read them."""
     if "custom code" in text or "trust_remote_code" in text:
         return "it needs Python code from its repository, which is never run here. Choose one that the library knows"
     if "safetensors" in text and "does not appear to have" in text:
         return (
-            f"it has no weights as safetensors. Pickled ones (.bin) are never read, since reading runs code: name a "
-            f"revision of {page} that has safetensors, or convert it where you trust it"
+            "it has no weights as safetensors. Pickled ones (.bin) are never read, since reading runs code: name a "
+            "revision that has safetensors, or convert them where you trust them"
         )
-    if constants.HF_HUB_OFFLINE and caused_by(OSError, errors.RevisionResolutionError):
-        return (
-            f"HF_HUB_OFFLINE is set and the cache ({_home(constants.HF_HUB_CACHE)}) lacks it. {_download(name, kind)}"
-        )
+    return None
+
+
+def _out_of_reach(chain, text, name, kind):
+    """A hub that was not asked (HF_HUB_OFFLINE), or that did not answer."""
+    from huggingface_hub import constants, errors
+
+    option = " --repo-type dataset" if kind == "dataset" else ""
+    remedy = (
+        f"`hf download {name}{option}` where there is a network fills the cache (HF_HOME), which may be copied here"
+    )
+    if constants.HF_HUB_OFFLINE:
+        return f"HF_HUB_OFFLINE is set and the cache lacks it. {remedy}"
     if _unreachable(chain, errors) or "couldn't connect" in text.lower():
         return (
-            f"the hub ({constants.ENDPOINT}) cannot be reached, and the cache lacks it. Check the network; or "
-            f"{_download(name, kind)}"
+            f"the hub ({constants.ENDPOINT}) cannot be reached, and the cache lacks it. Check the network; or {remedy}"
         )
-    return (str(chain[0]).strip() or type(chain[0]).__name__).splitlines()[0]
+    return None
 
 
 def _unreachable(chain, errors):
@@ -157,13 +177,3 @@ def _unreachable(chain, errors):
     names = {base.__name__ for error in chain for base in type(error).__mro__}
     known = (errors.OfflineModeIsEnabled, errors.RevisionResolutionError, ConnectionError)
     return any(isinstance(error, known) for error in chain) or "TransportError" in names
-
-
-def _download(name, kind):
-    option = " --repo-type dataset" if kind == "dataset" else ""
-    return f"`hf download {name}{option}` where there is a network fills the cache (HF_HOME), which may be copied here"
-
-
-def _home(path):
-    home = os.path.expanduser("~")
-    return str(path).replace(home, "~", 1) if home != "/" else str(path)

