@@ -131,7 +131,7 @@ def _refused(chain, text, name, revision, kind):
         return any(isinstance(error, kinds) for error in chain)
 
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
-    if caused_by(errors.GatedRepoError) or re.search(r"\bgated (repo|dataset)", text):
+    if caused_by(errors.GatedRepoError) or re.search(r"(access a|access|is a) gated (repo|dataset)", text):
         return f"it is gated. Accept its licence at {page}, then `hf auth login` (or set HF_TOKEN) and start again"
     if caused_by(errors.RevisionNotFoundError) or "is not a valid git identifier" in text:
         return f"it has no revision {revision!r}. {page}/commits/main lists its commits; a branch's name works too"

@@ -21,7 +21,7 @@ from codeact_lib.stages import open_stage
 
 # Each call is made in a process of its own environment, and answers with its value or with the error's class and text.
 RUNNER = """
-import json, sys
+import json, sys, time
 from codeact_lib.data import load_instructions
 from codeact_lib.embedding import load_embedder
 from codeact_lib.errors import CodeActError
@@ -36,10 +36,12 @@ def first_weight(name, revision="main"):
 
 answers = {}
 for call in json.load(sys.stdin):
+    began = time.monotonic()
     try:
         answers[call] = eval(call)
     except CodeActError as error:
         answers[call] = f"{type(error).__name__}: {error}"
+    print(f"{time.monotonic() - began:.1f} s {call}", file=sys.stderr)
 json.dump(answers, open(sys.argv[1], "w"))
 """
 LOADS = [
@@ -140,6 +142,7 @@ def ask(calls, output, environment):
 def finish(asked):
     process, output = asked
     said = process.stderr.read()
+    print(said)
     assert process.wait() == 0, said[-3000:]
     return json.loads(output.read_text())
 

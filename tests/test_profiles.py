@@ -20,7 +20,7 @@ from codeact_lib.training_process import ACCELERATE_CONFIGS
 ARMS = [{"policy": "cdas", "ratio": 0.4, "strategy": "dynamic_pack"}]
 SMALL = {
     "embedding_model": "tiny/embedder",
-    "benchmarks": ["mini-humaneval"],
+    "benchmarks": ["mini-humaneval", "mini-mbpp"],
     "benchmark_limit": 2,
     "max_new_tokens": 24,
     "n_rows_limit": 48,
