@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import yaml
 
@@ -32,6 +33,7 @@ GPUS = {"H200": (141e9, 4.8e12), "H100": (80e9, 3.35e12), "A100": (80e9, 2.0e12)
 # where 4-bit weights are unpacked anew in every pass.
 MFU = {"full": 0.35, "lora": 0.3, "qlora": 0.2}
 PADDING = {"dynamic": 0.45, "traditional": 0.80, "dynamic_pack": 0.16, "balanced_pack": 0.05, "flat": 0.0}
+PROMPT_TOKENS = 400  # of a benchmark task with its instruction
 STEP_OVERHEAD = 0.025  # seconds a decoding step takes however small the model is
 EMBEDDING_PARAMETERS, EMBEDDING_WIDTH = 110e6, 768  # all-mpnet-base-v2
 
@@ -50,12 +52,15 @@ def estimate_lines(tasks, gpu=""):
     profile, paths = tasks[0].profile, tasks[0].paths
     if all(spec.path == MINI_MODEL for spec in profile.models):
         return
-    costs = Costs(profile, paths, machine_for(profile, gpu))
+    shapes = {spec.name: shape for spec in profile.models if (shape := model_shape(spec)) is not None}
+    for spec in profile.models:
+        if spec.name not in shapes:
+            yield f"{spec.name}: costs are not estimated, its configuration is neither known nor in a folder or cache"
+    if not shapes:
+        return
+    costs = Costs(profile, paths, machine_for(profile, gpu), shapes)
     machine = costs.machine
     yield f"estimates (nothing of this is measured) for {machine.count} x {machine.gpu}, {machine.basis}"
-    for spec in profile.models:
-        if spec.name not in costs.shapes:
-            yield f"  {spec.name}: not estimated, its configuration is neither known nor in a folder or cache here"
     yield from costs.run_lines()
     yield from costs.memory_lines()
     yield costs.disk_line()
@@ -94,6 +99,8 @@ def _processes(profile):
 
 def model_shape(spec):
     """A configuration of the model by its published shape or from its folder; None where neither is at hand."""
+    if Path(spec.path).is_absolute() and not (Path(spec.path) / "config.json").is_file():
+        return None
     from transformers import AutoConfig, LlamaConfig
 
     if spec.path in SHAPES:
@@ -135,17 +142,16 @@ def parameters(config):
 
 
 class Costs:
-    """Hours, bytes and their basis for one profile on one machine."""
+    """Hours, bytes and their basis for one profile on one machine; ``shapes``: model -> its configuration."""
 
-    def __init__(self, profile, paths, machine):
+    def __init__(self, profile, paths, machine, shapes):
         from codeact_lib.utilization import peak_of
 
         self.profile, self.paths, self.machine = profile, paths, machine
         self.memory, self.bandwidth = GPUS[machine.gpu]
         self.peak, self.utilization = peak_of(machine.gpu), MFU[profile.tuning]
-        shapes = {spec.name: model_shape(spec) for spec in profile.models}
-        self.shapes = {name: shape for name, shape in shapes.items() if shape is not None}
-        self.weights = {name: parameters(shape) for name, shape in self.shapes.items()}
+        self.shapes = shapes
+        self.weights = {name: parameters(shape) for name, shape in shapes.items()}
         self.runs = [run for run in profile.runs() if run.model in self.shapes]
 
     @cached_property
@@ -245,6 +251,21 @@ class Costs:
             peak = sum(parts.values()) / 1e9
             yield f"  memory per GPU (estimate), {name}: {peak:.1f} of {self.memory / 1e9:.1f} GB ({shares})"
             yield f"    {self._fitted(name)}"
+            yield f"    {self._answering(name)}"
+
+    def _answering(self, name):
+        """Whether evaluation fits: weights in 16 bits, and keys and values of a batch of answers at their longest."""
+        from codeact_lib.memory_planner import HEADROOM
+
+        config, batch = self.shapes[name], self.profile.generation_batch_size
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        per_token = 2 * 2 * config.num_hidden_layers * heads * (config.hidden_size // config.num_attention_heads)
+        weights, usable = 2 * self.weights[name], HEADROOM * self.memory
+        cache = batch * (self.profile.max_new_tokens + PROMPT_TOKENS) * per_token
+        verdict = "" if weights + cache <= usable else ": does not fit, lower generation_batch_size"
+        if weights + cache / batch > usable:
+            verdict = ": scoring and evaluation do not fit at any batch size, take a larger GPU"
+        return f"evaluation (estimate): weights {weights / 1e9:.1f} + {batch} answers {cache / 1e9:.1f} GB{verdict}"
 
     def _fitted(self, name):
         from codeact_lib.memory_planner import BatchLayout, fit_layout
@@ -304,7 +325,8 @@ class Costs:
         )
         yield (
             "    memory: weights + gradients + optimizer (16 bytes a trained weight, shared by the GPUs under FSDP) + "
-            "activations of per_device_train_batch_size x max_length tokens"
+            "activations of per_device_train_batch_size x max_length tokens; evaluation: 2 bytes a weight, and keys "
+            f"and values of {PROMPT_TOKENS} + max_new_tokens tokens an answer"
         )
         yield "    disk: 2 bytes a weight of the hub's, 4 a trained weight that is kept, 3 x 12 for checkpoints"
 

@@ -6,13 +6,14 @@ import pytest
 from codeact_lib.artifacts import RunPaths, write_frame
 from codeact_lib.config import load_profile
 from codeact_lib.errors import CodeActError
-from codeact_lib.estimates import MFU, PADDING, Costs, Machine, estimate_lines, machine_for, parameters
+from codeact_lib.estimates import MFU, PADDING, Costs, Machine, estimate_lines, machine_for, model_shape, parameters
 from codeact_lib.pipeline import plan, run
 
 
 def costs(profile="paper", machine=("A100", 8), paths=None, **overrides):
     loaded = load_profile(profile, overrides)
-    return Costs(loaded, paths or RunPaths("nowhere"), Machine(*machine, "given"))
+    shapes = {spec.name: model_shape(spec) for spec in loaded.models}
+    return Costs(loaded, paths or RunPaths("nowhere"), Machine(*machine, "given"), shapes)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,16 @@ def test_a_dry_run_prints_every_stage_with_its_papermill_line_and_the_estimates(
     waiting = run(profile, dry_run=True, say=said.append, **places)
     assert sum(line.strip().startswith("papermill ") for line in said) == waiting == len(plan(profile, **places))
     assert any("GPU hours (estimate)" in line for line in said) and not list(tmp_path.iterdir())
+
+
+def test_what_training_fits_evaluation_may_not_and_the_plan_says_so():
+    def evaluation(**overrides):
+        lines = list(costs("colab-qlora", ("T4", 1), **overrides).memory_lines())
+        return next(line for line in lines if "evaluation (estimate)" in line)
+
+    assert evaluation().endswith("GB")
+    assert "lower generation_batch_size" in evaluation(generation_batch_size=128)
+    assert "do not fit at any batch size" in evaluation(models=["deepseek-coder-6.7b"])
 
 
 def test_a_data_set_that_was_read_is_counted_and_an_unknown_one_is_said_to_be(tmp_path):

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from codeact_lib.config import load_profile
 from codeact_lib.errors import ModelError
-from codeact_lib.estimates import Costs, Machine
+from codeact_lib.estimates import Costs, Machine, model_shape
 from codeact_lib.memory_planner import SHORTEST, BatchLayout, fit_layout, plan_line, smaller_layouts
 from codeact_lib.modeling import load_base_model
 from codeact_lib.preflight import memory_estimate
@@ -20,7 +20,8 @@ T4 = 15.6e9
 def fitted(model, memory, **changes):
     """The plan for a model of the colab-qlora profile, every micro-batch full."""
     profile = load_profile("colab-qlora", {"models": [model], **changes})
-    costs = Costs(profile, None, Machine("T4", 1, "given"))
+    shapes = {spec.name: model_shape(spec) for spec in profile.models}
+    costs = Costs(profile, None, Machine("T4", 1, "given"), shapes)
     steps = profile.per_device_train_batch_size, profile.gradient_accumulation_steps
 
     def need(layout):
