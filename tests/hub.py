@@ -67,7 +67,8 @@ class StandInHub:
 
     def environment(self, home, **more):
         """Variables under which a process takes this for the hub, with a cache of its own in `home`."""
-        return {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", **more}
+        ours = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+        return {**ours, "NO_PROXY": "127.0.0.1,localhost", **more}
 
     def asked(self, pattern):
         """The requests whose path matches, as "METHOD path"."""
