@@ -208,10 +208,10 @@ class StageTask:
         works on the same stage. Half-finished work of the same key stays: the stage resumes from it.
         """
         self._require_inputs()
+        self._resolve_sources()
         for folder in (self.work_folder, self.paths.results):
             make_folder(folder)
         _claim(self.work_folder / ".lock", self.title)
-        self._resolve_sources()
         self.manifest_path.unlink(missing_ok=True)
         marker = self.work_folder / ".stage.json"
         if marker.exists() and read_json(marker).get("key") != self.key:
