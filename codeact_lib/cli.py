@@ -45,6 +45,7 @@ Set = Annotated[
 Grid = Annotated[str, typer.Option(help="A wider set of runs that the profile offers, e.g. full.")]
 ArtifactsDir = Annotated[str, typer.Option(help="Where rebuildable files go [default: artifacts/PROFILE].")]
 ResultsDir = Annotated[str, typer.Option(help="Where tables and metrics go [default: results/PROFILE].")]
+Gpu = Annotated[str, typer.Option(metavar="NAME", help="Estimate for this GPU: A100, H100, H200, T4.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="On an error, show the whole traceback.")]
 
 
@@ -138,20 +139,25 @@ def plan(
     grid: Grid = "",
     artifacts_dir: ArtifactsDir = "",
     results_dir: ResultsDir = "",
+    gpu: Gpu = "",
     traceback: Traceback = False,
 ):
-    """Print the graph of stages and the state of each: done, missing, changed, damaged or stale code.
+    """Print the graph of stages and the state of each, and estimates of GPU hours, memory and disk.
+
+    A stage is done, missing, changed, damaged or stale code. Estimates come with their basis and ask no network.
 
     Examples:
 
     \b
         codeact plan
         codeact plan --profile paper
+        codeact plan --profile paper --gpu H100
     """
     from codeact_lib import pipeline
+    from codeact_lib.estimates import estimate_lines
 
     tasks = pipeline.plan(**_call(profile, set_, grid, artifacts_dir, results_dir))
-    for line in pipeline.plan_lines(tasks):
+    for line in (*pipeline.plan_lines(tasks), *estimate_lines(tasks, gpu)):
         _say(line)
 
 

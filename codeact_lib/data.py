@@ -334,11 +334,10 @@ def _read_parquet(path):
 def _read_hub(path, revision, split):
     import datasets
 
+    from codeact_lib.hub import hub_error, pinned_revision
+
+    commit = pinned_revision(path, revision, "dataset")
     try:
-        return datasets.load_dataset(path, revision=revision, split=split)
+        return datasets.load_dataset(path, revision=commit, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"The data set {path!r} is neither a file here nor on the Hugging Face hub ({error}). Check the name, the "
-            f"split ({split}), the revision ({revision}) and the network, or give a local file ending in "
-            f"{', '.join(FILE_FORMATS)}."
-        ) from error
+        raise hub_error(error, path, revision, "dataset") from error

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import is_flash_attn_2_available
 
 from .errors import ModelError
+from .hub import hub_error, pinned_revision
 from .prompts import IGNORE_INDEX
 
 SEGMENTS = "codeact_segments"
@@ -154,10 +155,12 @@ def resolve_path(path) -> str:
 
 def load_tokenizer(path, revision=None):
     """Load the tokenizer of a model folder or hub id; one without a padding token pads with its end token."""
+    path = resolve_path(path)
+    options = {"revision": pinned_revision(path, revision), "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_path(path), revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load a tokenizer from {path}: {_first_line(error)}") from error
+        raise hub_error(error, path, revision, "tokenizer") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -213,13 +216,14 @@ def load_base_model(
 
 
 def _from_pretrained(path, options):
+    path = resolve_path(path)
+    # A commit, not a branch: of "main" transformers would look for weights that a bot has converted.
+    options = options | {"revision": pinned_revision(path, options["revision"])}
     options = {name: value for name, value in options.items() if value is not None}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            resolve_path(path), trust_remote_code=False, use_safetensors=True, **options
-        )
+        return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ModelError(f"cannot load a model from {path}: {_first_line(error)}") from error
+        raise hub_error(error, path, options.get("revision")) from error
 
 
 def _nf4(dtype):

@@ -27,6 +27,7 @@ from codeact_lib import claims, errors
 from codeact_lib.artifacts import PACKAGE_DIR, atomic_write, make_folder, write_json
 from codeact_lib.config import load_profile
 from codeact_lib.errors import ArtifactError, CodeActError, ProfileError
+from codeact_lib.estimates import estimate_lines
 from codeact_lib.jobs import run_jobs
 from codeact_lib.progress import Progress
 from codeact_lib.stages import STAGES, StageTask, maker_of, open_stage, run_options, short_path
@@ -244,6 +245,8 @@ def _dry_run(tasks, forced, all_runs, say):
         say(f"[{number}/{len(tasks)}] {task.title}: {state} ({reason})")
         if task in waiting:
             say(f"    {task.papermill_line()}")
+    for line in estimate_lines(tasks):
+        say(line)
     say(f"{len(waiting)} of {len(tasks)} stages would run; nothing was changed.")
     if waiting:
         folder = short_path(tasks[0].paths.notebooks_dir, tasks[0].paths.root)

@@ -37,10 +37,12 @@ from codeact_lib.config import (
     SEEDED_POLICIES,
     Profile,
     Run,
+    is_hub_id,
     load_profile,
     parse_overrides,
 )
 from codeact_lib.errors import ArtifactError, ProfileError
+from codeact_lib.hub import COMMITS_FILE, Commits, label, split_revision
 
 STAGES = ("01_cluster", "02_ifd", "03_sample", "04_train_dynamic_pack", "05_eval", "06_tables")
 
@@ -86,6 +88,7 @@ class StageTask:
     parameters: dict  # enters the key
     run: Run | None = None
     optional: frozenset = frozenset()  # inputs that may be absent: their absence enters the key
+    sources: tuple = ()  # repositories of the hub it loads: (kind, name, revision)
     call: dict = field(default_factory=dict)  # the notebook parameters common to all stages
     _key: str | None = None
     _input_hashes: dict | None = None
@@ -177,9 +180,21 @@ class StageTask:
         if self._key is None:
             present = {name: path for name, path in self.inputs.items() if path.exists() or name not in self.optional}
             self._input_hashes = {name: self._hash(path) for name, path in present.items()}
+            self._input_hashes |= self.commits.known(self.sources)
             self._hashes_saved()
             self._key = stage_key(self.stage, self.parameters, self._input_hashes)
         return self._key
+
+    @property
+    def commits(self):
+        """Which commits the hub's branches meant when this run first loaded them."""
+        return Commits(self.paths.artifacts / COMMITS_FILE)
+
+    def _resolve_sources(self):
+        """Turn branches of the hub into commits: `profile` then names these, and the key holds them."""
+        if self.sources:
+            self.profile = _with_commits(self.profile, self.commits.resolve(self.sources))
+            self._key = None
 
     def _output_is(self, name, digest):
         path = self.paths.absolute(name)
@@ -211,6 +226,7 @@ class StageTask:
         works on the same stage. Half-finished work of the same key stays: the stage resumes from it.
         """
         self._require_inputs()
+        self._resolve_sources()
         for folder in (self.work_folder, self.paths.results):
             make_folder(folder)
         self._claim()
@@ -322,6 +338,7 @@ def open_stage(stage, *, profile="mini", overrides="", artifacts_dir="", results
     loaded = load_profile(profile, overrides)
     paths = RunPaths(loaded.name, artifacts_dir or None, results_dir or None)
     places = _PLACES[stage](loaded, paths, **identity)
+    sources = _hub_sources(stage, loaded, places.get("run"), **identity)
     common = {
         "profile": str(profile),
         "overrides": overrides,
@@ -329,7 +346,7 @@ def open_stage(stage, *, profile="mini", overrides="", artifacts_dir="", results
         "results_dir": results_dir,
     }
     call = {name: _plain(value) for name, value in common.items() if value}
-    return StageTask(stage=stage, profile=loaded, paths=paths, identity=identity, call=call, **places)
+    return StageTask(stage=stage, profile=loaded, paths=paths, identity=identity, call=call, sources=sources, **places)
 
 
 def _plain(value):
@@ -480,6 +497,36 @@ def _base_model(spec):
 
         return {"base_model": Path(base_model_dir())}
     return _local_input("base_model", spec.path)
+
+
+def _hub_sources(stage, profile, run, *, dataset=None, model=None, **_):
+    """The repositories of the hub that a stage loads, as (kind, name, revision)."""
+    found = []
+    if stage == "01_cluster":
+        spec = profile.dataset(dataset)
+        found = [("dataset", spec.path, spec.revision), ("model", *split_revision(profile.embedding_model))]
+    elif stage in ("02_ifd", "04_train_dynamic_pack", "05_eval"):
+        specs = [profile.model(run.model if run else model), *([profile.scorer] if stage == "02_ifd" else [])]
+        found = [("model", spec.path, spec.revision) for spec in specs if spec]
+    return tuple(dict.fromkeys(source for source in found if is_hub_id(source[1])))
+
+
+def _with_commits(profile, commits):
+    """The profile with the commit in place of the branch, wherever it names a repository of the hub."""
+
+    def pin(kind, spec):
+        commit = commits.get(label((kind, spec.path, spec.revision)))
+        return spec.model_copy(update={"revision": commit}) if commit else spec
+
+    name, revision = split_revision(profile.embedding_model)
+    commit = commits.get(label(("model", name, revision)))
+    changes = {
+        "datasets": [pin("dataset", spec) for spec in profile.datasets],
+        "models": [pin("model", spec) for spec in profile.models],
+        "scorer": profile.scorer and pin("model", profile.scorer),
+        "embedding_model": f"{name}@{commit}" if commit else profile.embedding_model,
+    }
+    return profile.model_copy(update=changes)
 
 
 def _scorer_input(spec):

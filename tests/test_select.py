@@ -306,7 +306,7 @@ BROKEN_CALLS = [
     ({"colour": "blue"}, "colour: 'blue' does not fit"),
     ({"template": "none"}, "unknown prompt template 'none'"),
     ({"near_duplicates": 1.5}, "near_duplicates: 1.5 does not fit"),
-    ({"embedding_model": "./no-model"}, "'./no-model' cannot be loaded"),
+    ({"embedding_model": "./no-model"}, "cannot load a model from ./no-model"),
     ({"model": "./no-model"}, "no-model"),
 ]
 
