@@ -8,33 +8,17 @@ import sys
 import time
 
 import pytest
-from conftest import REPO
+from conftest import REDUCED_MINI, REPO
 
 from codeact_lib.pipeline import plan, run
 
-REDUCED = {
-    "name": "reduced",
-    "datasets": ["mini-evol"],
-    "arms": [
-        {"policy": "full", "ratio": 1.0, "strategy": "dynamic"},
-        {"policy": "cdas", "ratio": 0.4, "strategy": "dynamic_pack"},
-    ],
-    "n_rows_limit": 160,
-    "benchmark_limit": 6,
-    "num_train_epochs": 1,
-    "learning_rate": 2.0e-4,  # a batch of two wants a small one
-    "per_device_train_batch_size": 2,  # enough steps to be killed between two checkpoints
-    "max_new_tokens": 60,
-    "save_steps": 4,
-    "torch_threads": 1,
-}
 CDAS = "mini-base__mini-evol__cdas-0.4__dynamic-pack"
 
 
 def call(folder, **changes):
     return {
         "profile": "mini",
-        "overrides": json.dumps({**REDUCED, **changes}),
+        "overrides": json.dumps({**REDUCED_MINI, **changes}),
         "artifacts_dir": str(folder / "artifacts"),
         "results_dir": str(folder / "results"),
     }
@@ -104,7 +88,7 @@ UNDER_WAY = {
 }
 
 
-ONE_ARM = {"arms": REDUCED["arms"][1:], "evaluate_base": False}
+ONE_ARM = {"arms": REDUCED_MINI["arms"][1:], "evaluate_base": False}
 
 
 @pytest.mark.timeout(900)
