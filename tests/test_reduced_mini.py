@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import nbformat
+import papermill
 import pytest
 from conftest import REDUCED_MINI, REPO
 
@@ -66,6 +69,21 @@ def test_every_executed_notebook_is_kept_without_an_error(undisturbed):
         cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
         assert cells[-1]["execution_count"]
         assert not [o for cell in cells for o in cell["outputs"] if o["output_type"] == "error"], path
+
+
+def test_the_colab_launcher_runs_what_is_missing_and_shows_tables_and_figures(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "moved")
+    # the description is printed in the report and nowhere else: of ten stages only 06_tables is to be made again
+    options = call(tmp_path / "moved", description="The launcher's own")
+    launcher, executed = REPO / "notebooks" / "00_colab.ipynb", tmp_path / "executed.ipynb"
+    quiet = {"progress_bar": False, "cwd": REPO / "notebooks", "kernel_name": "python3"}
+    papermill.execute_notebook(launcher, executed, parameters=options, **quiet)
+    cells = {cell.id: cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"}
+    streamed = "".join(output.text for output in cells["run"].outputs)
+    assert streamed.count(": done, skipped") == 9 and "[10/10] 06_tables" in streamed and "Ran 1 stage in" in streamed
+    assert "| CodeLlama | 7B |" in cells["rq1"].outputs[0].data["text/markdown"]
+    assert [list(output.data)[0] for output in cells["figures"].outputs] == ["image/png", "image/png"]
+    assert "The launcher's own" in (tmp_path / "moved" / "results" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_row_without_text_in_a_users_file_is_one_clear_error(tmp_path):
