@@ -198,7 +198,7 @@ case "$1" in clone) mkdir -p codeact/codeact_lib; echo "name = 1" > codeact/code
 
 
 def run_guard(folder, *flags, colab):
-    """What the guard cell prints in an empty folder, and the commands it gives to a git and a pip that only note them."""
+    """What the guard cell prints in an empty folder, and the commands it gives to a git and a pip that note them."""
     for name in ("git", "python"):
         (folder / name).write_text(RECORDER.format(folder=folder))
         (folder / name).chmod(0o755)
