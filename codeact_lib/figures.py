@@ -366,7 +366,8 @@ def loss_curves(curves: Mapping[str, Sequence], *, title: str | None = None) -> 
         steps, losses = np.array(pairs, float).reshape(-1, 2).T
         window = max(1, len(losses) // 20)
         ax.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
-        ax.plot(steps, _running_mean(losses, window), color=colour, linewidth=1.7, label=label)
+        line = {"color": colour, "linewidth": 1.7, "marker": "o" if len(losses) == 1 else None}
+        ax.plot(steps, _running_mean(losses, window), label=label, **line)
     ax.grid(axis="y")
     ax.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)")
     ax.set_ylim(bottom=0)
@@ -539,7 +540,9 @@ def sampling_rate_curve(frame, scores: Mapping[str, str], *, title: str | None =
         ax.grid(axis="y")
     axes[0][0].set_ylabel("pass@1 (%)")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+    fig.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels)
+    )  # above, it covers the title of one panel
     _headline(fig, title or "How much to choose")
     return fig
 

@@ -64,7 +64,7 @@ def clone(tmp_path_factory):
     for name in ("notebooks", "results"):
         (folder / name).mkdir()
     (folder / "results" / "reported").symlink_to(REPO / "results" / "reported")
-    quicker = {"n_rows_limit": 100, "per_device_train_batch_size": 8, "save_steps": 100}
+    quicker = {"n_rows_limit": 100, "per_device_train_batch_size": 4, "save_steps": 100, "logging_steps": 1}
     reduced = load_profile("mini", REDUCED_MINI | quicker).model_dump()
     (folder / "reduced.yaml").write_text(yaml.safe_dump(reduced, sort_keys=False), encoding="utf-8")
     for stage in STAGES:
