@@ -126,9 +126,13 @@ def browser():
 
 
 @pytest.fixture
-def page(browser):
+def page(browser, lab):
+    url, token = lab
+    headers = {"Authorization": f"token {token}"}
     with browser.new_context(viewport=WINDOW) as context:
         yield context.new_page()
+        for kernel in context.request.get(f"{url}api/kernels", headers=headers).json():
+            context.request.delete(f"{url}api/kernels/{kernel['id']}", headers=headers)  # half a gigabyte each
 
 
 # ---------------------------------------------------------------------------------------------- what a reader sees
