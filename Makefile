@@ -1,21 +1,25 @@
 # `make` lists the targets. Each makes the environment (.venv) itself when it is missing or older than requirements.lock.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab check readme clean
+.PHONY: help reproduce test test-browser lab check readme clean
 
 PROFILE ?= mini
+SCREENSHOTS ?= artifacts/screenshots
 BIN := .venv/bin
 STAMP := .venv/.installed
 NBSTRIPOUT := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution"
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 reproduce: $(STAMP)  ## Run the six notebooks on the mini profile: tables, figures and report in results/mini
 	@$(BIN)/codeact run --profile $(PROFILE)
 
 test: $(STAMP)  ## Run all tests, offline, two at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+test-browser: $(STAMP)  ## Run every notebook in JupyterLab in a headless Chromium; pictures in artifacts/screenshots
+	@CODEACT_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest tests/test_browser.py $(PYTEST_ARGS)
 
 lab: $(STAMP)  ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks

@@ -389,7 +389,8 @@ def loss_curves(curves: Mapping[str, Sequence], *, title: str | None = None) -> 
         steps, losses = np.array(pairs, float).reshape(-1, 2).T
         window = max(1, len(losses) // 20)
         ax.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
-        ax.plot(steps, _running_mean(losses, window), color=colour, linewidth=1.7, label=label)
+        line = {"color": colour, "linewidth": 1.7, "marker": "o" if len(losses) == 1 else None}
+        ax.plot(steps, _running_mean(losses, window), label=label, **line)
     ax.grid(axis="y")
     ax.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)")
     ax.set_ylim(bottom=0)

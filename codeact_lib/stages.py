@@ -61,6 +61,7 @@ KEYS = {
     "05_eval": ("benchmarks", "benchmark_limit", "protocol", "max_new_tokens", "min_time_limit"),
 }
 LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+MANY_FILES = 10  # of one folder: more are told as one line
 # Which stage makes an input: the first thing a user needs to know when it is missing.
 MAKER = {
     "examples": "01_cluster",
@@ -308,9 +309,17 @@ class StageTask:
         self._hashes_saved()
         manifest.write(self.manifest_path)
         self._release()
-        for path in outputs:
-            print(f"saved {self._shown(path)} ({_size(path)})")
+        print(*self._saved_lines(outputs), sep="\n")
         print(f"{self.title}: done in {clock(manifest.seconds)}")
+
+    def _saved_lines(self, outputs):
+        """A line for each output, or one for a folder in which many lie."""
+        for folder in dict.fromkeys(path.parent for path in outputs):
+            together = [path for path in outputs if path.parent == folder]
+            if len(together) > MANY_FILES:
+                yield f"saved {self._shown(folder)}: {len(together)} files ({_size(*together)})"
+            else:
+                yield from (f"saved {self._shown(path)} ({_size(path)})" for path in together)
 
     def _shown(self, path):
         return short_path(path, self.paths.root)
@@ -633,8 +642,8 @@ def clock(seconds):
     return f"{seconds // 3600}:{seconds % 3600 // 60:02d} h"
 
 
-def _size(path):
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+def _size(*paths):
+    files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
     total = sum(file.stat().st_size for file in files)
     unit, name = next(((u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if total >= u), (1, "B"))
     return f"{total / unit:.3g} {name}"

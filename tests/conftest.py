@@ -24,6 +24,24 @@ from codeact_lib.config import PROFILES_DIR  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
 
+# Changes to the mini profile that leave of it one data set, two arms and a minute's work.
+REDUCED_MINI = {
+    "name": "reduced",
+    "datasets": ["mini-evol"],
+    "arms": [
+        {"policy": "full", "ratio": 1.0, "strategy": "dynamic"},
+        {"policy": "cdas", "ratio": 0.4, "strategy": "dynamic_pack"},
+    ],
+    "n_rows_limit": 160,
+    "benchmark_limit": 6,
+    "num_train_epochs": 1,
+    "learning_rate": 2.0e-4,  # a batch of two wants a small one
+    "per_device_train_batch_size": 2,  # enough steps to be killed between two checkpoints
+    "max_new_tokens": 60,
+    "save_steps": 4,
+    "torch_threads": 1,
+}
+
 COMMON = ['profile = "toy.yaml"', 'overrides = ""', 'artifacts_dir = ""', 'results_dir = ""']
 # Stand-ins for the six notebooks: real files through the real open_stage, a second each, so that the runner's own tests
 # do not depend on what the notebooks compute. Each stage writes what the next one reads.

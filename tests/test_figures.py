@@ -73,6 +73,19 @@ FIGURES = {
 }
 
 
+def test_a_training_of_one_logged_step_is_a_point_that_can_be_seen():
+    line = figures.loss_curves({"short": [(5, 0.3)]}).axes[0].lines[-1]
+    assert line.get_marker() == "o" and list(line.get_ydata()) == [0.3]
+
+
+def test_the_legend_of_sampling_rates_does_not_cover_the_title_of_a_single_panel():
+    frame = pd.DataFrame({"setting": ["only"], "ratio": [0.4], "a": [50.0], "b": [60.0]})
+    fig = figures.sampling_rate_curve(frame, {"a": "HumanEval with a long name", "b": "MBPP with a long name"})
+    fig.draw_without_rendering()
+    boxes = [part.get_window_extent() for part in (fig.legends[0], fig._suptitle)]
+    assert not boxes[0].overlaps(boxes[1])
+
+
 def texts(fig):
     """Every text that is drawn, with its box in pixels."""
     fig.draw_without_rendering()
