@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from codeact_lib.errors import CodeActError
+from codeact_lib.errors import CodeActError, require_package
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -312,6 +312,7 @@ def bench_eval_command(
     traceback: Traceback = False,
 ):
     """Judging all canonical solutions, base and plus: EvalPlus as it comes against ours, boxes included."""
+    require_package("evalplus", "eval")
     from codeact_lib.bench.eval import bench_eval
 
     table = bench_eval(benchmark=benchmark, limit=limit, isolation=isolation, repeats=repeats)

@@ -23,7 +23,7 @@ from pathlib import Path
 from codeact_lib.artifacts import atomic_write, write_json
 from codeact_lib.benchmarks import Benchmark, load_benchmark, read_jsonl
 from codeact_lib.boxes import Crew, boxed_programs
-from codeact_lib.errors import EvaluationError
+from codeact_lib.errors import EvaluationError, require_package
 from codeact_lib.generation import get_protocol
 from codeact_lib.records import metrics_record, run_history
 from codeact_lib.reference import default_cache_dir, load_expected, save_expected
@@ -127,6 +127,7 @@ def evaluate_solutions(
         EvaluationError: unusable samples or benchmark, or a canonical solution that does not run.
         SandboxError: the isolation asked for is not to be had.
     """
+    require_package("evalplus", "eval")
     start = time.monotonic()
     benchmark = benchmark if isinstance(benchmark, Benchmark) else load_benchmark(benchmark)
     rules = get_protocol(protocol)

@@ -34,7 +34,7 @@ from codeact_lib.artifacts import (
     write_frame,
     write_json,
 )
-from codeact_lib.config import MINI_MODEL
+from codeact_lib.config import MINI_MODEL, Policy
 from codeact_lib.data import ValidationReport, columns_of, load_instructions, read_rows
 from codeact_lib.errors import CodeActError, DataError
 from codeact_lib.layouts import EXPORTS, Columns, conversation, export
@@ -56,7 +56,7 @@ class SelectSettings(BaseModel):
     revision: str | None = None
     template: str = "deepseek-coder"
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.4
-    policy: Literal[POLICIES] = "cdas"
+    policy: Policy = "cdas"
     quota: Literal[QUOTAS] = "kept"
     seed: int = 0
     preset: Literal["corrected", "authors"] = "corrected"

@@ -126,7 +126,11 @@ def _arm_words(record: dict, short: bool) -> str:
         return "full data" if short else "full data, dynamic padding"
     name = {"full": "full data", "cdas": "CDAS"}.get(record["policy"], record["policy"])
     data = name if record["ratio"] == 1 else f"{name} {record['ratio']:.0%}"
-    return data if short and record["strategy"] == "dynamic_pack" else f"{data} + {STRATEGY_WORDS[record['strategy']]}"
+    return data if short and record["strategy"] == "dynamic_pack" else f"{data} + {_strategy_words(record)}"
+
+
+def _strategy_words(record: dict) -> str:
+    return STRATEGY_WORDS.get(record["strategy"], record["strategy"])
 
 
 def _is(record: dict, arm: tuple) -> bool:
@@ -873,7 +877,7 @@ def cost_frame(metrics: list[dict]) -> pd.DataFrame:
 def padding_frame(metrics: list[dict]) -> pd.DataFrame:
     """Measured padding rate of each training, with its label."""
     trained = [r for r in metrics if r["train"] and r["train"].get("padding_rate") is not None]
-    labels = [f"{arm_label(r, True)}, {STRATEGY_WORDS[r['strategy']]}" for r in trained]
+    labels = [f"{arm_label(r, True)}, {_strategy_words(r)}" for r in trained]
     rates = [r["train"]["padding_rate"] for r in trained]
     return pd.DataFrame({"group": [setting(r) for r in trained], "strategy": labels, "padding_rate": rates})
 

@@ -39,7 +39,7 @@ from .modeling import (
     load_base_model,
     load_tokenizer,
 )
-from .packing import DynamicPackCollator, PaddingStrategy
+from .packing import DynamicPackCollator, PaddingStrategy, as_strategy, strategy_name
 from .preflight import available_memory, check_disk, check_memory, memory_estimate, sharding_ranks
 from .prompts import get_template
 from .trainer import PackedTrainer, run_trainer
@@ -110,9 +110,10 @@ def fine_tune(
     Starting again after a kill resumes; starting again with other arguments starts anew. Raises DataError, ModelError,
     ProfileError or ArtifactError with a remedy, before training where the cause can be seen before.
     """
-    output_dir, strategy, template = make_folder(output_dir), PaddingStrategy(strategy), get_template(template)
+    output_dir, strategy, template = make_folder(output_dir), as_strategy(strategy), get_template(template)
     lora = {"lora_r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
     lora["lora_target_modules"] = list(lora_target_modules)
+    layout = strategy_name(strategy)
     scope = {"packing_scope": packing_scope, "tokens_per_micro_batch": tokens_per_micro_batch}
     if loss_normalization not in ("step", "micro_batch"):
         raise ProfileError(f"unknown loss_normalization {loss_normalization!r}: choose step or micro_batch")
@@ -123,7 +124,7 @@ def fine_tune(
         {
             "train": sha256_file(existing(train_jsonl)),
             "model": [str(model_path), revision, tuning, lora, attn_implementation],
-            "data": [template.sha256, strategy.value, isolate, max_length, loss_normalization, scope, overlong],
+            "data": [template.sha256, layout, isolate, max_length, loss_normalization, scope, overlong],
             "arguments": {k: v for k, v in training_arguments.items() if k not in NOT_IN_IDENTITY},
             "processes": args.world_size,
         }
@@ -145,7 +146,7 @@ def fine_tune(
         report = trainer.log_book.report(
             n_samples=len(samples),
             logging_steps=max(1, int(args.logging_steps)),
-            strategy=strategy.value,
+            strategy=layout,
             isolate=isolate,
             packing_scope=packing_scope,
             tuning=tuning,
