@@ -55,6 +55,7 @@ def mine(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def importable(mine, monkeypatch):
+    sys.modules.pop("my_rules", None)
     monkeypatch.syspath_prepend(str(mine))
     monkeypatch.setenv("PYTHONPATH", f"{mine}:{REPO}")
     yield
