@@ -563,6 +563,37 @@ def _spread_labels(ax, rows) -> None:
 
 
 @_styled
+def bench_bars(table, *, title: str | None = None) -> Figure:
+    """Median seconds of each contender of a bench (whisker: fastest and slowest round), and its peak memory if known.
+
+    ``table`` is what ``codeact_lib.bench.harness.compare`` returns.
+    """
+    names, places = table["contender"].tolist(), np.arange(len(table))[::-1]
+    with_memory = "peak_memory_bytes" in table and bool((table["peak_memory_bytes"] > 0).any())
+    fig, axes = _canvas(9.0, 1.3 + 0.3 * len(names), columns=1 + with_memory, squeeze=False, sharey=True)
+    seconds = table["seconds"].to_numpy()
+    spread = np.stack([seconds - table["seconds_min"], table["seconds_max"] - seconds])
+    axes[0, 0].barh(places, seconds, height=0.65, color=BLUE, xerr=spread, ecolor=MUTED)
+    _bar_numbers(axes[0, 0], places, table["seconds_max"].to_numpy(), seconds)
+    axes[0, 0].set(yticks=places, yticklabels=names, xlabel="seconds (median; whisker: all rounds)")
+    if with_memory:
+        memory = table["peak_memory_bytes"].to_numpy() / 1e6
+        axes[0, 1].barh(places, memory, height=0.65, color=ORANGE)
+        _bar_numbers(axes[0, 1], places, memory, memory)
+        axes[0, 1].set(xlabel="peak memory of the work (MB)")
+    _headline(fig, title or "Time and memory, side by side")
+    return fig
+
+
+def _bar_numbers(ax, places, ends, values) -> None:
+    """Each bar's value to the right of its end."""
+    ax.set_xlim(0, 1.18 * max(np.nanmax(ends), 1e-9))
+    for y, end, value in zip(places, np.nan_to_num(ends), values, strict=True):
+        text = number(value) if value >= 1 else f"{value:.3g}" if value >= 0 else "no result"
+        ax.annotate(text, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
+
+
+@_styled
 def cost_bars(frame, *, title: str | None = None) -> Figure:
     """Where the seconds of each run went, stacked. frame: ``label`` and a column of seconds for each step.
 

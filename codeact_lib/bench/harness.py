@@ -17,10 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from codeact_lib.artifacts import atomic_write, environment_facts, project_root, write_json
 from codeact_lib.errors import CodeActError
+from codeact_lib.figures import bench_bars, save_figure
 
 
 def contest(contenders: dict, *, repeats: int = 3, timeout: float = 3600, say=print) -> pd.DataFrame:
@@ -101,23 +103,49 @@ def compare(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 
 def write_bench(name: str, table: pd.DataFrame, about: dict, folder=None) -> Path:
-    """Write `<name>.json` (table, `about`, versions, hardware) and `<name>.md` into results/bench; return the first."""
+    """Write `<name>.json` (table, `about`, versions, hardware), `<name>.md` and `<name>.svg`; return the first's path.
+
+    `table` is what `compare` returns; columns that are left out of it are left out of the page too. The folder is
+    results/bench unless another is given.
+    """
     folder = Path(folder) if folder else project_root() / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"about": about, "environment": environment_facts(), "rows": json.loads(table.to_json(orient="records"))}
     write_json(folder / f"{name}.json", facts)
     with atomic_write(folder / f"{name}.md") as file:
-        file.write(_markdown(name, table, facts))
+        file.write(bench_page(name, facts))
+    save_figure(bench_bars(table, title=f"codeact bench {name}, {_place(facts)}"), folder / name, formats=("svg",))
     return folder / f"{name}.json"
 
 
-def _markdown(name, table, facts) -> str:
+def bench_page(name: str, facts: dict) -> str:
+    """The Markdown page of a bench from the facts in its JSON: where it was measured, what all share, the table."""
+    table = pd.DataFrame(facts["rows"]).dropna(axis="columns", how="all")
+    shared = [key for key in table.columns.drop("contender") if len(table) > 1 and table[key].nunique() == 1]
+    facts_of_all = {**facts["about"], **table[shared].iloc[0].to_dict()}
+    lines = "".join(f"- {': '.join(_shown(key, value))}\n" for key, value in facts_of_all.items())
+    columns = [[_shown(key, value) for value in table[key]] for key in table.columns.drop(shared)]
+    shown = pd.DataFrame({cells[0][0]: [text for _, text in cells] for cells in columns})
+    rows = shown.to_markdown(index=False, disable_numparse=True, colalign=["left"] + ["right"] * (len(columns) - 1))
+    return (
+        f"# codeact bench {name}\n\nMeasured on {_place(facts)}.\n\n![Time and memory]({name}.svg)\n\n{lines}\n{rows}\n"
+    )
+
+
+def _place(facts) -> str:
     environment = facts["environment"]
-    place = environment["gpu"] or f"{environment['cpu']}, {environment['cores']} cores"
-    about = "".join(f"- {key}: {value}\n" for key, value in facts["about"].items())
-    shown = table.assign(**{"peak memory (MB)": table["peak_memory_bytes"] / 1e6}).drop(columns="peak_memory_bytes")
-    rows = shown.to_markdown(index=False, floatfmt=",.3g")
-    return f"# codeact bench {name}\n\nMeasured on {place}.\n\n{about}\n{rows}\n"
+    return environment["gpu"] or f"{environment['cpu']}, {environment['cores']} cores"
+
+
+def _shown(key, value) -> tuple[str, str]:
+    """Heading and text of a value for a reader: bytes in MB, whole numbers whole, three digits of others."""
+    if key.endswith("_bytes"):
+        key, value = f"{key.removesuffix('_bytes')}_mb", value / 1e6
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        return key.replace("_", " "), str(value)
+    if float(value).is_integer() or abs(value) >= 1000:
+        return key.replace("_", " "), f"{value:,.0f}"
+    return key.replace("_", " "), f"{value:.3g}"
 
 
 if __name__ == "__main__":
