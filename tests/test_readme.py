@@ -112,6 +112,16 @@ def verified(line):
     subprocess.run([Path(sys.executable).with_name(Path(tool).name), *options, "--verify", *notebooks], check=True)
 
 
+def script(line):
+    """A script of the repository; what it does has a test of its own (tests/test_claims.py)."""
+    path = REPO / shlex.split(line)[0]
+    assert path.stat().st_mode & 0o100, path
+
+
+def part_of_the_slurm_example(line):
+    assert line.removeprefix("srun ") in (REPO / "examples/slurm/run.sbatch").read_text()
+
+
 def nothing(line):
     """The shell's own words, which change nothing outside it."""
 
@@ -127,6 +137,8 @@ RULES = {
     r"cd codeact|conda activate codeact|source \.venv/bin/activate|export PYTHONPATH=\$PWD": nothing,
     r"conda env create -f \S+": conda_file,
     r"pip install .*": requirement,
+    r"examples/slurm/\S+ .*": script,
+    r"(run_id=|srun ).*": part_of_the_slurm_example,
     r"\.venv/bin/python -m pytest .*": collected,
     r"\.venv/bin/nbstripout .*": verified,
 }
