@@ -74,3 +74,9 @@ def test_figures_of_single_runs_take_the_first_seed_of_each_arm():
 def test_every_table_writes_all_formats_with_and_without_measurements(table, tmp_path):
     for metrics in ([], [record(None)], [run(FULL), run(CODEACT), run(CODEACT, 1)]):
         assert all(path.stat().st_size for path in write_table(table(metrics), tmp_path / "table"))
+
+
+def test_without_a_run_of_cdas_the_curve_of_rates_is_drawn_empty():
+    """A profile with arms of one's own alone still gets its report."""
+    (panel,) = sampling_rate_curve(ablations.rate_frame([]), HEADINGS).axes
+    assert panel.get_title() == "nothing was run"

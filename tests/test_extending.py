@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import REPO
 
-from codeact_lib.artifacts import read_frame
+from codeact_lib.artifacts import read_frame, read_json
 from codeact_lib.config import PROFILES_DIR, STRATEGIES, load_profile
 from codeact_lib.errors import CodeActError, DataError, ProfileError
 from codeact_lib.mini import build_corpus
@@ -19,19 +19,18 @@ from codeact_lib.packing import DynamicPackCollator, PaddingStrategy, padding_re
 from codeact_lib.pipeline import plan, run
 from codeact_lib.prompts import get_template
 from codeact_lib.sampling import cdas_sample, select
+from codeact_lib.tables import arm_label
 
 PAGE = (REPO / "docs" / "extending.md").read_text(encoding="utf-8")
 REDUCED = {
     "name": "mine",
-    "evaluate_base": False,
     "n_rows_limit": 60,
     "n_clusters": 4,
     "benchmarks": ["mini-humaneval"],
-    "benchmark_limit": 4,
     "num_train_epochs": 1,
-    "max_new_tokens": 40,
     "torch_threads": 1,
 }
+TO_THE_TRAINING = ("01", "02", "03", "04")
 
 
 def blocks(language, title):
@@ -67,14 +66,12 @@ def call(mine):
     return {"profile": str(mine / "my.yaml"), "overrides": json.dumps(REDUCED), **places}
 
 
-def test_the_pipeline_runs_on_a_data_set_a_template_a_policy_and_a_strategy_of_ones_own(mine):
+def test_the_notebooks_train_on_a_data_set_with_a_template_a_policy_and_a_strategy_of_ones_own(mine):
     with contextlib.chdir(REPO):
-        assert run(**call(mine), say=lambda line: None) == 6
-        tasks = plan(**call(mine))
-    (record,) = [json.loads(path.read_text()) for path in (mine / "results" / "metrics").glob("*.json")]
-    assert (record["policy"], record["strategy"]) == ("my_rules:shortest", "my_rules:pairs")
-    assert record["train"]["template_sha256"] == get_template("my_rules:chatml").sha256
-    assert record["benchmarks"]["mini-humaneval"]["n"] == 4
+        assert run(**call(mine), only=TO_THE_TRAINING, say=lambda line: None) == 4
+    trained = read_json(next((mine / "artifacts").rglob("train_metrics.json")))
+    assert trained["strategy"] == "my_rules:pairs" and trained["n_samples"] > 5
+    assert trained["template_sha256"] == get_template("my_rules:chatml").sha256
 
     chosen = read_frame(next((mine / "artifacts").rglob("selection.parquet")))
     scores = read_frame(next((mine / "artifacts").rglob("ifd.parquet")))
@@ -84,14 +81,21 @@ def test_the_pipeline_runs_on_a_data_set_a_template_a_policy_and_a_strategy_of_o
     assert sorted(tokens[kept]) == sorted(tokens)[:budget] and budget > 5
     assert set(chosen["reason"]) == {"chosen by my_rules:shortest", "not chosen by my_rules:shortest"}
 
-    arm = (mine / "results" / "tables" / "arms.md").read_text()
-    assert "my_rules:shortest" in arm and "my_rules:pairs" in arm
+    def states():
+        return {task.stage[:2]: task.state() for task in plan(**call(mine)) if task.stage[:2] in TO_THE_TRAINING}
 
-    assert all(task.is_done() for task in tasks)
+    assert {state for state, _ in states().values()} == {"done"}
     (mine / "my_rules.py").write_text((mine / "my_rules.py").read_text() + "\n")
-    states = {task.stage[:2]: task.state() for task in plan(**call(mine))}
-    assert states.pop("01")[0] == states.pop("06")[0] == "done"
-    assert {state for state, _ in states.values()} == {"changed"} and "extension my_rules" in states["03"][1]
+    after = states()
+    assert after.pop("01")[0] == "done", "clusters do not depend on it"
+    assert {state for state, _ in after.values()} == {"changed"} and "extension my_rules" in after["03"][1]
+
+
+def test_tables_name_an_arm_of_ones_own_as_the_profile_does():
+    record = {"policy": "my_rules:shortest", "ratio": 0.4, "strategy": "my_rules:pairs", "seed": 0}
+    assert arm_label(record) == "my_rules:shortest 40% + my_rules:pairs"
+    profile = load_profile("mini", {"arms": [{key: record[key] for key in ("policy", "ratio", "strategy")}]})
+    assert profile.runs()[1].run_id == "mini-base__mini-evol__my_rules-shortest-0.4__my-rules-pairs"
 
 
 def test_a_strategy_of_ones_own_collates_like_any_other():
