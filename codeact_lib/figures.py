@@ -527,7 +527,8 @@ def sampling_rate_curve(frame, scores: Mapping[str, str], *, title: str | None =
     frame: ``setting``, ``ratio`` (0..1) and a column of means in % for each key of ``scores``, which maps it to its
     name; an optional ``<key>_sd`` draws the spread over seeds.
     """
-    panels = list(frame.groupby("setting", sort=False)) or [("nothing was run", frame)]
+    nothing = [("nothing was run", frame.reindex(columns=["ratio", *scores]))]
+    panels = list(frame.groupby("setting", sort=False)) or nothing
     fig, axes = _canvas(4.4 * len(panels) + 0.6, 3.6, 1, len(panels), squeeze=False, sharey=True)
     for ax, (name, part) in zip(axes[0], panels, strict=True):
         for (column, label), colour, marker in zip(scores.items(), PALETTE, "osD^v", strict=False):
