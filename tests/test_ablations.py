@@ -79,4 +79,4 @@ def test_every_table_writes_all_formats_with_and_without_measurements(table, tmp
 def test_without_a_run_of_cdas_the_curve_of_rates_is_drawn_empty():
     """A profile with arms of one's own alone still gets its report."""
     (panel,) = sampling_rate_curve(ablations.rate_frame([]), HEADINGS).axes
-    assert panel.get_title() == "nothing was run"
+    assert panel.get_title(loc="left") == "nothing was run"
