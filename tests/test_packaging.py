@@ -91,10 +91,8 @@ def test_select_chooses_from_rows_without_the_repository(installed):
 
 
 def test_bench_measures_without_the_repository(installed):
-    (installed[1] / "lengths.json").write_text(json.dumps([30, 7, 12, 25, 9, 18] * 4))
-    options = ["--batch-size", "6", "--max-length", "32", "--repeats", "1"]
-    run(installed, "codeact", "bench", "packing", "lengths.json", *options)
-    assert "dynamic_pack" in (installed[1] / "results" / "bench" / "packing.md").read_text()
+    run(installed, "codeact", "bench", "select", "--rows", "500", "--dimensions", "8", "--repeats", "1")
+    assert "500 rows" in (installed[1] / "results" / "bench" / "select.md").read_text()
 
 
 TRAINING = """
