@@ -5,6 +5,7 @@ one seed. They are empty where the profile's grid has no such arms: `codeact run
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,7 +77,7 @@ def split_table(metrics: list[dict]) -> Table:
         "line against the first) and Dynamic Pack (second line against the first). The cost of selection is not in it.",
         _seeds_note(means),
     ]
-    more = {"blocks": list(frame["setting"]), "notes": notes, "sources": run_sources(metrics)}
+    more: dict[str, Any] = {"blocks": list(frame["setting"]), "notes": notes, "sources": run_sources(metrics)}
     return Table("split", "Fewer samples or better packed?", frame, cells, left=("Data", "Batching"), **more)
 
 
@@ -151,7 +152,7 @@ def rate_table(metrics: list[dict]) -> Table:
             sds = frame[f"{column}_sd"]
             cells[HEADINGS[column]] = [_mean(*pair) for pair in zip(frame[column], sds, strict=True)]
     notes = ["CDAS + Dynamic Pack; 100% is all data.", _seeds_note(frame)]
-    more = {"blocks": list(frame["setting"]), "notes": notes, "sources": run_sources(metrics)}
+    more: dict[str, Any] = {"blocks": list(frame["setting"]), "notes": notes, "sources": run_sources(metrics)}
     return Table("sampling_rates", "How much to choose", frame, cells, **more)
 
 

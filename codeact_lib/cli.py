@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -195,9 +195,9 @@ def select(
     from codeact_lib.select import select_rows
 
     columns = _columns(instruction_column, response_column, input_column, messages_column)
-    names = ("model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision")
-    names += ("max_length", "dtype", "tokens_per_batch", "embedding_model", "limit", "max_characters")
-    names += ("near_duplicates", "drop_leaks")
+    names = ["model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision"]
+    names += ["max_length", "dtype", "tokens_per_batch", "embedding_model", "limit", "max_characters"]
+    names += ["near_duplicates", "drop_leaks"]
     given = locals()
     settings = {name: given[name] for name in names}
     settings |= {"n_clusters": clusters, "benchmarks": tuple(benchmark or ()), "columns": columns}
@@ -363,8 +363,13 @@ def bench_train(
     """
     from codeact_lib.bench.train import LAYOUTS, Setting, bench_train
 
-    shape = {"max_length": max_length, "batch_size": batch_size, "accumulation_steps": accumulation_steps}
-    shape |= {"steps": steps, "dtype": dtype, "gradient_checkpointing": gradient_checkpointing}
+    shape: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
+    shape |= {
+        "accumulation_steps": accumulation_steps,
+        "steps": steps,
+        "dtype": dtype,
+        "gradient_checkpointing": gradient_checkpointing,
+    }
     setting = Setting(architecture, random_init, **shape)
     _say(
         f"written to {bench_train(instructions, setting, layouts=layout or tuple(LAYOUTS), repeats=repeats, say=_say)}"

@@ -385,7 +385,12 @@ def _explain(key, problem):
 
 
 def _known_keys(location):
-    kinds = {"datasets": DatasetSpec, "models": ModelSpec, "arms": Arm, "scorer": ScorerSpec}
+    kinds: dict[str, type[BaseModel]] = {
+        "datasets": DatasetSpec,
+        "models": ModelSpec,
+        "arms": Arm,
+        "scorer": ScorerSpec,
+    }
     return (kinds.get(location[0], Profile) if len(location) > 1 else Profile).model_fields
 
 

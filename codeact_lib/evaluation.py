@@ -81,8 +81,8 @@ class PassAtOne:
         """The record of a metrics file; counts as {"k", "n"}."""
         counts = {tests: dict(zip(("k", "n"), getattr(self, tests), strict=True)) for tests in TESTS}
         plain = {tests: dict(zip(("k", "n"), pair, strict=True)) for tests, pair in self.plain.items()}
-        names = ("kind", "verdicts", "version", "sha256", "protocol", "isolation", "isolation_stops", "seconds")
-        names += ("ignored", "unconfirmed", "incidents")
+        names = ["kind", "verdicts", "version", "sha256", "protocol", "isolation", "isolation_stops", "seconds"]
+        names += ["ignored", "unconfirmed", "incidents"]
         facts = {name: getattr(self, name) for name in names}
         return {"n": self.base[1], **counts, "plain": plain, "failures": self.failures(), **facts}
 
@@ -188,13 +188,14 @@ def imports_of(prompt) -> str:
 
 def _read_samples(samples, benchmark):
     """({task id: solution}, number of samples for tasks the benchmark does not have)."""
+    source: Path | str = "samples"
     if isinstance(samples, (str, Path)):
         source = Path(samples)
         if not source.is_file():
             raise EvaluationError(f"{source} does not exist; generate the solutions first.")
         rows = read_jsonl(source, repair=True)
     else:
-        source, rows = "samples", list(enumerate(samples, 1))
+        rows = list(enumerate(samples, 1))
     solutions = {}
     for number, row in rows:
         if not (isinstance(row, dict) and isinstance(row.get("task_id"), str) and isinstance(row.get("solution"), str)):

@@ -40,7 +40,7 @@ from codeact_lib.errors import CodeActError, DataError
 from codeact_lib.layouts import EXPORTS, Columns, conversation, export
 from codeact_lib.overlap import LEAK_COLUMNS, drop_leaks, find_leaks, leak_table
 from codeact_lib.prompts import get_template
-from codeact_lib.sampling import POLICIES, QUOTAS, PolicyComparison, compare_policies, select
+from codeact_lib.sampling import POLICIES, PolicyComparison, compare_policies, select
 
 OUT_FORMATS = (".jsonl", ".json", ".parquet")
 ADDED_COLUMNS = ("codeact_cluster", "codeact_ifd", "codeact_reason")
@@ -57,7 +57,7 @@ class SelectSettings(BaseModel):
     template: str = "deepseek-coder"
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.4
     policy: Policy = "cdas"
-    quota: Literal[QUOTAS] = "kept"
+    quota: Literal["kept", "all"] = "kept"
     seed: int = 0
     preset: Literal["corrected", "authors"] = "corrected"
     max_length: Annotated[int, Field(ge=2)] | None = None

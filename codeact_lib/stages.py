@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -88,7 +89,7 @@ class StageTask:
     optional: frozenset = frozenset()  # inputs that may be absent: their absence enters the key
     call: dict = field(default_factory=dict)  # the notebook parameters common to all stages
     _key: str | None = None
-    _input_hashes: dict | None = None
+    _input_hashes: dict = field(default_factory=dict)
     _began: tuple | None = None
     _hashes: HashCache | None = None
 
@@ -407,7 +408,9 @@ def _tables(profile, paths):
     }
 
 
-_PLACES = dict(zip(STAGES, (_cluster, _ifd, _sample, _train, _eval, _tables), strict=True))
+_PLACES: dict[str, Callable[..., dict]] = dict(
+    zip(STAGES, (_cluster, _ifd, _sample, _train, _eval, _tables), strict=True)
+)
 
 
 def _without_folders(value):
