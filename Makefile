@@ -24,17 +24,18 @@ test-browser: $(STAMP)  ## Run every notebook in JupyterLab in a headless Chromi
 lab: $(STAMP)  ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks
 
-check: $(STAMP)  ## Lint and format check of code and notebooks; notebooks must be stripped of outputs
+check: $(STAMP)  ## Lint, format and type check; notebooks must be stripped of outputs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(NBSTRIPOUT) --verify notebooks/*.ipynb
+	@$(BIN)/mypy --no-error-summary
 
 readme: $(STAMP)  ## Put the RQ1 table of results/mini into README.md
 	@$(BIN)/python -c "import re, pathlib as p; r = p.Path('README.md'); t = p.Path('results/mini/tables/rq1.md').read_text(); \
 	    r.write_text(re.sub(r'(rq1:start -->\n).*(<!-- rq1:end)', lambda m: m[1] + t.strip() + '\n' + m[2], r.read_text(), flags=re.S))"
 
 clean:  ## Delete what can be rebuilt (artifacts and caches; .venv and results stay)
-	@rm -rf artifacts build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf artifacts build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 # The versions in the lock are tested with Python 3.11; the first interpreter of that version is taken.

@@ -30,8 +30,8 @@ _RUN = "import sys; sys.path.insert(0, sys.argv[1]); from boxed import crew, {na
 @contextmanager
 def boxed_programs():
     """A folder with a copy of the boxed programs that any user may read, wherever this package is installed."""
-    with tempfile.TemporaryDirectory(prefix="codeact-job-") as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="codeact-job-") as made:
+        folder = Path(made)
         folder.chmod(0o755)
         (folder / "boxed").mkdir(mode=0o755)
         for path in PROGRAMS.glob("*.py"):
@@ -66,7 +66,8 @@ class Crew:
         Raises:
             EvaluationError: a box does not even begin a task; the message holds its last words.
         """
-        answers, pending, idle = {}, list(tasks), 0
+        answers: dict[str, dict] = {}
+        pending, idle = list(tasks), 0
         while pending:
             found, started, ended = self._one_box(program, job, pending)
             left = [task for task in pending if task["task_id"] not in found]
@@ -112,7 +113,8 @@ def _last_words(ended):
 
 def _read_events(text, known):
     """({task id: answer}, ids begun). Half a line or a stranger's is left out; answered twice is not answered."""
-    answers, started = {}, set()
+    answers: dict[str, list] = {}
+    started = set()
     for line in text.splitlines():
         try:
             event = json.loads(line)

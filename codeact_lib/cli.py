@@ -6,11 +6,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from codeact_lib.errors import CodeActError
+from codeact_lib.errors import CodeActError, require_package
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -236,9 +236,9 @@ def select(
     from codeact_lib.select import select_rows
 
     columns = _columns(instruction_column, response_column, input_column, messages_column)
-    names = ("model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision")
-    names += ("max_length", "dtype", "tokens_per_batch", "embedding_model", "limit", "max_characters")
-    names += ("near_duplicates", "drop_leaks", "processes")
+    names = ["model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision"]
+    names += ["max_length", "dtype", "tokens_per_batch", "embedding_model", "limit", "max_characters"]
+    names += ["near_duplicates", "drop_leaks", "processes"]
     given = locals()
     settings = {name: given[name] for name in names}
     settings |= {"n_clusters": clusters, "benchmarks": tuple(benchmark or ()), "columns": columns}
@@ -353,6 +353,7 @@ def bench_eval_command(
     traceback: Traceback = False,
 ):
     """Judging all canonical solutions, base and plus: EvalPlus as it comes against ours, boxes included."""
+    require_package("evalplus", "eval")
     from codeact_lib.bench.eval import bench_eval
 
     table = bench_eval(benchmark=benchmark, limit=limit, isolation=isolation, repeats=repeats)
@@ -403,8 +404,13 @@ def bench_train(
     """
     from codeact_lib.bench.train import LAYOUTS, Setting, bench_train
 
-    shape = {"max_length": max_length, "batch_size": batch_size, "accumulation_steps": accumulation_steps}
-    shape |= {"steps": steps, "dtype": dtype, "gradient_checkpointing": gradient_checkpointing}
+    shape: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
+    shape |= {
+        "accumulation_steps": accumulation_steps,
+        "steps": steps,
+        "dtype": dtype,
+        "gradient_checkpointing": gradient_checkpointing,
+    }
     setting = Setting(architecture, random_init, **shape)
     _say(
         f"written to {bench_train(instructions, setting, layouts=layout or tuple(LAYOUTS), repeats=repeats, say=_say)}"

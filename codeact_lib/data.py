@@ -314,11 +314,12 @@ def _read_csv(path):
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default, 131,072 characters, is an error in mid-file
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file)
-        if _SURROGATE.search("".join(reader.fieldnames or "")):
+        header = reader.fieldnames or []
+        if _SURROGATE.search("".join(header)):
             raise ValueError("its header is not UTF-8")
         for number, row in enumerate(reader, 1):
             whole = None not in row and None not in row.values()  # how DictReader marks too many fields, and too few
-            names = len(reader.fieldnames)
+            names = len(header)
             yield number, row if whole else _Unreadable(f"wrong number of fields: the header has {names}")
 
 

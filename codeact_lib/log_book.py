@@ -103,6 +103,7 @@ class LogBook:
 
     def state(self, now: float) -> dict:
         self.settle()
+        assert self.started is not None, "begun"
         return {**asdict(self), "seconds": now - self.started, "started": None}
 
     def report(self, *, n_samples, logging_steps, **facts) -> TrainReport:

@@ -179,7 +179,7 @@ def _python_paths():
 
 def _uncovered(paths):
     """The paths that exist, without repeats and without those that lie inside another or in a system folder."""
-    chosen = []
+    chosen: list[str] = []
     for path in sorted({os.path.abspath(p) for p in paths if os.path.exists(p)}, key=len):
         if not any(path == top or path.startswith(top + "/") for top in (*_SYSTEM, *chosen)):
             chosen.append(path)

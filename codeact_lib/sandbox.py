@@ -28,6 +28,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -120,8 +121,8 @@ def run_isolated(
 
 
 def _run_on(rung, argv, output_dir=None, readable=(), stdin=b"", memory_bytes=None, **dogs) -> BoxResult:
-    with tempfile.TemporaryDirectory(prefix="codeact-box-", ignore_cleanup_errors=True) as scratch:
-        scratch = cwd = Path(scratch).resolve()
+    with tempfile.TemporaryDirectory(prefix="codeact-box-", ignore_cleanup_errors=True) as made:
+        scratch = cwd = Path(made).resolve()
         if output_dir is not None:
             cwd = Path(output_dir).resolve()
             cwd.mkdir(parents=True, exist_ok=True)
@@ -158,7 +159,7 @@ def _supervise(rung, command, env, cwd, scratch, stdin, dogs) -> BoxResult:
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         source.write(stdin)
         source.seek(0)
-        streams = {"stdin": source, "stdout": output, "stderr": errors}
+        streams: dict[str, Any] = {"stdin": source, "stdout": output, "stderr": errors}
         process = subprocess.Popen(command, cwd=cwd, env=env, start_new_session=True, **streams)
         folders = (scratch,) if rung in NAMESPACES else tuple({scratch, cwd})
         dog = Watchdog(process, lambda: os.fstat(output.fileno()).st_size, folders=folders, disk=DISK_BYTES, **dogs)
@@ -187,7 +188,10 @@ def _give(folder, uid):
 
 READ, WRITE, CONNECT, KILL = "read files", "write into the home", "use the network", "kill other processes"
 # What a rung must stop, or it is not that rung. Landlock learnt of networks and signals later.
-MUST_STOP = {"bubblewrap": (READ, WRITE, CONNECT, KILL), "unshare": (READ, WRITE, CONNECT, KILL)}
+MUST_STOP: dict[str, tuple[str, ...]] = {
+    "bubblewrap": (READ, WRITE, CONNECT, KILL),
+    "unshare": (READ, WRITE, CONNECT, KILL),
+}
 MUST_STOP |= {"landlock": (READ, WRITE), "limits": (), UNPROTECTED: ()}
 _CANARY = """
 import os, signal, socket, sys
@@ -231,8 +235,8 @@ def choose_isolation(isolation="auto") -> str:
 @functools.lru_cache
 def probe(rung) -> RungReport:
     """One rung, tried once per process."""
-    with tempfile.TemporaryDirectory(prefix="codeact-canary-", dir=_probe_folder()) as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="codeact-canary-", dir=_probe_folder()) as made:
+        folder = Path(made)
         secret = folder / "secret.txt"
         secret.write_text("canary")
         home = Path.home() / f".{folder.name}"

@@ -15,7 +15,7 @@ import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -93,10 +93,10 @@ def score_in_processes(arguments, *, n_processes=None, say=print):
     command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     root = str(Path(__file__).resolve().parents[1])
     search = os.pathsep.join(filter(None, [root, os.getenv("PYTHONPATH")]))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
     lines = []
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": search}, **pipes) as child:
-        for line in child.stdout:
+        for line in child.stdout or ():
             lines.append(line.rstrip())
             if line.startswith(("IFD", "saved")):
                 say(lines[-1])

@@ -36,13 +36,13 @@ from codeact_lib.artifacts import (
     write_frame,
     write_json,
 )
-from codeact_lib.config import MINI_MODEL
+from codeact_lib.config import MINI_MODEL, Policy
 from codeact_lib.data import ValidationReport, columns_of, load_instructions, read_rows
 from codeact_lib.errors import CodeActError, DataError
 from codeact_lib.layouts import EXPORTS, Columns, conversation, export
 from codeact_lib.overlap import LEAK_COLUMNS, drop_leaks, find_leaks, leak_table
 from codeact_lib.prompts import get_template
-from codeact_lib.sampling import POLICIES, QUOTAS, PolicyComparison, compare_policies, select
+from codeact_lib.sampling import POLICIES, PolicyComparison, compare_policies, select
 
 OUT_FORMATS = (".jsonl", ".json", ".parquet")
 ADDED_COLUMNS = ("codeact_cluster", "codeact_ifd", "codeact_reason")
@@ -58,8 +58,8 @@ class SelectSettings(BaseModel):
     revision: str | None = None
     template: str = "deepseek-coder"
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.4
-    policy: Literal[POLICIES] = "cdas"
-    quota: Literal[QUOTAS] = "kept"
+    policy: Policy = "cdas"
+    quota: Literal["kept", "all"] = "kept"
     seed: int = 0
     preset: Literal["corrected", "authors"] = "corrected"
     max_length: Annotated[int, Field(ge=2)] | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from codeact_lib import figures
 from codeact_lib.artifacts import atomic_write, environment_facts
@@ -155,7 +156,7 @@ def _inline(figure, stem):
 def _provenance(selection):
     """Settings that were given or matter, versions and hardware; local files by name, never by their folder."""
     settings = selection.settings.model_dump(exclude_none=True, exclude={"columns"})
-    named = {"columns": [f"{kind}: {name}" for kind, name in vars(selection.columns).items() if name]}
+    named: dict[str, Any] = {"columns": [f"{kind}: {name}" for kind, name in vars(selection.columns).items() if name]}
     environment = environment_facts()
     named |= settings | {"packages": [f"{name} {version}" for name, version in environment["packages"].items()]}
     named["hardware"] = f"{environment['cpu']}, {environment['cores']} cores, GPU: {environment['gpu'] or 'none'}"

@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -34,14 +35,15 @@ from codeact_lib.artifacts import (
 from codeact_lib.claims import Claims, was_taken_over, works_under_a_claim
 from codeact_lib.config import (
     MINI_MODEL,
-    SEEDED_POLICIES,
     Profile,
     Run,
     is_hub_id,
+    is_seeded,
     load_profile,
     parse_overrides,
 )
 from codeact_lib.errors import ArtifactError, ProfileError
+from codeact_lib.extensions import own_files
 from codeact_lib.hub import COMMITS_FILE, Commits, label, split_revision
 
 STAGES = ("01_cluster", "02_ifd", "03_sample", "04_train_dynamic_pack", "05_eval", "06_tables")
@@ -92,7 +94,7 @@ class StageTask:
     sources: tuple = ()  # repositories of the hub it loads: (kind, name, revision)
     call: dict = field(default_factory=dict)  # the notebook parameters common to all stages
     _key: str | None = None
-    _input_hashes: dict | None = None
+    _input_hashes: dict = field(default_factory=dict)
     _began: tuple | None = None
     _beside: int = 1  # jobs at work on this machine, this one included, when it began
     _hashes: HashCache | None = None
@@ -388,7 +390,8 @@ def _ifd(profile, paths, *, dataset, model):
     profile.dataset(dataset)
     return {
         "folder": paths.ifd_dir(dataset, model),
-        "inputs": {"examples": paths.examples(dataset), **_base_model(spec), **_scorer_input(profile.scorer)},
+        "inputs": {"examples": paths.examples(dataset), **_base_model(spec), **_scorer_input(profile.scorer)}
+        | own_files(spec.template),
         "parameters": {
             "dataset": dataset,
             "model": model,
@@ -403,13 +406,14 @@ def _ifd(profile, paths, *, dataset, model):
 def _sample(profile, paths, *, dataset, model, policy, ratio, seed):
     profile.dataset(dataset)
     profile.model(model)
-    selection = {"policy": policy, "ratio": ratio, "seed": seed if policy in SEEDED_POLICIES else None}
+    selection = {"policy": policy, "ratio": ratio, "seed": seed if is_seeded(policy) else None}
     return {
         "folder": paths.selection_dir(dataset, model, profile.selection(policy, ratio, seed)),
         "inputs": {
             "examples": paths.examples(dataset),
             "clusters": paths.cluster_dir(dataset) / "clusters.parquet",
             "ifd": paths.ifd_dir(dataset, model) / "ifd.parquet",
+            **own_files(policy),
         },
         "parameters": {"dataset": dataset, "model": model, **selection, **_pick(profile, "03_sample")},
     }
@@ -427,7 +431,8 @@ def _train(profile, paths, *, run_id):
     return {
         "run": run,
         "folder": paths.train_dir(run_id),
-        "inputs": {"train_jsonl": selection / "train.jsonl", **_base_model(spec)},
+        "inputs": {"train_jsonl": selection / "train.jsonl", **_base_model(spec)}
+        | own_files(run.strategy, spec.template),
         "parameters": {
             "run_id": run_id,
             **_source(spec),
@@ -455,7 +460,8 @@ def _eval(profile, paths, *, run_id):
         # An adapter is judged on top of its base model, so that one counts too.
         "inputs": {**(_base_model(spec) if run.is_base or profile.tuning != "full" else {})}
         | ({} if run.is_base else trained)
-        | benchmarks,
+        | benchmarks
+        | own_files(spec.template),
         "parameters": {
             "run_id": run_id,
             **_source(spec),
@@ -479,7 +485,9 @@ def _tables(profile, paths):
     }
 
 
-_PLACES = dict(zip(STAGES, (_cluster, _ifd, _sample, _train, _eval, _tables), strict=True))
+_PLACES: dict[str, Callable[..., dict]] = dict(
+    zip(STAGES, (_cluster, _ifd, _sample, _train, _eval, _tables), strict=True)
+)
 
 
 def _without_folders(value):

@@ -44,7 +44,7 @@ from .modeling import (
     load_base_model,
     load_tokenizer,
 )
-from .packing import DynamicPackCollator, PaddingStrategy
+from .packing import DynamicPackCollator, PaddingStrategy, as_strategy, strategy_name
 from .preflight import available_memory, check_disk, check_memory, memory_estimate, sharding_ranks
 from .prompts import get_template
 from .training_data import SeededOrder, existing, make_steps, read_rows, tokenize_rows
@@ -120,7 +120,7 @@ def fine_tune(
 
     from .trainer import PackedTrainer
 
-    output_dir, strategy, template = make_folder(output_dir), PaddingStrategy(strategy), get_template(template)
+    output_dir, strategy, template = make_folder(output_dir), as_strategy(strategy), get_template(template)
     lora = {"lora_r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
     lora["lora_target_modules"] = list(lora_target_modules)
     scope = {"packing_scope": packing_scope, "tokens_per_micro_batch": tokens_per_micro_batch}
@@ -155,7 +155,7 @@ def fine_tune(
                 "model": [str(model_path), revision, tuning, lora, attn_implementation],
                 "data": [
                     template.sha256,
-                    strategy.value,
+                    strategy_name(strategy),
                     isolate,
                     layout.max_length,
                     loss_normalization,
@@ -174,7 +174,7 @@ def fine_tune(
         report = trainer.log_book.report(
             n_samples=len(samples),
             logging_steps=max(1, int(args.logging_steps)),
-            strategy=strategy.value,
+            strategy=strategy_name(strategy),
             isolate=isolate,
             packing_scope=packing_scope,
             tuning=tuning,

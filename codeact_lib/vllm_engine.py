@@ -10,6 +10,7 @@ import gc
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from codeact_lib.artifacts import read_json
 from codeact_lib.errors import ModelError
@@ -26,8 +27,8 @@ class VllmModel:
         engine_name: what is stamped on its answers.
     """
 
-    engine: object
-    adapter: object
+    engine: Any
+    adapter: Any
     dtype: str
     engine_name: str = "vllm"
 

@@ -7,7 +7,9 @@ add up: here, ten times a second.
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import psutil
@@ -30,8 +32,8 @@ class Watchdog:
         folders, disk: bytes that may be written below ``folders``.
     """
 
-    process: object
-    progress: object
+    process: subprocess.Popen
+    progress: Callable[[], int]
     seconds: float
     stall_seconds: float | None = None
     memory: int | None = None

@@ -89,3 +89,9 @@ def test_the_followups_rates_stand_below_the_measured_ones_as_a_source_of_their_
 def test_every_table_writes_all_formats_with_and_without_measurements(table, tmp_path):
     for metrics in ([], [record(None)], [run(FULL), run(CODEACT), run(CODEACT, 1)]):
         assert all(path.stat().st_size for path in write_table(table(metrics), tmp_path / "table"))
+
+
+def test_without_a_run_of_cdas_the_curve_of_rates_is_drawn_empty():
+    """A profile with arms of one's own alone still gets its report."""
+    (panel,) = sampling_rate_curve(ablations.rate_frame([]), HEADINGS).axes
+    assert panel.get_title(loc="left") == "nothing was run"

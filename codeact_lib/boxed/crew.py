@@ -107,6 +107,7 @@ class Worker:
         return {"lost": "timeout"} if time.monotonic() >= self.deadline else None
 
     def stop(self):
+        assert self.process.pid, "it was started"
         for kill in (os.killpg, os.kill):
             try:
                 kill(self.process.pid, signal.SIGKILL)
