@@ -149,7 +149,8 @@ class Costs:
 
         self.profile, self.paths, self.machine = profile, paths, machine
         self.memory, self.bandwidth = GPUS[machine.gpu]
-        self.peak, self.utilization = peak_of(machine.gpu), MFU[profile.tuning]
+        self.peak = peak_of(machine.gpu) or float("nan")  # every GPU of GPUS has one
+        self.utilization = MFU[profile.tuning]
         self.shapes = shapes
         self.weights = {name: parameters(shape) for name, shape in shapes.items()}
         self.runs = [run for run in profile.runs() if run.model in self.shapes]

@@ -69,7 +69,7 @@ def segment_attention(module, query, key, value, attention_mask, scaling=None, d
     if all(len(row) == 1 for row in segments):
         return _causal_attention(query, key, value, options).transpose(1, 2), None
     samples = zip(*(_samples(tensor, segments) for tensor in (query, key, value)), strict=True)
-    attended = torch.cat([_causal_attention(*sample, options).transpose(1, 2) for sample in samples], dim=1)
+    attended = torch.cat([_causal_attention(q, k, v, options).transpose(1, 2) for q, k, v in samples], dim=1)
     return attended.view(query.shape[0], query.shape[2], *attended.shape[2:]), None
 
 

@@ -227,7 +227,7 @@ def _run_if_free(task, claims_of_all, progress, verbose):
 
 def _interrupt():
     """Stop what the main thread waits for: its stage belongs to another process now."""
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def _require_notebooks(tasks):

@@ -127,7 +127,7 @@ class StageTask:
         """Files and folders that later stages read."""
         if self.stage == "01_cluster":
             return [self.folder, self.paths.data_dir(self.identity["dataset"])]
-        return [self.folder, *([self.paths.metrics(self.run.run_id)] if self.stage == "05_eval" else [])]
+        return [self.folder, *([self.paths.metrics(self.run.run_id)] if self.run and self.stage == "05_eval" else [])]
 
     @property
     def manifest_path(self):

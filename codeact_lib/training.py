@@ -361,7 +361,7 @@ def leave_unimported(arguments) -> None:
     quantised = arguments.get("tuning") == "qlora" or re.search("bnb|8bit", str(arguments.get("optim")))
     unused = {"datasets": True, "peft": arguments.get("tuning", "full") == "full", "bitsandbytes": not quantised}
     for name in (name for name, is_unused in unused.items() if is_unused):
-        sys.modules.setdefault(name, None)
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def main(argv=None) -> int:
