@@ -1,15 +1,16 @@
 # `make` lists the targets. Each makes the environment (.venv) itself when it is missing or older than requirements.lock.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab check readme clean
+.PHONY: help reproduce test test-browser lab check readme clean
 
 PROFILE ?= mini
+SCREENSHOTS ?= artifacts/screenshots
 BIN := .venv/bin
 STAMP := .venv/.installed
 NBSTRIPOUT := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution"
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 reproduce: $(STAMP)  ## Run the six notebooks on the mini profile: tables, figures and report in results/mini
 	@$(BIN)/codeact run --profile $(PROFILE)
@@ -17,20 +18,24 @@ reproduce: $(STAMP)  ## Run the six notebooks on the mini profile: tables, figur
 test: $(STAMP)  ## Run all tests, offline, two at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
+test-browser: $(STAMP)  ## Run every notebook in JupyterLab in a headless Chromium; pictures in artifacts/screenshots
+	@CODEACT_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest tests/test_browser.py $(PYTEST_ARGS)
+
 lab: $(STAMP)  ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks
 
-check: $(STAMP)  ## Lint and format check of code and notebooks; notebooks must be stripped of outputs
+check: $(STAMP)  ## Lint, format and type check; notebooks must be stripped of outputs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(NBSTRIPOUT) --verify notebooks/*.ipynb
+	@$(BIN)/mypy --no-error-summary
 
 readme: $(STAMP)  ## Put the RQ1 table of results/mini into README.md
 	@$(BIN)/python -c "import re, pathlib as p; r = p.Path('README.md'); t = p.Path('results/mini/tables/rq1.md').read_text(); \
 	    r.write_text(re.sub(r'(rq1:start -->\n).*(<!-- rq1:end)', lambda m: m[1] + t.strip() + '\n' + m[2], r.read_text(), flags=re.S))"
 
 clean:  ## Delete what can be rebuilt (artifacts and caches; .venv and results stay)
-	@rm -rf artifacts build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf artifacts build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 # The versions in the lock are tested with Python 3.11; the first interpreter of that version is taken.

@@ -130,6 +130,30 @@ def read_frame(path):
         raise ArtifactError(f"{path} cannot be read ({error}). Delete it and run the stage again.") from error
 
 
+# ---------------------------------------------------------------------------------------------- one writer per folder
+
+PATIENCE_SECONDS = 20.0  # the processes of a killed run need a second or two to notice
+
+
+@contextmanager
+def locked(path, busy):
+    """Hold the lock file ``path``, in an existing folder, inside the block; it is given back however the process ends.
+
+    Waits ``PATIENCE_SECONDS`` for another process that has it, then raises ``ArtifactError(busy)``.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=0.2)
+    except Timeout as error:
+        raise ArtifactError(busy) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 # ---------------------------------------------------------------------------------------------- hashes
 
 

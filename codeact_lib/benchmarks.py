@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import json
 import os
 import sys
-import urllib.error
 import urllib.request
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,11 @@ from codeact_lib.artifacts import atomic_write
 from codeact_lib.errors import EvaluationError
 from codeact_lib.generation import task_kind
 
-# name -> (file stem of EvalPlus, versions, the default first). MBPP+ v0.1.0 has 399 tasks and is the paper's, v0.2.0
-# has 378, and the change is worth about 4 points: the version is part of every record.
+# name -> (file stem of EvalPlus, {version: tasks in it}, the default first). MBPP+ v0.1.0 is the paper's; the change to
+# v0.2.0 is worth about 4 points: the version is part of every record.
 EVALPLUS = {
-    "humaneval": ("HumanEvalPlus", ("v0.1.10", "v0.1.9")),
-    "mbpp": ("MbppPlus", ("v0.2.0", "v0.1.0")),
+    "humaneval": ("HumanEvalPlus", {"v0.1.10": 164, "v0.1.9": 164}),
+    "mbpp": ("MbppPlus", {"v0.2.0": 378, "v0.1.0": 399}),
 }
 EVALPLUS_URL = "https://github.com/evalplus/{repo}_release/releases/download/{version}/{stem}.jsonl.gz"
 FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "base_input", "plus_input", "atol")
@@ -60,8 +61,7 @@ def load_benchmark(name_or_path, limit=None) -> Benchmark:
 
         tasks, version = build_benchmark(name), "mini"
     elif name.partition("@")[0] in EVALPLUS:
-        name, path, version = _evalplus_file(*name.partition("@")[::2])
-        tasks = _read_tasks(path)
+        name, tasks, version = _evalplus_tasks(*name.partition("@")[::2])
     else:
         tasks, version = _read_tasks(Path(name)), f"file {Path(name).name}"
         name = Path(name).stem
@@ -76,16 +76,22 @@ def _content_hash(tasks):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _evalplus_file(name, version):
-    """Where EvalPlus keeps a benchmark; fetched from its release page if it is not there."""
+def _evalplus_tasks(name, version):
+    """(name, tasks, version) of a benchmark where EvalPlus keeps it; fetched from its release page if not there."""
     stem, versions = EVALPLUS[name]
-    version = version or versions[0]
+    version = version or next(iter(versions))
     if version not in versions:
         raise EvaluationError(f"{name}: version {version} is not known; use {' or '.join(versions)}.")
     path = _evalplus_cache() / f"{stem}-{version}.jsonl"
     if not path.exists():
         _download(EVALPLUS_URL.format(repo=stem.lower(), version=version, stem=stem), path)
-    return name, path, f"{stem} {version}"
+    tasks = _read_tasks(path)
+    if len(tasks) != versions[version]:
+        raise EvaluationError(
+            f"{path} holds {len(tasks)} tasks, {stem} {version} has {versions[version]}: it is another version, or not "
+            "whole. Remove it to fetch it again, or name the file itself as a benchmark."
+        )
+    return name, tasks, f"{stem} {version}"
 
 
 def _evalplus_cache():
@@ -99,7 +105,7 @@ def _download(url, path):
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             data = gzip.decompress(response.read())
-    except (OSError, urllib.error.URLError, EOFError) as error:
+    except (OSError, http.client.HTTPException, EOFError, zlib.error) as error:  # no network, or half of a file
         raise EvaluationError(
             f"{path} is missing and {url} cannot be fetched ({error}). Fetch it elsewhere, unpack it with gunzip and "
             f"put it at {path}; or name a JSONL file of your own, or the benchmarks mini-humaneval and mini-mbpp."

@@ -1,8 +1,9 @@
 """Tasks through a boxed program: one box for all, and one box per task for those that were in a box that went bad.
 
-A box ends early when a solution dies of itself, leaves processes behind, or takes more memory, processes or disk than
-there is for the whole box. What was at work then is not judged by what such a box says: each of these tasks gets a box
-of its own, the tasks that had not begun a fresh one. So a hostile solution costs time, and only its own verdict.
+A box ends early when a solution dies of itself, leaves processes behind, seems to have been disturbed, or takes more
+memory, processes or disk than there is for the whole box. What was at work then is not judged by what such a box says:
+each of these tasks gets a box of its own, the tasks that had not begun a fresh one. So a hostile solution costs time,
+and only its own verdict.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codeact_lib.errors import EvaluationError
+from codeact_lib.rungs import NAMESPACES
 from codeact_lib.sandbox import run_isolated
 
 PROGRAMS = Path(__file__).with_name("boxed")
@@ -28,8 +30,8 @@ _RUN = "import sys; sys.path.insert(0, sys.argv[1]); from boxed import crew, {na
 @contextmanager
 def boxed_programs():
     """A folder with a copy of the boxed programs that any user may read, wherever this package is installed."""
-    with tempfile.TemporaryDirectory(prefix="codeact-job-") as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="codeact-job-") as made:
+        folder = Path(made)
         folder.chmod(0o755)
         (folder / "boxed").mkdir(mode=0o755)
         for path in PROGRAMS.glob("*.py"):
@@ -64,7 +66,8 @@ class Crew:
         Raises:
             EvaluationError: a box does not even begin a task; the message holds its last words.
         """
-        answers, pending, idle = {}, list(tasks), 0
+        answers: dict[str, dict] = {}
+        pending, idle = list(tasks), 0
         while pending:
             found, started, ended = self._one_box(program, job, pending)
             left = [task for task in pending if task["task_id"] not in found]
@@ -78,8 +81,8 @@ class Crew:
         return answers
 
     def _each_alone(self, program, job, tasks):
-        """Task id -> answer, from a box for each."""
-        with ThreadPoolExecutor(self.parallel) as pool:
+        """Task id -> answer, from a box for each; one after the other where a box can reach into the next."""
+        with ThreadPoolExecutor(self.parallel if self.isolation in NAMESPACES else 1) as pool:
             alone = pool.map(lambda task: self._alone(program, job, task), tasks)
             return {task["task_id"]: answer for task, answer in zip(tasks, alone, strict=True)}
 
@@ -110,7 +113,8 @@ def _last_words(ended):
 
 def _read_events(text, known):
     """({task id: answer}, ids begun). Half a line or a stranger's is left out; answered twice is not answered."""
-    answers, started = {}, set()
+    answers: dict[str, list] = {}
+    started = set()
     for line in text.splitlines():
         try:
             event = json.loads(line)

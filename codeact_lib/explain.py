@@ -25,19 +25,19 @@ def explain(what: str, *, profile="mini", overrides="", artifacts_dir="", result
     """
     loaded = load_profile(profile, overrides)
     paths = RunPaths(loaded.name, artifacts_dir or None, results_dir or None)
-    lines, run_id = _cell(paths, what) if ":" in what else ([], what)
-    if run_id is None:
-        return lines
-    loaded.run(run_id)  # an unknown name is refused with the nearest known one
-    records = load_metrics(paths.results / "metrics", [run_id])
-    if not records:
-        raise ArtifactError(f"{run_id} has no metrics in {_shown(paths, paths.results)}: it was not run yet.")
+    lines, run_ids = _cell(paths, what) if ":" in what else ([], [what])
     call = {"profile": profile, "overrides": overrides, "artifacts_dir": artifacts_dir, "results_dir": results_dir}
-    return [*lines, *_metrics(paths, records[0]), *_stages(paths, loaded, run_id, records[0], call)]
+    for run_id in run_ids:
+        loaded.run(run_id)  # an unknown name is refused with the nearest known one
+        records = load_metrics(paths.results / "metrics", [run_id])
+        if not records:
+            raise ArtifactError(f"{run_id} has no metrics in {_shown(paths, paths.results)}: it was not run yet.")
+        lines += [*_metrics(paths, records[0]), *_stages(paths, loaded, run_id, records[0], call)]
+    return lines
 
 
-def _cell(paths: RunPaths, what: str) -> tuple[list[str], str | None]:
-    """What a cell says, and the run it comes from (None: it is reported, not measured)."""
+def _cell(paths: RunPaths, what: str) -> tuple[list[str], list[str]]:
+    """What a cell says, and the runs it comes from (none: it is reported, not measured)."""
     table, _, rest = what.partition(":")
     number, _, column = rest.partition(":")
     path = paths.tables_dir / f"{table}.csv"
@@ -57,15 +57,21 @@ def _cell(paths: RunPaths, what: str) -> tuple[list[str], str | None]:
     parts = {part: row.get(f"{column}_{part}") for part in ("k", "n", "low", "high")}
     if all(parts.values()):
         lines.append("  {k} of {n} tasks solved, 95% interval {low} to {high}".format(**parts))
-    run_id = row.get("run_id") or None
-    if run_id is None:
-        lines.append(f"  {WITHOUT_A_RUN.get(row.get('source', ''), 'taken from several runs: explain one of them')}")
-    return lines, run_id
+    run_ids = [run for name in ("run_id", "other_run_id") for run in (row.get(name) or "").split("; ") if run]
+    if len(run_ids) > 1:
+        lines.append(f"  taken from {len(run_ids)} runs: {', '.join(run_ids)}")
+    if not run_ids:
+        lines.append(f"  {WITHOUT_A_RUN.get(row.get('source', ''), 'not run')}")
+    return lines, run_ids
 
 
 def _metrics(paths: RunPaths, record: dict) -> list[str]:
     facts = run_facts(record)["facts"]
     lines = [f"run {record['run_id']}", f"  metrics  {_shown(paths, paths.metrics(record['run_id']))}"]
+    environment = record["provenance"]["environment"]
+    facts["versions"] = ", ".join(
+        [f"python {environment['python']}", *map(" ".join, environment["packages"].items()), environment["platform"]]
+    )
     return lines + [f"  {name:<9} {value}" for name, value in facts.items() if name != "stage keys"]
 
 

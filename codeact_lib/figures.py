@@ -12,6 +12,7 @@ import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -179,8 +180,11 @@ IFD_TOP = 3.0  # axes end here: a weak scorer gives a few short answers an IFD o
 
 
 def _ifd_top(ifd) -> float:
-    """Where an IFD axis ends: at the 99.5% quantile, but within 1.5 and ``IFD_TOP``; higher values stand at the end."""
-    return float(np.clip(np.quantile(ifd, 0.995), 1.5, IFD_TOP)) if len(ifd) else 1.5
+    """Where an IFD axis ends: at the 99.5% quantile, but within 1.5 and ``IFD_TOP``; higher values stand at the end.
+
+    In whole bars of 0.05, so that one of them begins at 1.
+    """
+    return float(np.ceil(np.clip(np.quantile(ifd, 0.995), 1.5, IFD_TOP) * 20 - 1e-9) / 20) if len(ifd) else 1.5
 
 
 def _ifd_bars(ax, ifd) -> None:
@@ -198,20 +202,23 @@ def _ifd_bars(ax, ifd) -> None:
         textcoords="offset points",
         va="top",
     )
-    more = f"; last bar: {top:.2g} and more" if (ifd > top).any() else ""
+    more = f"; last bar: {top:g} and more" if (ifd > top).any() else ""
     ax.set(xlabel=f"IFD = PPL(answer | instruction) / PPL(answer){more}", ylabel="rows", xlim=(0, top))
     ax.margins(y=0.15)  # room for the words
 
 
 def _ifd_quantiles(ax, ifd, clusters) -> None:
-    names = np.unique(clusters)
+    names, top, cut = np.unique(clusters), _ifd_top(ifd), False
     for position, cluster in enumerate(names):
-        low, quarter, middle, three, high = np.quantile(ifd[clusters == cluster], [0.05, 0.25, 0.5, 0.75, 0.95])
+        inside = np.minimum(ifd[clusters == cluster], top)
+        low, quarter, middle, three, high = np.quantile(inside, [0.05, 0.25, 0.5, 0.75, 0.95])
+        cut |= high >= top
         ax.plot([low, high], [position] * 2, color=BLUE, linewidth=1.2, solid_capstyle="butt")
         ax.plot([quarter, three], [position] * 2, color=BLUE, linewidth=6, alpha=0.45, solid_capstyle="butt")
         ax.plot(middle, position, "o", color=INK, markersize=4.5)
     ax.axvline(1, color=INK, linewidth=1, linestyle="--")
-    ax.set(xlabel="IFD: 5-95% (line), 25-75% (bar), median (dot)", ylabel="cluster")
+    more = f"\nhigher values drawn at {top:g}" if cut else ""
+    ax.set(xlabel=f"IFD: 5-95% (line), 25-75% (bar), median (dot){more}", ylabel="cluster")
     ax.set_yticks(range(len(names)), [str(name) for name in names])
     ax.invert_yaxis()
     ax.set_title("Difficulty by cluster")
@@ -234,8 +241,11 @@ def ifd_against_length(ifd, n_tokens, kept, *, title: str | None = None) -> Figu
         points = n_tokens[rows], np.minimum(ifd[rows], top)
         style = {"color": colour, "alpha": 0.6 if chosen else 0.35, "linewidths": 0, "rasterized": True}
         ax.scatter(*points, s=9, label=f"{name} ({(kept == chosen).sum():,})", **style)
+    if not len(shown):  # a logarithmic axis without any point cannot be drawn
+        ax.set_xlim(1, 1000)
+        ax.text(0.5, 0.3, "no row has a score", ha="center", transform=ax.transAxes)
     ax.axhline(1, color=INK, linewidth=1, linestyle="--")
-    ylabel = "IFD" + (f" (higher values drawn at {top:.2g})" if (ifd[shown] > top).any() else "")
+    ylabel = "IFD" + (f" (higher values drawn at {top:g})" if (ifd[shown] > top).any() else "")
     ax.set(xscale="log", xlabel="answer tokens (logarithmic)", ylabel=ylabel, ylim=(0, top * 1.02))
     ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, markerscale=2)
@@ -339,19 +349,32 @@ def _slot_row(ax, y: int, row, lengths, max_length: int) -> None:
 def padding_rates(report, *, title: str | None = None) -> Figure:
     """Share of token slots that are padding. report: one row a bar with ``strategy``, ``padding_rate`` (0..1).
 
-    An optional column ``group`` (a data set) sets bars apart under a heading.
+    An optional column ``group`` (a data set) sets bars apart under a heading. Where the report has ``attention_pairs``
+    and ``isolated_pairs`` (``packing.padding_report``), a second panel shows what attention over whole rows costs, in
+    multiples of attention inside each sample.
     """
     rates, (places, heads) = np.asarray(report["padding_rate"], float) * 100, _places(report)
     names = [STRATEGY_NAMES.get(name, str(name)) for name in report["strategy"]]
-    fig, ax = _canvas(6.8, 0.36 * (places.max(initial=0) + 1) + 1.2)
+    with_attention = "attention_pairs" in report
+    size = (6.8 + 2.8 * with_attention, 0.36 * (places.max(initial=0) + 1) + 1.2)
+    fig, axes = _canvas(*size, 1, 1 + with_attention, squeeze=False, sharey=True)
     packed = ["pack" in name.lower() or name == STRATEGY_NAMES["flat"] for name in names]
-    ax.barh(places, rates, color=[BLUE if own else MUTED for own in packed], height=0.68)
-    for place, rate in zip(places, rates, strict=True):
-        ax.text(rate, place, f" {rate:.1f}%", va="center", fontsize=8.5)
-    ax.set(xlabel="padding (% of token slots)", xlim=(0, max(rates.max(initial=1) * 1.15, 1)))
-    _name_bars([ax], places, heads, names)
+    colours = [BLUE if own else MUTED for own in packed]
+    _rate_bars(axes[0, 0], places, rates, colours, "%")
+    axes[0, 0].set(xlabel="padding (% of token slots)", xlim=(0, max(rates.max(initial=1) * 1.15, 1)))
+    if with_attention:
+        costs = np.asarray(report["attention_pairs"], float) / np.asarray(report["isolated_pairs"], float)
+        _rate_bars(axes[0, 1], places, costs, colours, "×")
+        axes[0, 1].set(xlabel="attention over whole rows (× inside samples)", xlim=(0, costs.max(initial=1) * 1.2))
+    _name_bars(axes[0], places, heads, names)
     _headline(fig, title or f"Padding falls from {rates.max():.0f}% to {rates.min():.0f}% of the slots")
     return fig
+
+
+def _rate_bars(ax, places, values, colours, symbol) -> None:
+    ax.barh(places, values, color=colours, height=0.68)
+    for place, value in zip(places, values, strict=True):
+        ax.text(value, place, f" {value:.1f}{symbol}", va="center", fontsize=8.5)
 
 
 @_styled
@@ -366,7 +389,8 @@ def loss_curves(curves: Mapping[str, Sequence], *, title: str | None = None) -> 
         steps, losses = np.array(pairs, float).reshape(-1, 2).T
         window = max(1, len(losses) // 20)
         ax.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
-        ax.plot(steps, _running_mean(losses, window), color=colour, linewidth=1.7, label=label)
+        line = {"color": colour, "linewidth": 1.7, "marker": "o" if len(losses) == 1 else None}
+        ax.plot(steps, _running_mean(losses, window), label=label, **line)
     ax.grid(axis="y")
     ax.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)")
     ax.set_ylim(bottom=0)
@@ -390,10 +414,11 @@ _ARMS = {"CodeACT": BLUE, "full data": ORANGE, "random 40%": PINK, "base model":
 
 
 def _arm_colours(labels: Sequence[str]) -> dict[str, str]:
-    """An arm keeps its colour over all figures; other labels take the colours left, in order of appearance."""
-    left = [colour for colour in PALETTE if colour not in _ARMS.values()]
-    others = [label for label in dict.fromkeys(labels) if label not in _ARMS]
-    return _ARMS | {label: left[i % len(left)] for i, label in enumerate(others)}
+    """An arm keeps its colour over all figures; CDAS at another rate is one kind; others take the colours left."""
+    left = [colour for colour in PALETTE if colour not in (*_ARMS.values(), SKY)]
+    rates = {label: SKY for label in labels if label.startswith("CDAS ") and label.endswith("%")}
+    others = [label for label in dict.fromkeys(labels) if label not in _ARMS | rates]
+    return _ARMS | rates | {label: left[i % len(left)] for i, label in enumerate(others)}
 
 
 def _places(frame) -> tuple[np.ndarray, dict[str, float]]:
@@ -419,8 +444,9 @@ def _name_bars(axes, places, heads, labels) -> None:
 def pass_at_one_bars(frame, *, title: str | None = None) -> Figure:
     """pass@1 with its 95% interval, one panel a benchmark, one bar a label.
 
-    frame: one row a bar with ``label``, ``benchmark``, ``k``, ``n``, ``low``, ``high`` (fractions 0..1); an optional
-    ``group`` (a data set) sets bars apart under a heading. Each benchmark needs the same labels in the same order.
+    frame: one row a bar with ``label``, ``benchmark``, ``k``, ``n``, ``low``, ``high`` (fractions 0..1). Of several
+    seeds ``rate`` and ``sd`` (fractions) are their mean and spread, printed in place of k/n. An optional ``group`` (a
+    data set) sets bars apart under a heading. Each benchmark needs the same labels in the same order.
     """
     benchmarks = list(dict.fromkeys(frame["benchmark"]))
     parts = [frame[frame["benchmark"] == name].reset_index(drop=True) for name in benchmarks]
@@ -442,10 +468,12 @@ def pass_at_one_bars(frame, *, title: str | None = None) -> Figure:
 
 def _interval_bars(ax, part, places, colours) -> None:
     for y, row in zip(places, part.to_dict("records"), strict=True):
-        rate, high = 100 * row["k"] / row["n"], 100 * row["high"]
+        averaged = np.isfinite(row.get("sd", np.nan))
+        rate, high = 100 * (row["rate"] if averaged else row["k"] / row["n"]), 100 * row["high"]
+        said = f"{rate:.1f} ± {100 * row['sd']:.1f}" if averaged else f"{rate:.1f} ({row['k']}/{row['n']})"
         ax.barh(y, rate, color=colours[row["label"]], height=0.7, alpha=0.85)
         ax.plot([100 * row["low"], high], [y, y], color=INK, linewidth=1.3)
-        ax.text(max(high, rate) + 1.5, y, f"{rate:.1f} ({row['k']}/{row['n']})", va="center", fontsize=8)
+        ax.text(max(high, rate) + 1.5, y, said, va="center", fontsize=8)
     ax.set(xlim=(0, 124), xticks=range(0, 101, 20))
     ax.spines["bottom"].set_bounds(0, 100)
     ax.grid(axis="x")
@@ -480,12 +508,13 @@ def _value_bars(ax, places, values, colours, symbol) -> None:
 
 
 @_styled
-def data_efficiency(panels: Mapping[str, object], *, benchmark: str = "HumanEval") -> Figure:
+def data_efficiency(panels: Mapping[str, Any], *, benchmark: str = "HumanEval") -> Figure:
     """pass@1 against the number of training samples, one panel a source so that nothing is compared across sources.
 
     panels: heading -> frame with ``label``, ``samples``, ``pass_at_one`` (%), ``ours`` (bool), optional low/high (%).
     """
-    fig, axes = _canvas(4.0 * len(panels) + 0.4, 3.6, 1, len(panels), squeeze=False)
+    most = max(map(len, panels.values()))
+    fig, axes = _canvas(4.6 * len(panels) + 0.4, max(3.6, 0.2 * most + 1.6), 1, len(panels), squeeze=False)
     for ax, (heading, frame) in zip(axes[0], panels.items(), strict=True):
         _efficiency_panel(ax, frame)
         ax.set_title(heading)
@@ -502,9 +531,9 @@ def _efficiency_panel(ax, frame) -> None:
         ax.plot(row["x"], row["pass_at_one"], marker, color=colour, markersize=6.5)
     xs = [row["samples"] for row in rows]
     ax.set_xscale("log")
-    ax.set_xlim(min(xs) / 1.35, max(xs) * 2.9)
+    ax.set_xlim(min(xs) / 1.35, max(row["x"] for row in rows) * 1.2)
     ax.margins(y=0.12)
-    _spread_labels(ax, rows)
+    _side_labels(ax, rows)
     ax.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(_round_ticks(min(xs), max(xs))))
     ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -527,7 +556,8 @@ def sampling_rate_curve(frame, scores: Mapping[str, str], *, title: str | None =
     frame: ``setting``, ``ratio`` (0..1) and a column of means in % for each key of ``scores``, which maps it to its
     name; an optional ``<key>_sd`` draws the spread over seeds.
     """
-    panels = list(frame.groupby("setting", sort=False))
+    nothing = [("nothing was run", frame.reindex(columns=["ratio", *scores]))]
+    panels = list(frame.groupby("setting", sort=False)) or nothing
     fig, axes = _canvas(4.4 * len(panels) + 0.6, 3.6, 1, len(panels), squeeze=False, sharey=True)
     for ax, (name, part) in zip(axes[0], panels, strict=True):
         for (column, label), colour, marker in zip(scores.items(), PALETTE, "osD^v", strict=False):
@@ -539,7 +569,7 @@ def sampling_rate_curve(frame, scores: Mapping[str, str], *, title: str | None =
         ax.grid(axis="y")
     axes[0][0].set_ylabel("pass@1 (%)")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), columnspacing=1.2, handlelength=1.6)
     _headline(fig, title or "How much to choose")
     return fig
 
@@ -549,17 +579,41 @@ def _round_ticks(low: float, high: float) -> list[float]:
     return [step for step in steps if low / 1.3 <= step <= high * 1.3]
 
 
-def _spread_labels(ax, rows) -> None:
-    """Names to the right of their points, pushed apart so that none covers another."""
+def _side_labels(ax, rows) -> None:
+    """Names in a column on the right, in the order of their points, each led to its own by a faint line."""
+    rows = sorted(rows, key=lambda row: row["pass_at_one"])
     low, high = ax.get_ylim()
-    step = (high - low) * 0.062
-    placed: list[tuple[float, float]] = []
-    for row in sorted(rows, key=lambda r: r["pass_at_one"]):
-        close = [y for x, y in placed if abs(np.log(x / row["x"])) < 0.35]
-        height = max([row["pass_at_one"], *(y + step for y in close)])
-        placed.append((row["x"], height))
-        weight = "bold" if row["ours"] else "normal"
-        ax.text(row["x"] * 1.09, height, row["label"], va="center", fontsize=8, fontweight=weight)
+    ax.set_ylim(low, high)
+    gap = (high - low) * min(0.06, 0.95 / max(len(rows), 1))
+    heights = _spread_apart([row["pass_at_one"] for row in rows], gap, low, high - gap / 2)
+    for row, height in zip(rows, heights, strict=True):
+        ax.annotate(
+            row["label"],
+            (row["x"], row["pass_at_one"]),
+            (1.03, height),
+            textcoords=ax.get_yaxis_transform(),
+            arrowprops={
+                "arrowstyle": "-",
+                "color": MUTED,
+                "linewidth": 0.5,
+                "alpha": 0.6,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
+            va="center",
+            fontsize=8,
+            fontweight="bold" if row["ours"] else "normal",
+            annotation_clip=False,
+        )
+
+
+def _spread_apart(values: list[float], gap: float, low: float, high: float) -> np.ndarray:
+    """Sorted values moved as little as possible (least squares) to stand ``gap`` apart between ``low`` and ``high``."""
+    from scipy.optimize import isotonic_regression
+
+    steps = gap * np.arange(len(values))
+    free = isotonic_regression(np.asarray(values, float) - steps).x
+    return np.clip(free, low, high - gap * (len(values) - 1)) + steps
 
 
 @_styled
@@ -665,16 +719,15 @@ def _box(ax, left: float, head: str, body: str, colour: str, ink: str) -> None:
 @_styled
 def cdas_illustration(seed: int = 0) -> Figure:
     """CDAS in its three steps on 48 made-up instructions: cluster, score, keep the hardest 40% of each cluster."""
+    from .sampling import cdas_sample  # imports pandas, which the other figures do not need
+
     rng = np.random.default_rng(seed)
     cluster = np.repeat(np.arange(4), 12)
     centres = np.array([[0, 0], [2.6, 0.5], [0.6, 2.4], [3.0, 2.8]])
     points = centres[cluster] + rng.normal(0, 0.42, (48, 2))
     ifd = np.clip(rng.normal(0.62, 0.2, 48), 0.15, 0.97)
     ifd[[5, 29]] = 1.06, 1.12  # two whose instruction does not help
-    keep = np.zeros(48, bool)
-    for c in range(4):  # the sample as the paper has it: IFD below 1, hardest first, int(n * 0.4) of each cluster
-        usable = np.flatnonzero((cluster == c) & (ifd < 1))
-        keep[usable[np.argsort(-ifd[usable], kind="stable")][: int(len(usable) * 0.4)]] = True
+    keep = np.isin(np.arange(48), cdas_sample(ifd, cluster, 0.4))
     fig, axes = _canvas(10.4, 3.5, 1, 3)
     _cdas_panels(axes, points, cluster, ifd, keep)
     return fig

@@ -134,7 +134,7 @@ def generate_solutions(
         max_new_tokens: tokens after the opening of the answer; the authors' value is 1024.
         batch_size: rows decoded together. In float32 it does not change the text but for ties within rounding.
         output_path: JSONL of {"task_id", "solution", "raw", "n_tokens", "seconds", "key"}, and where the text may
-            depend on it (no float32, or vLLM) also {"engine", "dtype", "batch_size"}. A line counts only if its
+            depend on it (no float32, 4 bits, or vLLM) also {"engine", "dtype", "batch_size"}. A line counts only if its
             ``key`` (of prompt, protocol, limits and ``model_key``) is the one wanted now; half a line at the end, of a
             run that was killed, is removed. ``seconds`` is the task's share of its batch: their sum is the time of
             generation, however often it was interrupted.
@@ -210,9 +210,13 @@ def _decoder(model, tokenizer, stop, max_new_tokens):
 
 
 def _stamp(model, batch_size):
-    """What the text may depend on beside weights and prompt: in half precision a batch rounds otherwise than a row."""
+    """What the text may depend on beside weights and prompt: in half precision a batch rounds otherwise than a row.
+
+    So does a base in 4 bits on a GPU, where one row is multiplied by another kernel than several.
+    """
     dtype, engine = str(model.dtype).removeprefix("torch."), getattr(model, "engine_name", "transformers")
-    exact = (dtype, engine) == ("float32", "transformers")
+    packed = getattr(model, "is_loaded_in_4bit", False)
+    exact = (dtype, engine, packed) == ("float32", "transformers", False)
     return {} if exact else {"engine": engine, "dtype": dtype, "batch_size": batch_size}
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from typing import Any
 
 from codeact_lib.errors import CodeActError
 
@@ -25,7 +26,7 @@ def run_jobs(number, options, *, cwd=None, say=print):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     environment = {"OMP_NUM_THREADS": str(max(1, cores // number)), **os.environ, PARENT: str(os.getpid())}
     command = [sys.executable, "-m", "codeact_lib.cli", "run", *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
     jobs = [subprocess.Popen(command, cwd=cwd, env=environment, **pipes) for _ in range(number)]
     threads = [threading.Thread(target=_relay, args=(job, f"{n}| ", say)) for n, job in enumerate(jobs, 1)]
     for thread in threads:

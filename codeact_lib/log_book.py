@@ -20,7 +20,8 @@ class TrainReport:
     was seen. `final_loss` is the mean over the last tenth of the optimizer steps, per supervised token; a point of
     `loss_curve` has the step and the supervised tokens up to it. `model_flops_utilization` is the share of the devices'
     peak that went into useful work (`utilization.model_flops`), null where that peak is unknown. `isolation_error` is
-    what the start-up test measured: the largest difference between a sample's loss packed and alone.
+    what the start-up test measured: the largest difference between a sample's loss packed and alone. `memory_plan` is
+    what `memory_planner` predicted and lowered, null where the device's memory was not known.
     """
 
     seconds: float
@@ -53,6 +54,7 @@ class TrainReport:
     processes: int
     resumed: bool
     hardware: dict
+    memory_plan: dict | None = None
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -101,6 +103,7 @@ class LogBook:
 
     def state(self, now: float) -> dict:
         self.settle()
+        assert self.started is not None, "begun"
         return {**asdict(self), "seconds": now - self.started, "started": None}
 
     def report(self, *, n_samples, logging_steps, **facts) -> TrainReport:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from .artifacts import read_json
 from .errors import ArtifactError, ModelError
-from .modeling import adapter_base, evaluation_mode, load_base_model, load_tokenizer
+from .modeling import adapter_base, evaluation_mode, load_base_model, load_tokenizer, recorded_tuning
 
 TOLERANCE = 1e-2  # of the largest logit: rounding of a merged weight, far below what the wrong base does
 
@@ -29,7 +28,12 @@ def merge_adapter(adapter, output_dir, *, tuning=None, dtype="float32") -> float
         raise ArtifactError(f"{adapter} holds no adapter: give the model/ folder of a LoRA or QLoRA training")
     if output_dir.exists():
         raise ArtifactError(f"{output_dir} exists: choose another folder, or delete it first")
-    tuning = tuning or _recorded_tuning(adapter)
+    tuning = tuning or recorded_tuning(adapter)
+    if tuning is None:
+        raise ArtifactError(
+            f"{adapter.parent / 'train_metrics.json'} is missing: say by tuning= whether the adapter was trained with "
+            "lora or qlora"
+        )
     path, revision = adapter_base(adapter)
     options = {"revision": revision, "dtype": dtype, "attn_implementation": "sdpa"}
     before = _logits(load_base_model(path, tuning=tuning, adapter=adapter, **options))
@@ -39,13 +43,6 @@ def merge_adapter(adapter, output_dir, *, tuning=None, dtype="float32") -> float
         raise ModelError(f"the merged model's logits differ by {error:.1%} of the largest: is tuning {tuning!r} right?")
     _save(merged, load_tokenizer(adapter), output_dir)
     return error
-
-
-def _recorded_tuning(adapter) -> str:
-    metrics = adapter.parent / "train_metrics.json"
-    if not metrics.is_file():
-        raise ArtifactError(f"{metrics} is missing: say by tuning= whether the adapter was trained with lora or qlora")
-    return read_json(metrics)["tuning"]
 
 
 @torch.no_grad()

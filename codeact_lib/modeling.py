@@ -13,7 +13,6 @@ the supervised positions only, in chunks.
 """
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import is_flash_attn_2_available
 
 from .errors import ModelError
+from .hub import hub_error, pinned_revision
 from .prompts import IGNORE_INDEX
 
 SEGMENTS = "codeact_segments"
@@ -65,28 +65,32 @@ def segment_attention(module, query, key, value, attention_mask, scaling=None, d
         if kwargs.get("position_ids") is None:
             raise ModelError(f"{SEGMENTS} needs position_ids, which this architecture does not hand to its attention")
         segments = segment_bounds(kwargs["position_ids"].expand(query.shape[0], -1))
-    attend = _attention_call(query, key, value, dropout, scaling)
-    if all(len(row) == 1 for row in segments):
-        output = attend(slice(None), slice(None))
-    else:
-        rows = [[attend(slice(r, r + 1), slice(*bounds)) for bounds in row] for r, row in enumerate(segments)]
-        output = torch.cat([torch.cat(row, dim=2) for row in rows])
-    return output.transpose(1, 2), None
-
-
-def _attention_call(query, key, value, dropout, scaling):
-    """A function of (rows, slots) that attends causally among those slots."""
     options = {"dropout_p": dropout, "scale": scaling, "is_causal": True, "enable_gqa": key.shape[1] != query.shape[1]}
-    on_cpu, dtype = query.device.type == "cpu", query.dtype
-    if on_cpu:  # in half precision a CPU compiles, and keeps, kernels for every sample length it meets
-        query, key, value = query.float(), key.float(), value.float()
+    if all(len(row) == 1 for row in segments):
+        return _causal_attention(query, key, value, options).transpose(1, 2), None
+    samples = zip(*(_samples(tensor, segments) for tensor in (query, key, value)), strict=True)
+    attended = torch.cat([_causal_attention(q, k, v, options).transpose(1, 2) for q, k, v in samples], dim=1)
+    return attended.view(query.shape[0], query.shape[2], *attended.shape[2:]), None
 
-    def attend(rows, slots):
-        q, k, v = (x[rows, :, slots] for x in (query, key, value))
-        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
-            return F.scaled_dot_product_attention(q, k, v, **options).to(dtype)
 
-    return attend
+def _samples(tensor, segments):
+    """The samples of (rows, heads, length, head_dim), each (1, heads, tokens, head_dim).
+
+    Views made by `split`, whose gradients are put side by side once; those of slices would each be a tensor of the
+    full size, and all of them added up.
+    """
+    sizes = [[end - start for start, end in row] for row in segments]
+    return [sample for row, parts in zip(tensor.split(1), sizes, strict=True) for sample in row.split(parts, dim=2)]
+
+
+def _causal_attention(query, key, value, options):
+    """Causal attention among all slots of (rows, heads, length, head_dim), in the kernel that fits the device."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, **options)
+    # in half precision a CPU compiles, and keeps, kernels for every sample length it meets
+    dtype, query, key, value = query.dtype, query.float(), key.float(), value.float()
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(query, key, value, **options).to(dtype)
 
 
 def _refuse_other_attention(module, query, key, attention_mask, kwargs) -> None:
@@ -151,10 +155,12 @@ def resolve_path(path) -> str:
 
 def load_tokenizer(path, revision=None):
     """Load the tokenizer of a model folder or hub id; one without a padding token pads with its end token."""
+    path = resolve_path(path)
+    options = {"revision": pinned_revision(path, revision), "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_path(path), revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load a tokenizer from {path}: {_first_line(error)}") from error
+        raise hub_error(error, path, revision, "tokenizer") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -176,7 +182,8 @@ def load_base_model(
 ):
     """Load a causal language model for training or scoring.
 
-    `path` is a folder, a hub id or "mini-base"; a folder holding a saved adapter loads its base model and the adapter.
+    `path` is a folder, a hub id or "mini-base"; a folder holding a saved adapter loads its base model, in 4 bits if the
+    training left word beside it that it was held so (`recorded_tuning`), and the adapter.
     `tuning` is "full" (all weights train), "lora" (adapters on frozen weights) or "qlora" (the same on weights held in
     4 bits: NF4, double quantisation). `dtype` is a torch dtype or its name, float32 by default. `adapter` is a folder
     with a LoRA adapter to apply for inference; with tuning "qlora" it is applied to the base in 4 bits, and with
@@ -189,7 +196,7 @@ def load_base_model(
     if tuning not in ("full", "lora", "qlora"):
         raise ModelError(f"unknown tuning {tuning!r}: choose full, lora or qlora")
     if adapter is None and (Path(path) / "adapter_config.json").is_file():
-        adapter = path
+        adapter, tuning = path, (recorded_tuning(path) or tuning) if tuning == "full" else tuning
         path, revision = adapter_base(path)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
     options = {"dtype": dtype, "attn_implementation": attn_implementation, "revision": revision}
@@ -209,13 +216,14 @@ def load_base_model(
 
 
 def _from_pretrained(path, options):
+    path = resolve_path(path)
+    # A commit, not a branch: of "main" transformers would look for weights that a bot has converted.
+    options = options | {"revision": pinned_revision(path, options["revision"])}
     options = {name: value for name, value in options.items() if value is not None}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            resolve_path(path), trust_remote_code=False, use_safetensors=True, **options
-        )
+        return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ModelError(f"cannot load a model from {path}: {_first_line(error)}") from error
+        raise hub_error(error, path, options.get("revision")) from error
 
 
 def _nf4(dtype):
@@ -251,15 +259,26 @@ def _with_adapter(model, adapter):
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, str(adapter)).eval()
+        model = PeftModel.from_pretrained(model, str(adapter))
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the adapter in {adapter}: {_first_line(error)}") from error
+    evaluation_mode(model)
+    return model
 
 
 def adapter_base(adapter):
     """Path and revision of the base model that an adapter folder names."""
     config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
     return config["base_model_name_or_path"], config.get("revision")
+
+
+def recorded_tuning(adapter):
+    """The tuning that the training wrote into train_metrics.json beside an adapter folder; None where that is not.
+
+    A QLoRA adapter has learnt to correct the base model as it looks in 4 bits, so that is the base it is judged on.
+    """
+    metrics = Path(adapter).parent / "train_metrics.json"
+    return json.loads(metrics.read_text(encoding="utf-8"))["tuning"] if metrics.is_file() else None
 
 
 def evaluation_mode(model) -> None:
@@ -325,8 +344,9 @@ def _summed_loss(core, labels, inputs):
     """Sum of the losses at supervised positions, and how many there are."""
     target = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # position t predicts label t + 1
     hidden = core.get_decoder()(**_isolated(inputs, core.config), use_cache=False).last_hidden_state
-    keep = (target != IGNORE_INDEX).view(hidden.shape[:2]).to(hidden.device)
-    target = target.view(hidden.shape[:2]).to(hidden.device)[keep]
+    target = target.to(hidden.device)
+    keep = target != IGNORE_INDEX
+    target = target[keep]
     return head_loss(hidden[keep], core.get_output_embeddings(), target, core.config), len(target)
 
 
@@ -337,9 +357,24 @@ def _isolated(inputs, config) -> dict:
     positions = inputs["position_ids"].expand(inputs["input_ids"].shape[0], -1)
     if config._attn_implementation == SEGMENTS:
         return {**inputs, "segments": segment_bounds(positions)}  # found once, not once a layer
-    if "flash" in str(config._attn_implementation):  # it looks for packed samples only in a batch of one row
-        return {**inputs, "input_ids": inputs["input_ids"].view(1, -1), "position_ids": positions.reshape(1, -1)}
+    if "flash" in str(config._attn_implementation):
+        return {**inputs, **flash_varlen_arguments(positions)}
     return inputs
+
+
+def flash_varlen_arguments(position_ids) -> dict:
+    """What FlashAttention's variable-length kernel must be told to keep packed samples apart.
+
+    The rows of `position_ids` (rows, length) count as one long row: `cu_seq_lens_q` and `cu_seq_lens_k` are where in it
+    each sample starts, and its end (samples + 1, int32); `max_length_q` and `max_length_k` the longest sample. The
+    names are those of transformers' FlashAttentionKwargs. Left to find the samples by itself, transformers looks for
+    them only in a batch of one row, and asks the device in every layer.
+    """
+    bounds, length = segment_bounds(position_ids), position_ids.shape[1]
+    starts = [row * length + start for row, samples in enumerate(bounds) for start, _ in samples]
+    lengths = torch.tensor([*starts, position_ids.numel()], dtype=torch.int32, device=position_ids.device)
+    longest = max(end - start for samples in bounds for start, end in samples)
+    return {"cu_seq_lens_q": lengths, "cu_seq_lens_k": lengths, "max_length_q": longest, "max_length_k": longest}
 
 
 def head_loss(hidden, head, target, config=None):

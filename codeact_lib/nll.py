@@ -156,8 +156,8 @@ def _scorer(core, sequences, tokens_per_batch):
 def _forward_nll(core, batch, token_nll):
     """Sums of a batch by one forward pass: right padding, no mask, no cache."""
     ids = np.zeros((len(batch), max(len(sequence.ids) for sequence in batch)), dtype=np.int64)
-    for row, sequence in enumerate(batch):
-        ids[row, : len(sequence.ids)] = sequence.ids
+    for i, sequence in enumerate(batch):
+        ids[i, : len(sequence.ids)] = sequence.ids
     row = np.repeat(np.arange(len(batch)), [sequence.n_scored for sequence in batch])
     # what stands at position t predicts token t + 1
     position = np.concatenate([np.arange(sequence.start - 1, len(sequence.ids) - 1) for sequence in batch])

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from .errors import DataError
+from .extensions import is_own, load_own
 from .prompts import IGNORE_INDEX
 
 
@@ -45,20 +46,36 @@ class PaddingStrategy(StrEnum):
         raise DataError(f"unknown padding strategy {value!r}: choose one of {', '.join(m.value for m in cls)}")
 
 
+def as_strategy(strategy):
+    """A `PaddingStrategy`, by name or itself; or a strategy of your own, a function or its name "module:function"."""
+    if is_own(strategy):
+        strategy = load_own(strategy)
+    return strategy if callable(strategy) else PaddingStrategy(strategy)
+
+
+def strategy_name(strategy) -> str:
+    """What `as_strategy` took it from: "dynamic_pack", or "module:function"."""
+    return f"{strategy.__module__}:{strategy.__qualname__}" if callable(strategy) else PaddingStrategy(strategy).value
+
+
 def plan_rows(lengths, max_length: int, strategy="dynamic_pack") -> list[list[int]]:
     """Distribute samples over rows; return for each row the indices of its samples, in order.
 
     `lengths` are token counts (each at least 1). No sample is lost, split or repeated, and no row exceeds `max_length`
     tokens except under "flat". Equal lengths keep their order, so the plan is a function of its arguments alone.
 
-    "dynamic_pack" is the paper's (CodeACT, arXiv 2408.02193, Dynamic Pack): ascending, next-fit. Raises DataError for a
-    sample longer than `max_length` (truncate it first) or shorter than one token.
+    "dynamic_pack" is the paper's (CodeACT, arXiv 2408.02193, Dynamic Pack): ascending, next-fit. A strategy of your own
+    is a function `(lengths, max_length) -> rows`, or its name "module:function"; its plan is checked. Raises DataError
+    for a sample longer than `max_length` (truncate it first) or shorter than one token, and for a plan that breaks the
+    rules above.
     """
-    strategy = PaddingStrategy(strategy)
+    strategy = as_strategy(strategy)
     lengths = [int(n) for n in lengths]
     _check_lengths(lengths, None if strategy is PaddingStrategy.FLAT else max_length)
     if not lengths:
         return []
+    if callable(strategy):
+        return _checked_plan(strategy(lengths, max_length), lengths, max_length, strategy_name(strategy))
     if strategy is PaddingStrategy.FLAT:
         return [list(range(len(lengths)))]
     if strategy is PaddingStrategy.DYNAMIC_PACK:
@@ -74,6 +91,15 @@ def _check_lengths(lengths, max_length) -> None:
             raise DataError(f"sample {i} has {n} tokens: drop empty samples before packing")
         if max_length is not None and n > max_length:
             raise DataError(f"sample {i} has {n} tokens, more than max_length {max_length}: truncate or drop it first")
+
+
+def _checked_plan(rows, lengths, max_length, name):
+    rows = [[int(i) for i in row] for row in rows]
+    if sorted(i for row in rows for i in row) != list(range(len(lengths))):
+        raise DataError(f"{name} planned {rows}: each of the samples 0 to {len(lengths) - 1} must be in it once")
+    if _longest(rows, lengths) > max_length:
+        raise DataError(f"{name} planned a row of {_longest(rows, lengths)} tokens, more than max_length {max_length}")
+    return rows
 
 
 def _next_fit_ascending(lengths, max_length):
@@ -122,25 +148,26 @@ def _fewest_balanced_rows(lengths, max_length):
     """Fewest rows first (from the lower bound up to what the greedy packers need), then the shortest longest row."""
     n_rows, greedy = -(-sum(lengths) // max_length), None
     while True:
-        rows = _level(_longest_first(lengths, n_rows), lengths)
-        if _longest(rows, lengths) <= _level_enough(lengths, n_rows):
+        goal = _level_enough(lengths, n_rows, max_length)
+        rows = _level(_longest_first(lengths, n_rows), lengths, goal)
+        if _longest(rows, lengths) <= goal:
             return rows  # which most batches are at once
         greedy = greedy or [plan(lengths, max_length) for plan in (_next_fit_ascending, _best_fit_descending)]
-        plans = [rows, *(_level([*plan], lengths) for plan in greedy if len(plan) == n_rows)]
+        plans = [rows, *(_level([*plan], lengths, goal) for plan in greedy if len(plan) == n_rows)]
         rows = min(plans, key=lambda plan: _longest(plan, lengths))
         if _longest(rows, lengths) <= max_length:
             return rows
         n_rows += 1
 
 
-def _level_enough(lengths, n_rows):
-    """No longest row is below the mean or below the longest sample; two per mille above that is not chased."""
-    return max(1.002 * sum(lengths) / n_rows, max(lengths))
+def _level_enough(lengths, n_rows, max_length):
+    """No longest row is below the mean or below the longest sample; two per mille above the mean are not chased."""
+    return max(min(1.002 * sum(lengths) / n_rows, max_length), max(lengths))
 
 
-def _level(rows, lengths):
-    """Shorten the longest row, in place, by dividing it and another row anew between the two while that helps."""
-    loads, goal = [sum(lengths[i] for i in row) for row in rows], _level_enough(lengths, len(rows))
+def _level(rows, lengths, goal):
+    """Shorten the longest row, in place, by dividing it and another row anew between the two, until it is `goal`."""
+    loads = [sum(lengths[i] for i in row) for row in rows]
     while (longest := max(loads)) > goal:
         source = loads.index(longest)
         for target in sorted(range(len(rows)), key=loads.__getitem__):
@@ -191,7 +218,7 @@ def plan_micro_batches(
     The number of micro-batches is a multiple of `ranks`, filled up with empty ones where need be; rank r takes every
     `ranks`-th from r on. Raises DataError as `plan_rows`, and for a budget that cannot hold the longest row.
     """
-    strategy, lengths = PaddingStrategy(strategy), [int(n) for n in lengths]
+    strategy, lengths = as_strategy(strategy), [int(n) for n in lengths]
     if batch_size is not None:
         batches = [range(start, min(start + batch_size, len(lengths))) for start in range(0, len(lengths), batch_size)]
         plans = [_plan_part(part, lengths, max_length, strategy) for part in batches]
@@ -241,7 +268,7 @@ def _split_until_even(groups, ranks):
 
 def shape_of(rows, lengths, max_length: int, strategy) -> tuple[int, int]:
     """Rows and slots per row of a micro-batch once it is laid out; an empty one is a row of two slots."""
-    if PaddingStrategy(strategy) is PaddingStrategy.TRADITIONAL:
+    if as_strategy(strategy) is PaddingStrategy.TRADITIONAL:
         return max(len(rows), 1), max_length
     return (len(rows), _longest(rows, lengths)) if rows else (1, 2)
 
@@ -285,7 +312,8 @@ class DynamicPackCollator:
     isolate=True (default): samples of a row do not see each other. `position_ids` restart at every sample and there is
     no `attention_mask`; an attention that derives the samples from the positions does the rest (`attn_implementation`
     "codeact_segments" of `codeact_lib.modeling`, or transformers' own masks with `use_cache=False`). The loss is that
-    of unpacked training. Pass no attention mask of your own: even one of all ones switches isolation off.
+    of unpacked training. Pass no attention mask of your own: even one of all ones switches isolation off. And
+    FlashAttention looks for samples in a batch of one row only: take "flat", or `use_supervised_loss`, which tells it.
 
     isolate=False: as in the paper, plain causal attention over the row and an `attention_mask` that hides the padding,
     so a sample also sees the samples before it.
@@ -296,7 +324,7 @@ class DynamicPackCollator:
     def __init__(self, tokenizer_or_pad_id, max_length: int, strategy="dynamic_pack", isolate: bool = True):
         self.pad_id = _pad_id(tokenizer_or_pad_id)
         self.max_length = int(max_length)
-        self.strategy = PaddingStrategy(strategy)
+        self.strategy = as_strategy(strategy)
         self.isolate = bool(isolate)
 
     def __call__(self, features) -> dict[str, torch.Tensor]:
@@ -383,7 +411,7 @@ def padding_report(
     options["tokens_per_micro_batch"] = tokens_per_micro_batch
     steps = [lengths[start : start + window] for start in range(0, len(lengths), window)]
     return pd.DataFrame(
-        [_account(steps, max_length, PaddingStrategy(name), options) for name in strategies or PaddingStrategy]
+        [_account(steps, max_length, as_strategy(name), options) for name in strategies or PaddingStrategy]
     )
 
 
@@ -395,7 +423,7 @@ def _account(steps, max_length, strategy, options) -> dict:
     ]
     tokens, slots = sum(map(sum, steps)), sum(rows * width for rows, width in shapes)
     return {
-        "strategy": strategy.value,
+        "strategy": strategy_name(strategy),
         "batches": len(shapes),
         "rows": sum(rows for rows, _ in shapes),
         "tokens": tokens,

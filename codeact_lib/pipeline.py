@@ -26,12 +26,15 @@ from pathlib import Path
 from codeact_lib import claims, errors
 from codeact_lib.artifacts import PACKAGE_DIR, atomic_write, make_folder, write_json
 from codeact_lib.config import load_profile
-from codeact_lib.errors import ArtifactError, CodeActError, ProfileError
+from codeact_lib.errors import ArtifactError, CodeActError, ProfileError, require_package
+from codeact_lib.estimates import estimate_lines
 from codeact_lib.jobs import run_jobs
 from codeact_lib.progress import Progress
 from codeact_lib.stages import STAGES, StageTask, maker_of, open_stage, run_options, short_path
 
 __all__ = ["STAGES", "StageFailed", "StageTask", "open_stage", "plan", "run"]
+
+REPOSITORY = "https://github.com/codeact-repro/codeact"
 
 
 class StageFailed(CodeActError):
@@ -152,6 +155,7 @@ def run(
     _require_notebooks(tasks)
     if dry_run:
         return _dry_run(tasks, forced, everything if tables_later else (), say)
+    require_package("papermill", "notebooks")
     for folder in (tasks[0].paths.artifacts, tasks[0].paths.notebooks_dir):
         make_folder(folder)  # an unwritable folder is found now, not in the first notebook
     for task in forced:
@@ -223,14 +227,15 @@ def _run_if_free(task, claims_of_all, progress, verbose):
 
 def _interrupt():
     """Stop what the main thread waits for: its stage belongs to another process now."""
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def _require_notebooks(tasks):
     absent = [task.notebook for task in tasks if not task.notebook.exists()]
     if absent:
         raise ArtifactError(
-            f"{absent[0]} does not exist. The pipeline runs the notebooks of a clone: change into its folder."
+            f"{absent[0]} does not exist. `codeact run` executes the notebooks of a clone: change into its folder, or "
+            f"get one: git clone {REPOSITORY}. `codeact select`, `codeact bench` and the library work without."
         )
 
 
@@ -244,6 +249,8 @@ def _dry_run(tasks, forced, all_runs, say):
         say(f"[{number}/{len(tasks)}] {task.title}: {state} ({reason})")
         if task in waiting:
             say(f"    {task.papermill_line()}")
+    for line in estimate_lines(tasks):
+        say(line)
     say(f"{len(waiting)} of {len(tasks)} stages would run; nothing was changed.")
     if waiting:
         folder = short_path(tasks[0].paths.notebooks_dir, tasks[0].paths.root)

@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from .errors import ArtifactError, ModelError
+from .hub import hub_error, pinned_revision
 from .modeling import CHUNK, evaluation_mode, resolve_path
 from .packing import DynamicPackCollator
 from .prompts import IGNORE_INDEX
@@ -34,32 +35,45 @@ def memory_estimate(
 ) -> dict[str, float]:  # fmt: skip
     """Bytes that training needs on one device, by purpose: `weights`, `gradients`, `optimizer`, `activations`.
 
-    `slots` is the largest micro-batch in tokens with padding, `ranks` over how many devices weights are sharded (1: not
-    at all). The first three are exact up to a few per cent; `activations` counts what a Llama-type layer keeps for the
-    backward pass (ten hidden and four intermediate vectors a token, with gradient checkpointing for one layer only,
-    else one hidden vector a layer) and one chunk of logits.
+    `path` is a model's folder or hub id, or its configuration. `slots` is the largest micro-batch in tokens with
+    padding, `ranks` over how many devices weights are sharded (1: not at all). The first three are exact up to a few
+    per cent; `activations` counts what a Llama-type layer keeps for the backward pass (ten hidden and four intermediate
+    vectors a token, and under an adapter the input of each adapted layer once more, behind its dropout; with gradient
+    checkpointing that is for one layer only, else one hidden vector a layer) and one chunk of logits.
     """
     model = _without_weights(path, revision)
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = total if tuning == "full" else _adapter_size(model, targets, lora_r)
-    per_weight = {"qlora": 0.55, "lora": dtype.itemsize, "full": dtype.itemsize}[tuning]
+    weights = _four_bit_bytes(model) if tuning == "qlora" else total * dtype.itemsize
     adapters = 4 * trained if tuning != "full" else 0
     optimizer = next((size for name, size in OPTIMIZER_BYTES.items() if optim.startswith(name)), 0)
+    adapted = targets if tuning != "full" else ()
     return {
-        "weights": (total * per_weight + adapters) / ranks,
+        "weights": (weights + adapters) / ranks,
         "gradients": 4 * trained / ranks,
         "optimizer": optimizer * trained / ranks,
-        "activations": _activations(model.config, slots, gradient_checkpointing, 2 if half_precision else 4),
+        "activations": _activations(model.config, slots, gradient_checkpointing, 2 if half_precision else 4, adapted),
     }
 
 
+def _four_bit_bytes(model) -> float:
+    """NF4 with doubly quantised scales in the layers' matrices; embeddings, head and norms stay, in float32."""
+    head = model.get_output_embeddings()
+    packed = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    return 0.516 * packed + 4 * (sum(p.numel() for p in model.parameters()) - packed)
+
+
 def _without_weights(path, revision):
+    if isinstance(path, PreTrainedConfig):
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(path)
     try:
-        config = AutoConfig.from_pretrained(resolve_path(path), revision=revision, trust_remote_code=False)
+        path = resolve_path(path)
+        config = AutoConfig.from_pretrained(path, revision=pinned_revision(path, revision), trust_remote_code=False)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load a model from {path}: {str(error).splitlines()[0]}") from error
+        raise hub_error(error, path, revision) from error
 
 
 def _adapter_size(model, targets, r) -> int:
@@ -67,9 +81,11 @@ def _adapter_size(model, targets, r) -> int:
     return sum(r * (layer.in_features + layer.out_features) for layer in layers if isinstance(layer, nn.Linear))
 
 
-def _activations(config, slots, gradient_checkpointing, itemsize) -> float:
+def _activations(config, slots, gradient_checkpointing, itemsize, adapted=()) -> float:
     hidden, layers = config.hidden_size, config.num_hidden_layers
-    one_layer = 10 * hidden + 4 * (getattr(config, "intermediate_size", None) or 4 * hidden)
+    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+    one_layer = 10 * hidden + 4 * intermediate
+    one_layer += sum(intermediate if name == "down_proj" else hidden for name in adapted) * (1 + 1 / itemsize)
     kept = one_layer + layers * hidden if gradient_checkpointing else layers * one_layer
     return float(slots * kept * itemsize + 3 * 4 * CHUNK * config.vocab_size)
 

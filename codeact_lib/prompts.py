@@ -15,6 +15,7 @@ import hashlib
 from dataclasses import dataclass
 
 from .errors import DataError, ModelError
+from .extensions import is_own, load_own
 
 IGNORE_INDEX = -100  # the label that cross-entropy skips
 
@@ -52,10 +53,11 @@ TEMPLATES = {
 
 
 def get_template(template) -> PromptTemplate:
-    """Return `template` itself when it is a `PromptTemplate`, else the one of that name.
+    """Return `template` itself when it is a `PromptTemplate`, else the one of that name ("module:object": your own).
 
     Raises DataError naming the known templates when there is none.
     """
+    template = load_own(template) if is_own(template) else template
     if isinstance(template, PromptTemplate):
         return template
     if template not in TEMPLATES:

@@ -26,8 +26,10 @@ NOT_RUN = "not run"
 class Table:
     """One table: ``frame`` as data, ``cells`` as text (after a line break: small print), ``bold`` marks of that shape.
 
-    blocks: one heading a row of ``cells``; consecutive rows with the same heading form a block. links: a row's run
-    id or None. sources: ``tables.run_sources``, for the JSON. left: columns of words, set flush left.
+    blocks: one heading a row of ``cells``; consecutive rows with the same heading form a block. links: what a row was
+    measured on: None, a run id, several ("a; b": the seeds of an arm), or a mapping from a column to one of these with
+    None for the other columns. sources: ``tables.run_sources``, for the JSON. left: columns of words, set flush left.
+    names: columns that say what a row is; all others hold what was found.
     """
 
     name: str
@@ -37,14 +39,25 @@ class Table:
     bold: pd.DataFrame | None = None
     blocks: Sequence[str] = ()
     notes: Sequence[str] = ()
-    links: Sequence[str | None] = ()
+    links: Sequence[str | None | Mapping[str | None, str]] = ()
     left: Sequence[str] = field(
         default=("Model", "Base model", "Data type", "Arm", "Data set", "Source", "Claim", "Run")
+    )
+    names: Sequence[str] = (
+        *("Model", "Size", "CodeACT", "Source", "Base model", "Data type", "Data num", "Arm", "Data", "Batching"),
+        *("Data set", "Compared with", "Tests", "Tasks", "Seeds", "Rows", "Sampling rate", "Finding"),
     )
     sources: Mapping[str, dict] = field(default_factory=dict)
 
     def is_bold(self, row: int, column: int) -> bool:
         return bool(self.bold is not None and self.bold.iloc[row, column])
+
+    def runs_of(self, row: int, column: str) -> str | None:
+        """What a cell was measured on, as in ``links``; None for names and reported numbers."""
+        found = self.links[row] if self.links else None
+        if isinstance(found, Mapping):
+            found = found.get(column, found.get(None))
+        return None if column in self.names else found
 
     def _repr_markdown_(self) -> str:
         return to_markdown(self)
@@ -65,7 +78,7 @@ def write_table(table: Table | pd.DataFrame, stem: str | Path, formats: Sequence
 def to_json(table: Table) -> str:
     """Rows as in the CSV (missing values are null), notes, and for each run in them where its numbers come from."""
     rows = json.loads(table.frame.to_json(orient="records"))
-    runs = {run for row in rows for key in ("run_id", "run_ids") for run in (row.get(key) or "").split("; ")}
+    runs = {run for row in rows for key in ("run_id", "other_run_id") for run in (row.get(key) or "").split("; ")}
     facts = {"name": table.name, "title": table.title, "notes": list(table.notes), "rows": rows}
     sources = {run_id: table.sources[run_id] for run_id in table.sources if run_id in runs}
     return json.dumps({**facts, "runs": sources}, indent=1, ensure_ascii=False) + "\n"
@@ -111,14 +124,19 @@ def _pipes(cells: Sequence[str]) -> str:
 
 
 def _markdown_cell(table: Table, row: int, column: int) -> str:
-    main, _, small = str(table.cells.iloc[row, column]).replace("|", "\\|").partition("\n")
+    main, *small = _lines(str(table.cells.iloc[row, column]).replace("|", "\\|"))
     main = f"**{main}**" if table.is_bold(row, column) else main
-    lines = [main, *(f"<sub>{part}</sub>" for part in small.split(", ") if part)]  # short lines keep columns narrow
-    return "<br>".join(lines)
+    return "<br>".join([main, *(f"<sub>{part}</sub>" for part in small)])
+
+
+def _lines(cell: str) -> list[str]:
+    """The number, and the parts of the small print below it: short lines keep columns narrow."""
+    main, _, small = str(cell).partition("\n")
+    return [main, *filter(None, small.split(", "))]
 
 
 def to_html(table: Table, *, link_runs: bool = False) -> str:
-    """The table as an HTML fragment: caption, block rows, ``<strong>``; ``link_runs``: to ``#run-...``."""
+    """The table as an HTML fragment: caption, block rows, ``<strong>``; ``link_runs``: measured cells lead to a run."""
     columns = list(table.cells.columns)
     kinds = ["text" if column in table.left else "value" for column in columns]
     head = "".join(
@@ -127,30 +145,35 @@ def to_html(table: Table, *, link_runs: bool = False) -> str:
     body = []
     for heading, positions in _blocks(table):
         if heading:
-            body.append(f'<tr class="block"><td colspan="{len(columns)}">{html.escape(heading)}</td></tr>')
+            body.append(f'<tr class="block"><td colspan="{len(columns)}"><span>{html.escape(heading)}</span></td></tr>')
         for row in positions:
-            run = table.links[row] if link_runs and table.links else None
-            cells = (_html_cell(table, row, i, kinds[i], run) for i in range(len(columns)))
+            runs = [table.runs_of(row, column) if link_runs else None for column in columns]
+            cells = (_html_cell(table, row, i, kinds[i], runs[i]) for i in range(len(columns)))
             body.append(f"<tr>{''.join(cells)}</tr>")
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
     rows = "\n".join(body)
-    caption = (
-        "" if link_runs else f"<caption>{html.escape(table.title)}</caption>"
-    )  # the report has a heading of its own
+    # the report has a heading of its own
+    caption = "" if link_runs else f"<caption>{html.escape(table.title)}</caption>"
     return (
         f'<div class="scroll"><table>{caption}\n<thead><tr>{head}</tr></thead>\n'
         f'<tbody>\n{rows}\n</tbody></table></div>\n<div class="notes">{notes}</div>\n'
     )
 
 
-def _html_cell(table: Table, row: int, column: int, kind: str, run: str | None) -> str:
-    main, _, small = (html.escape(part) for part in str(table.cells.iloc[row, column]).partition("\n"))
-    main = f"<strong>{main}</strong>" if table.is_bold(row, column) else main
-    if run and (main == "measured" or (column == 0 and "Source" not in table.cells)):
-        main = f'<a href="#run-{html.escape(run)}">{main}</a>'
-    small = f"<small>{small}</small>" if small else ""
+def _html_cell(table: Table, row: int, column: int, kind: str, runs: str | None) -> str:
+    main, *small = (html.escape(part) for part in _lines(table.cells.iloc[row, column]))
     quiet = " quiet" if main in (NOT_RUN, "-") else ""
-    return f'<td class="{kind}{quiet}">{main}{small}</td>'
+    main = f"<strong>{main}</strong>" if table.is_bold(row, column) else main
+    if runs and not quiet:
+        main = f'<a href="#{html.escape(run_anchor(runs))}">{main}</a>'
+    lines = "".join(f"<small>{part}</small>" for part in small)
+    return f'<td class="{kind}{quiet}">{main}{lines}</td>'
+
+
+def run_anchor(runs: str) -> str:
+    """Id of the facts of a run, or of the arm that the first of several runs belongs to."""
+    first, *others = runs.split("; ")
+    return f"{'arm' if others else 'run'}-{first}"
 
 
 def _template(name: str):
@@ -175,6 +198,7 @@ _TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "%": r"\%", "&": r"\&", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
     "✓": r"$\surd$", "✗": r"$\times$", "†": r"$\dagger$", "→": r"$\to$", "×": r"$\times$", "≥": r"$\geq$",
+    "‡": r"$\ddagger$", "§": r"\S{}", "±": r"$\pm$",
     "<": r"$<$", ">": r"$>$", "–": "--",
 }  # fmt: skip
 
@@ -207,16 +231,17 @@ def to_latex(table: Table) -> str:
         *body,
         r"\bottomrule",
         r"\end{tabular}}",
-        *(rf"\par\smallskip{{\footnotesize {_tex(note)}}}" for note in table.notes),
+        *(rf"{{\par\smallskip\footnotesize\raggedright {_tex(note)}\par}}" for note in table.notes),
         r"\end{table*}",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _tex_cell(table: Table, row: int, column: int) -> str:
-    main, _, small = (_tex(part) for part in str(table.cells.iloc[row, column]).partition("\n"))
+    main, *small = (_tex(part) for part in _lines(table.cells.iloc[row, column]))
     main = rf"\textbf{{{main}}}" if table.is_bold(row, column) else main
-    return rf"\shortstack{{{main}\\{{\scriptsize {small}}}}}" if small else main
+    # one line: a page is scaled to its width and must not grow too high
+    return rf"\shortstack{{\rule{{0pt}}{{2.8ex}}{main}\\{{\scriptsize {', '.join(small)}}}}}" if small else main
 
 
 def _tex_heading(heading: str, n_columns: int) -> list[str]:
@@ -271,13 +296,14 @@ def write_report(
 ) -> Path:
     """One page with everything inside it: no request leaves the file. Measured rows link to the facts of their run.
 
-    runs: ``tables.run_facts`` of each record. deviations: ``tables.deviations_in_force``. Links go to anchors inside.
+    runs: ``tables.run_groups``, the facts of each run by arm. deviations: ``deviations.deviations_in_force``. Links go
+    to anchors inside.
     """
     page = _template("report.html.j2").render(
         title=title,
         summary=summary,
         tables=[(table.name, table.title, to_html(table, link_runs=True)) for table in tables],
-        figures=[(Path(figure.path).stem, figure.caption, figure.inline()) for figure in figures],
+        figures=[(Path(f.path).stem, f.caption, re.split(r"[;:,.]( |$)", f.caption)[0], f.inline()) for f in figures],
         runs=runs,
         deviations=[] if deviations is None else deviations.to_dict("records"),
         provenance=provenance or {},

@@ -88,12 +88,23 @@ def box_environment(rung, scratch) -> dict[str, str]:
 def unprivileged_user(rung, paths) -> int | None:
     """The user to become: a passing one where root asks and anybody can reach Python and ``paths``, else None (stay).
 
+    Also None for the root of a container without other users.
+
     bubblewrap makes its own folders above the paths; elsewhere they are those of the machine.
     """
-    if os.geteuid() != 0 or rung == UNPROTECTED:
+    if os.geteuid() != 0 or rung == UNPROTECTED or not all(map(_has_passing_users, ("uid_map", "gid_map"))):
         return None
     reached = rung == "bubblewrap" or all(map(_everyone_may_enter, [*_python_paths(), *map(str, paths)]))
     return random.choice(PASSING_USERS) if reached else None
+
+
+def _has_passing_users(table):
+    """Whether root is root of more than itself: in a namespace that an ordinary user made there is nobody to become."""
+    try:
+        ranges = [list(map(int, line.split())) for line in Path("/proc/self", table).read_text().splitlines()]
+    except OSError:
+        return True  # no such namespaces here
+    return any(first <= PASSING_USERS[0] and PASSING_USERS[-1] < first + count for first, _, count in ranges)
 
 
 def _everyone_may_enter(path):
@@ -168,7 +179,7 @@ def _python_paths():
 
 def _uncovered(paths):
     """The paths that exist, without repeats and without those that lie inside another or in a system folder."""
-    chosen = []
+    chosen: list[str] = []
     for path in sorted({os.path.abspath(p) for p in paths if os.path.exists(p)}, key=len):
         if not any(path == top or path.startswith(top + "/") for top in (*_SYSTEM, *chosen)):
             chosen.append(path)

@@ -20,9 +20,11 @@ import numpy as np
 import pandas as pd
 
 from codeact_lib.artifacts import atomic_write
+from codeact_lib.config import POLICIES
+from codeact_lib.errors import DataError
+from codeact_lib.extensions import is_own, load_own
 
 BANDS = ("easy", "middle", "hard")
-POLICIES = ("full", "cdas", "random", "longest", "ifd", "stratified", *BANDS)
 QUOTAS = ("kept", "all")
 USABLE = ("ok", "truncated")  # statuses with a score that may be compared
 UNTRAINABLE = ("empty", "prompt_too_long")  # nothing to learn from: no policy takes them
@@ -163,7 +165,8 @@ def select(policy, frame, ratio=1.0, seed=0, *, preset="corrected", quota="kept"
     """Apply a policy and say for every row why it was kept or dropped.
 
     Args:
-        policy: one of ``POLICIES``. ``full`` keeps every row that can be trained on.
+        policy: one of ``POLICIES``, of which ``full`` keeps every row that can be trained on; or ``module:function``,
+            your own ``(frame, budget, seed) -> row numbers``, at most ``budget`` of them, in order of selection.
         frame: ``example_id, cluster, ifd, status``; ``longest`` also reads ``n_response_tokens``.
         ratio: share of each cluster that CDAS takes. The other policies take as many rows in all as CDAS would.
         seed: of ``random`` and ``stratified``.
@@ -174,8 +177,8 @@ def select(policy, frame, ratio=1.0, seed=0, *, preset="corrected", quota="kept"
         Frame ``example_id, cluster, ifd, status, keep, reason, rank`` in the order of ``frame``. ``rank`` is the place
         in the order of selection (0 first), -1 where the row was dropped.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"policy {policy!r} is unknown; choose one of {', '.join(POLICIES)}")
+    if policy not in POLICIES and not is_own(policy):
+        raise ValueError(f"policy {policy!r} is unknown; choose one of {', '.join(POLICIES)}, or give module:function")
     chosen = _choose(policy, frame, ratio, seed, preset, quota)
     rank = np.full(len(frame), -1, dtype=np.int64)
     rank[chosen] = np.arange(len(chosen))
@@ -192,6 +195,8 @@ def _choose(policy, frame, ratio, seed, preset, quota):
     cdas = cdas_sample(frame["ifd"], frame["cluster"], ratio, status=scored, quota=quota)
     if policy == "cdas":
         return cdas
+    if is_own(policy):
+        return _own_choice(policy, frame, len(cdas), seed, _trainable(len(frame), status))
     if policy == "random":
         return random_sample(len(frame), ratio, seed=seed, status=status, budget=len(cdas))
     if policy == "longest":
@@ -200,6 +205,22 @@ def _choose(policy, frame, ratio, seed, preset, quota):
         band = "hard" if policy == "ifd" else policy
         return band_sample(frame["ifd"], ratio, band, status=scored, budget=len(cdas))
     return stratified_sample(frame["cluster"], ratio, seed=seed, status=status, budget=len(cdas))
+
+
+def _own_choice(policy, frame, budget, seed, trainable):
+    """What a user's function chose, checked: a policy that cheats would make every comparison with it wrong."""
+    chosen = np.asarray(load_own(policy)(frame.reset_index(drop=True), budget, seed), dtype=np.int64)
+    rules = {
+        f"a list of row numbers from 0 to {len(frame) - 1}": chosen.ndim == 1
+        and bool(np.all((chosen >= 0) & (chosen < len(frame)))),
+        "no row twice": len(np.unique(chosen)) == chosen.size,
+        f"at most the budget, {budget} rows": chosen.size <= budget,
+    }
+    rules["no row that is empty or whose prompt is too long"] = all(rules.values()) and bool(trainable[chosen].all())
+    broken = [rule for rule, kept in rules.items() if not kept]
+    if broken:
+        raise DataError(f"{policy} must return {broken[0]}; it returned {chosen.size} numbers.")
+    return chosen
 
 
 _KEPT = {
@@ -228,7 +249,8 @@ _DROPPED = {
 
 def _reasons(policy, table, keep, ratio, preset):
     """Words for each row; a row that the policy could not look at says so, rather than that it lost."""
-    reason = np.where(keep, _KEPT[policy].format(share=f"{ratio:.0%}"), _DROPPED[policy]).astype(object)
+    kept, dropped = _KEPT.get(policy, f"chosen by {policy}"), _DROPPED.get(policy, f"not chosen by {policy}")
+    reason = np.where(keep, kept.format(share=f"{ratio:.0%}"), dropped).astype(object)
     status = table["status"].to_numpy()
     if policy in ("cdas", "ifd", *BANDS):
         with np.errstate(invalid="ignore"):

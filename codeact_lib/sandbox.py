@@ -28,6 +28,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -56,7 +57,7 @@ class BoxResult:
     stderr: str  # the end of it
     isolation: str
     seconds: float
-    stopped: str = ""  # "", "timeout", "stalled", "memory", "processes" or "disk"
+    stopped: str = ""  # "", "timeout", "stalled", "stopped", "memory", "processes" or "disk"
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,14 @@ def run_isolated(
 
 
 def _run_on(rung, argv, output_dir=None, readable=(), stdin=b"", memory_bytes=None, **dogs) -> BoxResult:
-    with tempfile.TemporaryDirectory(prefix="codeact-box-", ignore_cleanup_errors=True) as scratch:
-        scratch = cwd = Path(scratch).resolve()
+    with tempfile.TemporaryDirectory(prefix="codeact-box-", ignore_cleanup_errors=True) as made:
+        scratch = cwd = Path(made).resolve()
         if output_dir is not None:
             cwd = Path(output_dir).resolve()
             cwd.mkdir(parents=True, exist_ok=True)
         uid = unprivileged_user(rung, [cwd, scratch, *readable])
         limits = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": DISK_BYTES, "RLIMIT_NOFILE": 1024, "RLIMIT_AS": memory_bytes}
-        limits["RLIMIT_NPROC"] = _most_processes(dogs.get("processes") or PROCESSES)
+        limits["RLIMIT_NPROC"] = _most_processes(dogs.get("processes") or PROCESSES, uid)
         command = box_command(rung, argv, cwd=cwd, scratch=scratch, readable=readable, limits=limits, uid=uid)
         given = [folder for folder in {cwd, scratch} if uid is not None]
         try:
@@ -139,11 +140,10 @@ def _run_on(rung, argv, output_dir=None, readable=(), stdin=b"", memory_bytes=No
                 _give(folder, 0)
 
 
-def _most_processes(processes):
+def _most_processes(processes, uid):
     """RLIMIT_NPROC counts the processes of a user, in a box or not: those that run already must stay possible."""
-    if os.geteuid() == 0:
-        return processes  # a passing user has no others; the kernel does not count root's
-    return processes + sum(map(_own_threads, psutil.process_iter()))
+    others = psutil.process_iter() if uid is None else ()  # a passing user has none
+    return processes + sum(map(_own_threads, others))
 
 
 def _own_threads(process):
@@ -159,7 +159,7 @@ def _supervise(rung, command, env, cwd, scratch, stdin, dogs) -> BoxResult:
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         source.write(stdin)
         source.seek(0)
-        streams = {"stdin": source, "stdout": output, "stderr": errors}
+        streams: dict[str, Any] = {"stdin": source, "stdout": output, "stderr": errors}
         process = subprocess.Popen(command, cwd=cwd, env=env, start_new_session=True, **streams)
         folders = (scratch,) if rung in NAMESPACES else tuple({scratch, cwd})
         dog = Watchdog(process, lambda: os.fstat(output.fileno()).st_size, folders=folders, disk=DISK_BYTES, **dogs)
@@ -188,7 +188,10 @@ def _give(folder, uid):
 
 READ, WRITE, CONNECT, KILL = "read files", "write into the home", "use the network", "kill other processes"
 # What a rung must stop, or it is not that rung. Landlock learnt of networks and signals later.
-MUST_STOP = {"bubblewrap": (READ, WRITE, CONNECT, KILL), "unshare": (READ, WRITE, CONNECT, KILL)}
+MUST_STOP: dict[str, tuple[str, ...]] = {
+    "bubblewrap": (READ, WRITE, CONNECT, KILL),
+    "unshare": (READ, WRITE, CONNECT, KILL),
+}
 MUST_STOP |= {"landlock": (READ, WRITE), "limits": (), UNPROTECTED: ()}
 _CANARY = """
 import os, signal, socket, sys
@@ -232,8 +235,8 @@ def choose_isolation(isolation="auto") -> str:
 @functools.lru_cache
 def probe(rung) -> RungReport:
     """One rung, tried once per process."""
-    with tempfile.TemporaryDirectory(prefix="codeact-canary-", dir=_probe_folder()) as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="codeact-canary-", dir=_probe_folder()) as made:
+        folder = Path(made)
         secret = folder / "secret.txt"
         secret.write_text("canary")
         home = Path.home() / f".{folder.name}"

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,18 +40,21 @@ def score_file(
     """Score DATA into shards, and into one table if asked for; of several processes the first one writes it."""
     if parent:
         _leave_with(parent)
-    from codeact_lib.artifacts import write_frame
+    from codeact_lib.artifacts import locked, make_folder, write_frame
     from codeact_lib.data import load_instructions
     from codeact_lib.ifd import score_ifd
     from codeact_lib.modeling import load_base_model, load_tokenizer
 
-    columns = {"instruction_column": instruction_column, "response_column": response_column}
-    examples, _ = load_instructions(data, **columns)
-    scorer = load_base_model(model, revision=revision, dtype=dtype).to(_device())
-    options = {"max_length": max_length, "preset": preset, "tokens_per_batch": tokens_per_batch}
-    tokenizer = load_tokenizer(model, revision=revision)
-    scores = score_ifd(scorer, tokenizer, examples, template, shard_dir=shards, progress=True, **options)
-    if out and int(os.environ.get("RANK", 0)) == 0:
+    first = int(os.environ.get("RANK", 0)) == 0
+    busy = f"Another process is scoring into {shards}: wait for it, stop it, or give this one another --shards."
+    with locked(make_folder(shards) / ".lock", busy) if first else nullcontext():
+        columns = {"instruction_column": instruction_column, "response_column": response_column}
+        examples, _ = load_instructions(data, **columns)
+        scorer = load_base_model(model, revision=revision, dtype=dtype).to(_device())
+        options = {"max_length": max_length, "preset": preset, "tokens_per_batch": tokens_per_batch}
+        tokenizer = load_tokenizer(model, revision=revision)
+        scores = score_ifd(scorer, tokenizer, examples, template, shard_dir=shards, progress=True, **options)
+    if out and first:
         write_frame(out, scores)
         print(f"saved {out} ({len(scores):,} rows)")
 
@@ -89,10 +93,10 @@ def score_in_processes(arguments, *, n_processes=None, say=print):
     command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     root = str(Path(__file__).resolve().parents[1])
     search = os.pathsep.join(filter(None, [root, os.getenv("PYTHONPATH")]))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
     lines = []
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": search}, **pipes) as child:
-        for line in child.stdout:
+        for line in child.stdout or ():
             lines.append(line.rstrip())
             if line.startswith(("IFD", "saved")):
                 say(lines[-1])

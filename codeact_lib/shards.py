@@ -30,7 +30,7 @@ def sequence_key(example_id, name, ids, start):
 class SumShards:
     """The files of one model in ``folder``: every process appends to its own, all are read.
 
-    Only one job may write into a folder at a time.
+    Only one job may write into a folder at a time: whoever starts one locks the folder (``artifacts.locked``).
     """
 
     def __init__(self, folder, fingerprint):

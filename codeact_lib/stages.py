@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -34,13 +35,16 @@ from codeact_lib.artifacts import (
 from codeact_lib.claims import Claims, was_taken_over, works_under_a_claim
 from codeact_lib.config import (
     MINI_MODEL,
-    SEEDED_POLICIES,
     Profile,
     Run,
+    is_hub_id,
+    is_seeded,
     load_profile,
     parse_overrides,
 )
 from codeact_lib.errors import ArtifactError, ProfileError
+from codeact_lib.extensions import own_files
+from codeact_lib.hub import COMMITS_FILE, Commits, label, split_revision
 
 STAGES = ("01_cluster", "02_ifd", "03_sample", "04_train_dynamic_pack", "05_eval", "06_tables")
 
@@ -59,6 +63,7 @@ KEYS = {
     "05_eval": ("benchmarks", "benchmark_limit", "protocol", "max_new_tokens", "min_time_limit"),
 }
 LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+MANY_FILES = 10  # of one folder: more are told as one line
 # Which stage makes an input: the first thing a user needs to know when it is missing.
 MAKER = {
     "examples": "01_cluster",
@@ -86,9 +91,10 @@ class StageTask:
     parameters: dict  # enters the key
     run: Run | None = None
     optional: frozenset = frozenset()  # inputs that may be absent: their absence enters the key
+    sources: tuple = ()  # repositories of the hub it loads: (kind, name, revision)
     call: dict = field(default_factory=dict)  # the notebook parameters common to all stages
     _key: str | None = None
-    _input_hashes: dict | None = None
+    _input_hashes: dict = field(default_factory=dict)
     _began: tuple | None = None
     _beside: int = 1  # jobs at work on this machine, this one included, when it began
     _hashes: HashCache | None = None
@@ -121,7 +127,7 @@ class StageTask:
         """Files and folders that later stages read."""
         if self.stage == "01_cluster":
             return [self.folder, self.paths.data_dir(self.identity["dataset"])]
-        return [self.folder, *([self.paths.metrics(self.run.run_id)] if self.stage == "05_eval" else [])]
+        return [self.folder, *([self.paths.metrics(self.run.run_id)] if self.run and self.stage == "05_eval" else [])]
 
     @property
     def manifest_path(self):
@@ -177,9 +183,21 @@ class StageTask:
         if self._key is None:
             present = {name: path for name, path in self.inputs.items() if path.exists() or name not in self.optional}
             self._input_hashes = {name: self._hash(path) for name, path in present.items()}
+            self._input_hashes |= self.commits.known(self.sources)
             self._hashes_saved()
             self._key = stage_key(self.stage, self.parameters, self._input_hashes)
         return self._key
+
+    @property
+    def commits(self):
+        """Which commits the hub's branches meant when this run first loaded them."""
+        return Commits(self.paths.artifacts / COMMITS_FILE)
+
+    def _resolve_sources(self):
+        """Turn branches of the hub into commits: `profile` then names these, and the key holds them."""
+        if self.sources:
+            self.profile = _with_commits(self.profile, self.commits.resolve(self.sources))
+            self._key = None
 
     def _output_is(self, name, digest):
         path = self.paths.absolute(name)
@@ -211,6 +229,7 @@ class StageTask:
         works on the same stage. Half-finished work of the same key stays: the stage resumes from it.
         """
         self._require_inputs()
+        self._resolve_sources()
         for folder in (self.work_folder, self.paths.results):
             make_folder(folder)
         self._claim()
@@ -292,9 +311,17 @@ class StageTask:
         self._hashes_saved()
         manifest.write(self.manifest_path)
         self._release()
-        for path in outputs:
-            print(f"saved {self._shown(path)} ({_size(path)})")
+        print(*self._saved_lines(outputs), sep="\n")
         print(f"{self.title}: done in {clock(manifest.seconds)}")
+
+    def _saved_lines(self, outputs):
+        """A line for each output, or one for a folder in which many lie."""
+        for folder in dict.fromkeys(path.parent for path in outputs):
+            together = [path for path in outputs if path.parent == folder]
+            if len(together) > MANY_FILES:
+                yield f"saved {self._shown(folder)}: {len(together)} files ({_size(*together)})"
+            else:
+                yield from (f"saved {self._shown(path)} ({_size(path)})" for path in together)
 
     def _shown(self, path):
         return short_path(path, self.paths.root)
@@ -322,6 +349,7 @@ def open_stage(stage, *, profile="mini", overrides="", artifacts_dir="", results
     loaded = load_profile(profile, overrides)
     paths = RunPaths(loaded.name, artifacts_dir or None, results_dir or None)
     places = _PLACES[stage](loaded, paths, **identity)
+    sources = _hub_sources(stage, loaded, places.get("run"), **identity)
     common = {
         "profile": str(profile),
         "overrides": overrides,
@@ -329,7 +357,7 @@ def open_stage(stage, *, profile="mini", overrides="", artifacts_dir="", results
         "results_dir": results_dir,
     }
     call = {name: _plain(value) for name, value in common.items() if value}
-    return StageTask(stage=stage, profile=loaded, paths=paths, identity=identity, call=call, **places)
+    return StageTask(stage=stage, profile=loaded, paths=paths, identity=identity, call=call, sources=sources, **places)
 
 
 def _plain(value):
@@ -362,7 +390,8 @@ def _ifd(profile, paths, *, dataset, model):
     profile.dataset(dataset)
     return {
         "folder": paths.ifd_dir(dataset, model),
-        "inputs": {"examples": paths.examples(dataset), **_base_model(spec), **_scorer_input(profile.scorer)},
+        "inputs": {"examples": paths.examples(dataset), **_base_model(spec), **_scorer_input(profile.scorer)}
+        | own_files(spec.template),
         "parameters": {
             "dataset": dataset,
             "model": model,
@@ -377,13 +406,14 @@ def _ifd(profile, paths, *, dataset, model):
 def _sample(profile, paths, *, dataset, model, policy, ratio, seed):
     profile.dataset(dataset)
     profile.model(model)
-    selection = {"policy": policy, "ratio": ratio, "seed": seed if policy in SEEDED_POLICIES else None}
+    selection = {"policy": policy, "ratio": ratio, "seed": seed if is_seeded(policy) else None}
     return {
         "folder": paths.selection_dir(dataset, model, profile.selection(policy, ratio, seed)),
         "inputs": {
             "examples": paths.examples(dataset),
             "clusters": paths.cluster_dir(dataset) / "clusters.parquet",
             "ifd": paths.ifd_dir(dataset, model) / "ifd.parquet",
+            **own_files(policy),
         },
         "parameters": {"dataset": dataset, "model": model, **selection, **_pick(profile, "03_sample")},
     }
@@ -401,7 +431,8 @@ def _train(profile, paths, *, run_id):
     return {
         "run": run,
         "folder": paths.train_dir(run_id),
-        "inputs": {"train_jsonl": selection / "train.jsonl", **_base_model(spec)},
+        "inputs": {"train_jsonl": selection / "train.jsonl", **_base_model(spec)}
+        | own_files(run.strategy, spec.template),
         "parameters": {
             "run_id": run_id,
             **_source(spec),
@@ -429,7 +460,8 @@ def _eval(profile, paths, *, run_id):
         # An adapter is judged on top of its base model, so that one counts too.
         "inputs": {**(_base_model(spec) if run.is_base or profile.tuning != "full" else {})}
         | ({} if run.is_base else trained)
-        | benchmarks,
+        | benchmarks
+        | own_files(spec.template),
         "parameters": {
             "run_id": run_id,
             **_source(spec),
@@ -453,7 +485,9 @@ def _tables(profile, paths):
     }
 
 
-_PLACES = dict(zip(STAGES, (_cluster, _ifd, _sample, _train, _eval, _tables), strict=True))
+_PLACES: dict[str, Callable[..., dict]] = dict(
+    zip(STAGES, (_cluster, _ifd, _sample, _train, _eval, _tables), strict=True)
+)
 
 
 def _without_folders(value):
@@ -480,6 +514,36 @@ def _base_model(spec):
 
         return {"base_model": Path(base_model_dir())}
     return _local_input("base_model", spec.path)
+
+
+def _hub_sources(stage, profile, run, *, dataset=None, model=None, **_):
+    """The repositories of the hub that a stage loads, as (kind, name, revision)."""
+    found = []
+    if stage == "01_cluster":
+        spec = profile.dataset(dataset)
+        found = [("dataset", spec.path, spec.revision), ("model", *split_revision(profile.embedding_model))]
+    elif stage in ("02_ifd", "04_train_dynamic_pack", "05_eval"):
+        specs = [profile.model(run.model if run else model), *([profile.scorer] if stage == "02_ifd" else [])]
+        found = [("model", spec.path, spec.revision) for spec in specs if spec]
+    return tuple(dict.fromkeys(source for source in found if is_hub_id(source[1])))
+
+
+def _with_commits(profile, commits):
+    """The profile with the commit in place of the branch, wherever it names a repository of the hub."""
+
+    def pin(kind, spec):
+        commit = commits.get(label((kind, spec.path, spec.revision)))
+        return spec.model_copy(update={"revision": commit}) if commit else spec
+
+    name, revision = split_revision(profile.embedding_model)
+    commit = commits.get(label(("model", name, revision)))
+    changes = {
+        "datasets": [pin("dataset", spec) for spec in profile.datasets],
+        "models": [pin("model", spec) for spec in profile.models],
+        "scorer": profile.scorer and pin("model", profile.scorer),
+        "embedding_model": f"{name}@{commit}" if commit else profile.embedding_model,
+    }
+    return profile.model_copy(update=changes)
 
 
 def _scorer_input(spec):
@@ -586,8 +650,8 @@ def clock(seconds):
     return f"{seconds // 3600}:{seconds % 3600 // 60:02d} h"
 
 
-def _size(path):
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+def _size(*paths):
+    files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
     total = sum(file.stat().st_size for file in files)
     unit, name = next(((u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if total >= u), (1, "B"))
     return f"{total / unit:.3g} {name}"

@@ -6,6 +6,8 @@ that a coin would often make. statsmodels does the arithmetic, so that nothing h
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from codeact_lib.errors import EvaluationError
@@ -61,6 +63,41 @@ def paired_test(a_verdicts, b_verdicts, tests="plus") -> dict:
     (both, b), (c, neither) = table
     p_value = float(mcnemar(table, exact=True).pvalue) if b + c else 1.0
     return {"n": len(pairs), "both": both, "neither": neither, "b": b, "c": c, "p_value": min(1.0, p_value)}
+
+
+def sign_flip_test(a_runs, b_runs, tests="plus") -> dict:
+    """McNemar's exact test for arms of several seeds: a task counts by the share of seeds that solve it.
+
+    If both arms were equally good, each task's difference would be as likely to have the other sign. The p-value is the
+    share of all sign patterns whose sum is at least as far from zero: an exact paired permutation test, which for one
+    seed a side is McNemar's (``paired_test``).
+
+    Args:
+        a_runs, b_runs: a run, or a list of runs (seeds); the two lists may differ in length.
+        tests: which status of a dict counts.
+
+    Returns:
+        {"n", "b", "c", "p_value"}: ``b`` tasks that the first arm solves more often, ``c`` the second.
+
+    Raises:
+        EvaluationError: the runs were not judged on the same tasks.
+    """
+    a_runs, b_runs = _listed(a_runs), _listed(b_runs)
+    _require_same_tasks([*a_runs, *b_runs])
+    tasks = sorted(a_runs[0])
+    difference = _shares(a_runs, tasks, tests) - _shares(b_runs, tasks, tests)
+    steps = np.rint(difference * math.lcm(len(a_runs), len(b_runs))).astype(int)  # whole numbers, so sums are exact
+    return {"n": len(tasks), "b": int((steps > 0).sum()), "c": int((steps < 0).sum()), "p_value": _sign_flip_p(steps)}
+
+
+def _sign_flip_p(steps):
+    """P(|sum of the steps with random signs| >= |their sum|), from the exact distribution of that sum."""
+    sizes = np.abs(steps[steps != 0])
+    chances = np.ones(1)  # chances[i]: the steps that kept their plus add up to i
+    for size in sizes:
+        chances = np.convolve(chances, np.concatenate([[0.5], np.zeros(size - 1), [0.5]]))
+    sums = 2 * np.arange(len(chances)) - sizes.sum()
+    return float(min(1.0, chances[np.abs(sums) >= abs(steps.sum())].sum()))
 
 
 def paired_bootstrap(a_runs, b_runs, tests="plus", *, level=0.95, n_resamples=9999, seed=0) -> dict:

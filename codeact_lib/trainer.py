@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from .artifacts import read_json
-from .checkpoints import SEALED, remove_old_checkpoints, seal_checkpoint, unwritten
+from .checkpoints import SEALED, WRITE_ERRORS, remove_old_checkpoints, seal_checkpoint, unwritten
 from .log_book import LogBook
 from .memory import PeakMemory
 from .modeling import use_supervised_loss
@@ -100,8 +99,8 @@ class PackedTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 seal_checkpoint(folder, self.log_book.state(now=start - self.seconds_saving))
-        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
-            raise unwritten(folder, error) from error
+        except WRITE_ERRORS as error:
+            raise unwritten(folder, folder.name, folder.parent, error) from error
         if self.is_world_process_zero():
             remove_old_checkpoints(folder.parent, self.keep_checkpoints)
         self.seconds_saving += time.monotonic() - start

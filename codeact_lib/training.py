@@ -14,6 +14,7 @@ tokenizer and a model card), `train_metrics.json` (written last).
 """
 
 import argparse
+import copy
 import fcntl
 import inspect
 import re
@@ -22,6 +23,7 @@ import sys
 import time
 import warnings
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -31,6 +33,7 @@ from .artifacts import make_folder, read_json, sha256_file, sha256_json, write_j
 from .checkpoints import latest_checkpoint, save_model
 from .errors import ArtifactError, CodeActError, ModelError, ProfileError
 from .log_book import TrainReport
+from .memory_planner import BatchLayout, fit_layout, free_gpu_memory, plan_line
 from .model_card import write_model_card
 from .modeling import (
     FLASH,
@@ -41,7 +44,7 @@ from .modeling import (
     load_base_model,
     load_tokenizer,
 )
-from .packing import DynamicPackCollator, PaddingStrategy
+from .packing import DynamicPackCollator, PaddingStrategy, as_strategy, strategy_name
 from .preflight import available_memory, check_disk, check_memory, memory_estimate, sharding_ranks
 from .prompts import get_template
 from .training_data import SeededOrder, existing, make_steps, read_rows, tokenize_rows
@@ -94,6 +97,7 @@ def fine_tune(
     loss_normalization="step",
     torch_threads=None,
     described_as=None,
+    device_memory=None,
     **training_arguments,
 ) -> TrainReport:
     """Fine-tune `model_path` on the rows of `train_jsonl` and write the model and its metrics into `output_dir`.
@@ -105,7 +109,9 @@ def fine_tune(
     one. Without `attn_implementation` the fastest that keeps packed samples apart is chosen. `loss_normalization`
     "step" divides by the supervised tokens of the whole optimizer step; "micro_batch" averages the means of its
     micro-batches, as the authors' version of transformers did (tokens of short micro-batches then weigh more).
-    `described_as` (name -> value: data set, selection) is what the model card says of the data.
+    `described_as` (name -> value: data set, selection) is what the model card says of the data. `device_memory`
+    (bytes) is what training may use, by default what the GPU has free: where the predicted peak exceeds it, the batch
+    is lowered, or else `max_length` (see `memory_planner`); on a CPU nothing is lowered unless it is given.
 
     Starting again after a kill resumes; starting again with other arguments starts anew. Raises DataError, ModelError,
     ProfileError or ArtifactError with a remedy, before training where the cause can be seen before.
@@ -114,7 +120,7 @@ def fine_tune(
 
     from .trainer import PackedTrainer
 
-    output_dir, strategy, template = make_folder(output_dir), PaddingStrategy(strategy), get_template(template)
+    output_dir, strategy, template = make_folder(output_dir), as_strategy(strategy), get_template(template)
     lora = {"lora_r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
     lora["lora_target_modules"] = list(lora_target_modules)
     scope = {"packing_scope": packing_scope, "tokens_per_micro_batch": tokens_per_micro_batch}
@@ -123,24 +129,43 @@ def fine_tune(
     if torch_threads:
         torch.set_num_threads(torch_threads)
     args = make_arguments(output_dir / "checkpoints", training_arguments)
-    identity = sha256_json(
-        {
-            "train": sha256_file(existing(train_jsonl)),
-            "model": [str(model_path), revision, tuning, lora, attn_implementation],
-            "data": [template.sha256, strategy.value, isolate, max_length, loss_normalization, scope, overlong],
-            "arguments": {k: v for k, v in training_arguments.items() if k not in NOT_IN_IDENTITY},
-            "processes": args.world_size,
-        }
-    )
     with only_one(output_dir) if args.process_index == 0 else nullcontext():
         set_seed(args.seed)
-        tokenizer = load_tokenizer(model_path, revision)
-        samples, dropped, truncated = tokenize_rows(
-            read_rows(train_jsonl), tokenizer, template, max_length, train_jsonl, overlong
-        )
-        collator = DynamicPackCollator(tokenizer, max_length, strategy, isolate)
+        tokenizer, rows = load_tokenizer(model_path, revision), read_rows(train_jsonl)
+
+        @cache
+        def tokenized(max_length):
+            return tokenize_rows(rows, tokenizer, template, max_length, train_jsonl, overlong)
+
+        def prepare(layout):
+            """Arguments, collator, and what `tokenize_rows` returns, when samples are taken in this layout."""
+            collator = DynamicPackCollator(tokenizer, layout.max_length, strategy, isolate)
+            return with_layout(args, layout), collator, *tokenized(layout.max_length)
+
+        estimate = memory_of(model_path, revision, tuning, lora, args)
+        asked = BatchLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, max_length)
+        layout, plan = fit_to_memory(asked, prepare, scope, estimate, device_memory or free_gpu_memory(args))
+        args, collator, samples, dropped, truncated = prepare(layout)
         slots = make_steps(samples, collator, args, **scope).largest_micro_batch()
-        check_resources(model_path, revision, tuning, lora, args, slots, output_dir)
+        check_resources(estimate(slots), plan, args, output_dir)
+        # Of the layout only max_length changes what is learnt: a checkpoint of one batch size serves another.
+        identity = sha256_json(
+            {
+                "train": sha256_file(existing(train_jsonl)),
+                "model": [str(model_path), revision, tuning, lora, attn_implementation],
+                "data": [
+                    template.sha256,
+                    strategy_name(strategy),
+                    isolate,
+                    layout.max_length,
+                    loss_normalization,
+                    scope,
+                    overlong,
+                ],
+                "arguments": {k: v for k, v in training_arguments.items() if k not in NOT_IN_IDENTITY},
+                "processes": args.world_size,
+            }
+        )
         model = load_model(model_path, revision, tuning, lora, attn_implementation, collator, args)
         trainer = PackedTrainer(
             model, args, samples, collator, **scope, identity=identity, loss_normalization=loss_normalization
@@ -149,7 +174,7 @@ def fine_tune(
         report = trainer.log_book.report(
             n_samples=len(samples),
             logging_steps=max(1, int(args.logging_steps)),
-            strategy=strategy.value,
+            strategy=strategy_name(strategy),
             isolate=isolate,
             packing_scope=packing_scope,
             tuning=tuning,
@@ -159,6 +184,7 @@ def fine_tune(
             truncated=truncated,
             processes=args.world_size,
             resumed=resumed,
+            memory_plan=plan,
             **utilization(model, trainer.log_book, args),
         )
         if args.process_index == 0:
@@ -240,25 +266,41 @@ def weight_dtype(tuning, args) -> torch.dtype:
     return torch.bfloat16 if args.bf16 else torch.float16
 
 
-def check_resources(model_path, revision, tuning, lora, args, slots, output_dir) -> None:
+def memory_of(model_path, revision, tuning, lora, args):
+    """A function from slots (tokens of the largest micro-batch, with padding) to `memory_estimate` of this training."""
+    options = {"revision": revision, "tuning": tuning, "targets": lora["lora_target_modules"], "lora_r": lora["lora_r"]}
+    options |= {"dtype": weight_dtype(tuning, args), "optim": str(args.optim.value), "ranks": sharding_ranks(args)}
+    options |= {"gradient_checkpointing": args.gradient_checkpointing, "half_precision": args.bf16 or args.fp16}
+    none, one = (memory_estimate(model_path, slots=slots, **options) for slots in (0, 1))
+    per_slot = one["activations"] - none["activations"]
+    return lambda slots: {**none, "activations": none["activations"] + slots * per_slot}
+
+
+def with_layout(args, layout):
+    """The same arguments with the batch size and accumulation of a layout."""
+    args = copy.copy(args)
+    args.per_device_train_batch_size = layout.per_device_train_batch_size
+    args.gradient_accumulation_steps = layout.gradient_accumulation_steps
+    return args
+
+
+def fit_to_memory(asked, prepare, scope, estimate, available):
+    """The layout to train in, and the plan; the one asked for and None where the memory is not known."""
+    if available is None:
+        return asked, None
+
+    def need(layout):
+        args, collator, samples, *_ = prepare(layout)
+        return sum(estimate(make_steps(samples, collator, args, **scope).largest_micro_batch()).values())
+
+    return fit_layout(asked, need, available, "the device", batches=scope["packing_scope"] == "batch")
+
+
+def check_resources(estimate, plan, args, output_dir) -> None:
     """Print what memory the training will need; raise before any weight is read when it or the disk cannot do."""
-    ranks = sharding_ranks(args)
-    estimate = memory_estimate(
-        model_path,
-        revision=revision,
-        tuning=tuning,
-        targets=lora["lora_target_modules"],
-        lora_r=lora["lora_r"],
-        dtype=weight_dtype(tuning, args),
-        optim=str(args.optim.value),
-        slots=slots,
-        ranks=ranks,
-        gradient_checkpointing=args.gradient_checkpointing,
-        half_precision=args.bf16 or args.fp16,
-    )
-    line = check_memory(estimate, *available_memory(args))
+    line = plan_line(plan, "the device") if plan else check_memory(estimate, *available_memory(args))
     if args.process_index == 0:
-        check_disk(output_dir, estimate, args.save_total_limit, ranks)
+        check_disk(output_dir, estimate, args.save_total_limit, sharding_ranks(args))
         print(line, flush=True)
 
 
@@ -319,7 +361,7 @@ def leave_unimported(arguments) -> None:
     quantised = arguments.get("tuning") == "qlora" or re.search("bnb|8bit", str(arguments.get("optim")))
     unused = {"datasets": True, "peft": arguments.get("tuning", "full") == "full", "bitsandbytes": not quantised}
     for name in (name for name, is_unused in unused.items() if is_unused):
-        sys.modules.setdefault(name, None)
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def main(argv=None) -> int:

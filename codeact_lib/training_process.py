@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -36,13 +37,13 @@ def fine_tune_in_child(arguments: dict, *, launcher: str = "python", accelerate_
     command += ["--config", str(config), "--with-parent", str(os.getpid())]
     search = os.pathsep.join(filter(None, [str(PACKAGE_DIR.parent), os.getenv("PYTHONPATH")]))
     environment = {**FEW_KERNELS, **os.environ, "PYTHONPATH": search}
-    pipes = {"stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}
     with (
         log.open("w", encoding="utf-8") as errors,
         subprocess.Popen(command, stderr=errors, env=environment, **pipes) as child,
     ):
         try:
-            for line in child.stdout:
+            for line in child.stdout or ():
                 say(line.rstrip())
         except BaseException:  # an interrupted cell must not leave a training behind
             child.terminate()

@@ -6,9 +6,11 @@ is no dependency of this package, not even an optional one: its wheels bring a t
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from codeact_lib.artifacts import read_json
 from codeact_lib.errors import ModelError
@@ -25,8 +27,8 @@ class VllmModel:
         engine_name: what is stamped on its answers.
     """
 
-    engine: object
-    adapter: object
+    engine: Any
+    adapter: Any
     dtype: str
     engine_name: str = "vllm"
 
@@ -41,7 +43,7 @@ class VllmModel:
 
 
 def load_vllm(path, *, revision=None, dtype="bfloat16", max_model_len=None) -> VllmModel:
-    """Load a full model, or a LoRA or QLoRA adapter (a folder with adapter_config.json) on its base.
+    """Load a full model, or a LoRA or QLoRA adapter (a folder with adapter_config.json) on the base it was trained on.
 
     Args:
         path: folder or hub id.
@@ -57,13 +59,20 @@ def load_vllm(path, *, revision=None, dtype="bfloat16", max_model_len=None) -> V
     except ImportError as error:
         remedy = "`pip install vllm` on a machine with a GPU, or set generation_engine: transformers"
         raise ModelError(f"generation_engine is vllm, but vLLM is not installed here ({error}): {remedy}.") from error
+    import torch
+
+    from codeact_lib.modeling import adapter_base, recorded_tuning, resolve_path
+
+    gc.collect()
+    torch.cuda.empty_cache()  # a model that the caller has let go of would still hold its share of the GPU
     config = Path(path) / "adapter_config.json"
     options = {"dtype": dtype, "max_model_len": max_model_len}
     if not config.exists():
-        return VllmModel(
-            vllm.LLM(model=str(path), tokenizer_revision=revision, revision=revision, **options), None, dtype
-        )
-    adapter = read_json(config)
-    options |= {"enable_lora": True, "max_lora_rank": adapter["r"], "revision": adapter.get("revision")}
-    engine = vllm.LLM(model=adapter["base_model_name_or_path"], tokenizer=str(path), **options)
+        where = {"model": resolve_path(path), "tokenizer_revision": revision, "revision": revision}
+        return VllmModel(vllm.LLM(**where, **options), None, dtype)
+    base, revision = adapter_base(path)
+    options |= {"enable_lora": True, "max_lora_rank": read_json(config)["r"], "revision": revision}
+    if recorded_tuning(path) == "qlora":  # the base as it was trained on: vLLM packs it in NF4 with double quantisation
+        options["quantization"] = "bitsandbytes"
+    engine = vllm.LLM(model=resolve_path(base), tokenizer=str(path), **options)
     return VllmModel(engine, lora.LoRARequest("adapter", 1, str(path)), dtype)

@@ -7,7 +7,9 @@ add up: here, ten times a second.
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import psutil
@@ -19,6 +21,8 @@ PAUSE = 0.1  # seconds between two looks; a box that ends meanwhile is noticed a
 class Watchdog:
     """Why a box has to be ended, asked again and again.
 
+    A process that was stopped (SIGSTOP) ends it too: no program here stops, and a stopped one would be waited for.
+
     Attributes:
         process: the `subprocess.Popen` of the box.
         progress: a function that gives a number which grows while the box works.
@@ -28,8 +32,8 @@ class Watchdog:
         folders, disk: bytes that may be written below ``folders``.
     """
 
-    process: object
-    progress: object
+    process: subprocess.Popen
+    progress: Callable[[], int]
     seconds: float
     stall_seconds: float | None = None
     memory: int | None = None
@@ -39,7 +43,7 @@ class Watchdog:
     start: float = field(default_factory=time.monotonic)
 
     def wait(self) -> str:
-        """Wait until the box ends; "" or why it must be ended: timeout, stalled, memory, processes or disk."""
+        """Wait until the box ends; "" or why it must be ended: timeout, stalled, stopped, memory, processes or disk."""
         size, grown = self.progress(), self.start
         while self.process.poll() is None:
             self._sleep()
@@ -68,6 +72,8 @@ class Watchdog:
                 return "processes"
             if self.memory and sum(map(resident, boxed)) > self.memory:
                 return "memory"
+            if any(map(is_stopped, boxed)):
+                return "stopped"
         return "disk" if self.disk and written(self.folders) > self.disk else ""
 
 
@@ -77,6 +83,13 @@ def family(pid) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def is_stopped(process):
+    try:
+        return process.status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False
 
 
 def resident(process):

@@ -12,6 +12,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import contextlib  # noqa: E402
 import json  # noqa: E402
 import shutil  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
 import textwrap  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -21,6 +23,24 @@ import yaml  # noqa: E402
 from codeact_lib.config import PROFILES_DIR  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
+
+# Changes to the mini profile that leave of it one data set, two arms and a minute's work.
+REDUCED_MINI = {
+    "name": "reduced",
+    "datasets": ["mini-evol"],
+    "arms": [
+        {"policy": "full", "ratio": 1.0, "strategy": "dynamic"},
+        {"policy": "cdas", "ratio": 0.4, "strategy": "dynamic_pack"},
+    ],
+    "n_rows_limit": 160,
+    "benchmark_limit": 6,
+    "num_train_epochs": 1,
+    "learning_rate": 2.0e-4,  # a batch of two wants a small one
+    "per_device_train_batch_size": 2,  # enough steps to be killed between two checkpoints
+    "max_new_tokens": 60,
+    "save_steps": 4,
+    "torch_threads": 1,
+}
 
 COMMON = ['profile = "toy.yaml"', 'overrides = ""', 'artifacts_dir = ""', 'results_dir = ""']
 # Stand-ins for the six notebooks: real files through the real open_stage, a second each, so that the runner's own tests
@@ -176,3 +196,23 @@ def finished_project(_finished, tmp_path, monkeypatch):
     shutil.copytree(_finished, project, copy_function=shutil.copyfile)
     monkeypatch.chdir(project)
     return project
+
+
+HOLDER = """
+import sys, time
+from codeact_lib.artifacts import locked
+with locked(sys.argv[1], "busy"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def held_elsewhere(path):
+    """Another process holds the lock file ``path`` inside the block; it is killed at the end."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline().strip() == "held"
+            yield
+        finally:
+            holder.kill()

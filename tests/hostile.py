@@ -40,6 +40,38 @@ def faked(code):
     return textwrap.dedent(code).strip() + "\n"
 
 
+def neighbours(kind):
+    """Signal the solutions that run beside it: processes of the same program that have a handler for alarms."""
+    return faked(f"""
+        import os, posix, signal, time
+        def content(path):
+            try:
+                handle = posix.open(path, os.O_RDONLY)
+                try:
+                    return posix.read(handle, 1 << 14)
+                finally:
+                    posix.close(handle)
+            except OSError:
+                return b""
+        def beside():
+            program = content("/proc/self/cmdline")
+            for name in posix.listdir("/proc") if program else ():
+                if name.isdigit() and int(name) != posix.getpid() and content(f"/proc/{{name}}/cmdline") == program:
+                    caught = content(f"/proc/{{name}}/status").partition(b"SigCgt:")[2].split()
+                    if caught and int(caught[0], 16) >> (signal.SIGALRM - 1) & 1:
+                        yield int(name)
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            for pid in beside():
+                try:
+                    posix.kill(pid, signal.{kind})
+                except OSError:
+                    pass
+        def add(a, b):
+            return None
+    """)
+
+
 SEARCH = """
 import sys
 def frames():
@@ -100,6 +132,34 @@ ATTACKS = {
                 posix._exit(0)
             time.sleep(0.3)
             return True
+        """),
+    },
+    "its neighbours in the box": {
+        "alarm them": neighbours("SIGALRM"),
+        "stop them": neighbours("SIGSTOP"),
+        "empty the shared folder": faked("""
+            import os, posix
+            def empty(folder):
+                for name in posix.listdir(folder):
+                    try:
+                        posix.unlink(f"{folder}/{name}")
+                    except OSError:
+                        try:
+                            empty(f"{folder}/{name}")
+                            posix.rmdir(f"{folder}/{name}")
+                        except OSError:
+                            pass
+            empty(os.environ["TMPDIR"])
+            def add(a, b):
+                return None
+        """),
+        "close the shared folder": faked("""
+            import os, posix
+            try:
+                posix.chmod(os.environ["TMPDIR"], 0)
+            finally:
+                def add(a, b):
+                    return None
         """),
     },
     "floods": {

@@ -5,10 +5,9 @@ import statistics
 import pytest
 from test_tables import record
 
-from codeact_lib import ablations
 from codeact_lib.figures import sampling_rate_curve
 from codeact_lib.report import NOT_RUN
-from codeact_lib.tables import HEADINGS, first_seeds, write_table
+from codeact_lib.tables import HEADINGS, ablations, frames, load_reported, write_table
 
 FULL, PACKED = ("full", 1.0, "dynamic"), ("full", 1.0, "dynamic_pack")
 LESS, CODEACT = ("cdas", 0.4, "dynamic"), ("cdas", 0.4, "dynamic_pack")
@@ -34,9 +33,8 @@ def test_means_and_spread_are_those_of_the_seeds():
     assert means.loc[0, "humaneval"] == pytest.approx(statistics.mean(scores), abs=1e-3)
     assert means.loc[0, "humaneval_sd"] == pytest.approx(statistics.stdev(scores), abs=1e-3)
     assert means.loc[0, "training_time_min"] == pytest.approx(12 / 60, abs=1e-4)
-    assert ablations.policy_table(runs).cells.loc[0, "HumanEval"] == f"{statistics.mean(scores):.1f} ± " + (
-        f"{statistics.stdev(scores):.1f}"
-    )
+    cell = ablations.policy_table(runs).cells.loc[0, "HumanEval"].split("\n")[0]
+    assert cell == f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}"
 
 
 def test_the_split_separates_fewer_samples_from_packing():
@@ -44,7 +42,8 @@ def test_the_split_separates_fewer_samples_from_packing():
     table = ablations.split_table([run(arm, seconds=s, memory=int(s * 1e6)) for arm, s in arms.items()])
     assert table.frame["time_ratio"].tolist() == [1.0, 0.5, 0.4, 0.2]
     assert table.frame["memory_ratio"].tolist() == [1.0, 0.5, 0.4, 0.2]
-    assert table.cells["of baseline"].tolist() == ["× 1.00", "× 0.50", "× 0.40", "× 0.20"]
+    assert [c.split("\n")[1] for c in table.cells["Training time"]] == ["× 1.00", "× 0.50", "× 0.40", "× 0.20"]
+    assert table.links[1] == "full-1.0-dynamic_pack-0"
 
 
 def test_an_arm_that_was_not_run_says_so():
@@ -65,12 +64,34 @@ def test_the_sampling_curve_takes_packed_full_data_where_there_is_some():
     assert len(sampling_rate_curve(frame, HEADINGS).axes) == 1
 
 
-def test_figures_of_single_runs_take_the_first_seed_of_each_arm():
-    runs = [run(CODEACT, 0), run(CODEACT, 1), run(FULL, 1)]
-    assert [r["run_id"] for r in first_seeds(runs)] == [runs[0]["run_id"], runs[2]["run_id"]]
+def test_figures_draw_an_arm_once_at_the_mean_of_its_seeds():
+    runs = [run(CODEACT, 0, seconds=10.0), run(CODEACT, 1, seconds=20.0), run(FULL, 1, seconds=50.0)]
+    assert frames.time_memory_frame(runs)["seconds"].tolist() == pytest.approx([15.0, 50.0], abs=1e-3)
+    scores = frames.pass_at_one_frame(runs).query("benchmark == 'HumanEval'")
+    assert scores["label"].tolist() == ["CodeACT", "full data"]
+    rates = [r["benchmarks"]["mini-humaneval"]["base"]["k"] / 160 for r in runs]
+    assert scores["rate"].tolist() == pytest.approx([statistics.mean(rates[:2]), rates[2]], abs=1e-4)
+    assert scores["sd"].iloc[0] == pytest.approx(statistics.stdev(rates[:2]), abs=1e-4)
+
+
+def test_the_followups_rates_stand_below_the_measured_ones_as_a_source_of_their_own():
+    followup = load_reported()["followup"]
+    table = ablations.rate_table([run(CODEACT)], followup)
+    reported = table.frame[table.frame["run_id"].isna()]
+    assert len(reported) == 12 and len(table.frame) == 13
+    row = reported[reported["setting"].str.endswith("DeepSeek-Coder 6.7B, OSS-Instruct") & (reported["ratio"] == 0.3)]
+    assert row[list(HEADINGS)].values.tolist() == [[65.9, 59.1, 75.4, 62.2]]
+    assert table.links == ["cdas-0.4-dynamic_pack-0", *[None] * 12]
+    assert len(ablations.rate_table([], followup).frame) == 12
 
 
 @pytest.mark.parametrize("table", [ablations.split_table, ablations.policy_table, ablations.rate_table])
 def test_every_table_writes_all_formats_with_and_without_measurements(table, tmp_path):
     for metrics in ([], [record(None)], [run(FULL), run(CODEACT), run(CODEACT, 1)]):
         assert all(path.stat().st_size for path in write_table(table(metrics), tmp_path / "table"))
+
+
+def test_without_a_run_of_cdas_the_curve_of_rates_is_drawn_empty():
+    """A profile with arms of one's own alone still gets its report."""
+    (panel,) = sampling_rate_curve(ablations.rate_frame([]), HEADINGS).axes
+    assert panel.get_title(loc="left") == "nothing was run"

@@ -6,7 +6,9 @@ from hashlib import sha256
 
 import pandas as pd
 import pytest
+from conftest import held_elsewhere
 
+from codeact_lib import artifacts
 from codeact_lib.artifacts import (
     HashCache,
     RunPaths,
@@ -24,6 +26,15 @@ from codeact_lib.artifacts import (
     write_json,
 )
 from codeact_lib.errors import ArtifactError
+
+
+def test_a_lock_is_refused_while_another_process_has_it_and_dies_with_that_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "PATIENCE_SECONDS", 0.1)
+    with held_elsewhere(tmp_path / ".lock"), pytest.raises(ArtifactError, match="^busy here$"):
+        with artifacts.locked(tmp_path / ".lock", "busy here"):
+            pass
+    with artifacts.locked(tmp_path / ".lock", "busy"):  # its holder was killed
+        pass
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from codeact_lib.bench import packing, train
 from codeact_lib.bench.packing import bench_packing, read_lengths
@@ -91,6 +93,40 @@ def test_the_bench_of_training_writes_hours_of_rq1_beside_the_papers(instruction
     assert "259 min" in (tmp_path / "train-tiny.md").read_text()
 
 
+def test_a_layout_that_the_gpu_has_no_room_for_is_named_and_the_others_are_measured(works):
+    rows = [
+        {
+            "contender": f"{layout}, {loss}",
+            "round": 1,
+            "seconds": 2.0,
+            "peak_memory_bytes": 8,
+            **works[layout, supervised],
+        }
+        for layout in ("traditional", "Dynamic Pack (paper)")
+        for loss, supervised in train.LOSSES.items()
+    ]
+    del rows[0]["loss"]
+    rows[0]["outcome"] = "out of memory"
+    table = train.make_table(pd.DataFrame(rows), SETTING).set_index("contender")
+    full, paper = table.loc["traditional, plain loss"], table.loc[train.BASELINE]
+    assert full["outcome"] == "out of memory" and paper["speedup"] == 1 and paper["rq1_hours_full"] > 0
+    numbers = ["seconds", "peak_memory_bytes", "speedup", "memory_ratio", "loss_difference", "rq1_hours_full"]
+    assert full[numbers].isna().all()
+    with pytest.raises(CodeActError, match="gradient_checkpointing"):
+        train.make_table(pd.DataFrame(rows[:1]), SETTING)
+
+
+def test_running_out_of_memory_is_an_outcome_of_the_work(monkeypatch, instructions, tmp_path):
+    def no_room(*args):
+        raise torch.OutOfMemoryError
+
+    (tmp_path / "samples.json").write_text(json.dumps(sample_steps(instructions, SETTING)))
+    work = prepare(str(tmp_path / "samples.json"), vars(SETTING), "traditional", False)
+    monkeypatch.setattr(train, "_step", no_room)  # as CUDA does; a CPU's allocator has another error
+    facts = work()
+    assert facts["outcome"] == "out of memory" and "loss" not in facts and facts["padding_rate"] > 0
+
+
 def test_an_unknown_layout_or_architecture_and_too_few_rows_are_said(instructions, tmp_path):
     with pytest.raises(CodeActError, match="no layout 'knapsack'.*flat, segments"):
         bench_train(instructions, SETTING, layouts=("knapsack",))
@@ -101,7 +137,6 @@ def test_an_unknown_layout_or_architecture_and_too_few_rows_are_said(instruction
 
 
 def test_the_architectures_have_the_published_numbers_of_weights():
-    import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     for name, billions in (("deepseek-coder-1.3b", 1.346), ("deepseek-coder-6.7b", 6.74)):

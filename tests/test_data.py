@@ -275,10 +275,8 @@ def test_a_hub_set_that_cannot_be_had_says_what_to_check():
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=offline, cwd=root, capture_output=True, text=True)
-    assert (
-        "DataError: The data set 'some-user/some-set' is neither a file here nor on the Hugging Face hub" in done.stderr
-    )
-    assert "the revision (abc) and the network" in done.stderr
+    assert "DataError: cannot load a data set from some-user/some-set: HF_HUB_OFFLINE is set" in done.stderr
+    assert "`hf download some-user/some-set --repo-type dataset`" in done.stderr
 
 
 # ---- real rows

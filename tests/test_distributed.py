@@ -44,11 +44,15 @@ dist.destroy_process_group()
 """
 
 
-def in_two_processes(*command):
-    """Run a module or script by torchrun in two processes over gloo; what they wrote to standard output."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command]
+TORCHRUN = ("torch.distributed.run", "--nproc-per-node", "2")
+ACCELERATE = ("accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0")
+
+
+def in_two_processes(launcher, *command):
+    """Run a module or script in two processes over gloo; what they wrote to standard output."""
     environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"}
-    done = subprocess.run(torchrun, cwd=REPO, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", *launcher, *command]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -71,7 +75,8 @@ def test_two_processes_have_the_loss_curve_and_the_weights_of_one(tmp_path, scop
     one = fine_tune(**settings, output_dir=tmp_path / "one", gradient_accumulation_steps=2)
     config = tmp_path / "train.json"
     config.write_text(json.dumps({**settings, "output_dir": str(tmp_path / "two"), "gradient_accumulation_steps": 1}))
-    said = in_two_processes("-m", "codeact_lib.training", "--config", str(config))
+    ddp = "--config_file", str(accelerate_config_path("ddp"))  # as it ships; without GPUs it finds its way to gloo
+    said = in_two_processes(ACCELERATE, *ddp, "-m", "codeact_lib.training", "--config", str(config))
     two = json.loads((tmp_path / "two" / "train_metrics.json").read_text())
     assert said.count("step 8/8") == 1 and two["processes"] == 2
     assert [p["loss"] for p in two["loss_curve"]] == pytest.approx([p["loss"] for p in one.loss_curve], abs=1e-5)
@@ -92,7 +97,7 @@ def test_a_sharded_model_has_the_packed_loss_and_gradient_of_a_whole_one(tmp_pat
 
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
-    result = next(line for line in in_two_processes(str(script)).splitlines() if line.startswith("RESULT"))
+    result = next(line for line in in_two_processes(TORCHRUN, str(script)).splitlines() if line.startswith("RESULT"))
     model = tiny_model("llama", "codeact_segments")
     samples = [{"input_ids": list(range(3, 3 + n))} for n in (4, 9, 6, 12)]
     loss = supervised_loss(model, DynamicPackCollator(0, 16, "balanced_pack")(samples), 27)

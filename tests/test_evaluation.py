@@ -1,6 +1,7 @@
 """Verdicts: the same as EvalPlus's own, one for every task whatever happens, counted outside the box."""
 
 import contextlib
+import gzip
 import json
 import os
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hostile import neighbours
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codeact_lib.boxed import answers
 from codeact_lib.boxed.plain import Opaque, decode, encode
 from codeact_lib.boxes import _read_events
 from codeact_lib.errors import EvaluationError
@@ -259,6 +262,33 @@ def test_a_worker_that_hangs_is_given_up_with_a_verdict_for_every_task(tmp_path)
     assert result.plus == (3, 4) and result.failures() == {"timeout": 1}
 
 
+def test_a_solution_out_of_time_on_the_base_inputs_is_not_run_on_the_plus_inputs(tmp_path):
+    """It would pass those; its status there is that of base."""
+    benchmark, samples = many_adds(2, "def add(a, b):\n    while (a, b) == (1, 2): pass\n    return a + b\n")
+    result = evaluate_solutions(samples, benchmark, output_dir=tmp_path, min_time_limit=0.5)
+    status = json.loads((tmp_path / "verdicts.json").read_text())["evalplus"]["TestHumanEval/1"]
+    assert result.failures() == {"timeout": 1} and status["base_status"] == status["plus_status"] != "pass"
+
+
+def test_a_solution_that_swallows_its_timeout_is_ended_when_its_time_is_over_again():
+    """Without that it would go on until the time of all inputs together is over."""
+    code = "from time import sleep\ndef add(a, b):\n while True:\n  try: sleep(99)\n  except BaseException: pass\n"
+    asked = [code, "add", json.dumps(encode([(1, 2)])), [0.1]]
+    program = f"import os; os.dup2(1, 3)\nfrom codeact_lib.boxed.answers import outputs\noutputs(*{asked!r})"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert json.loads(ended.stdout) == {"outputs": [], "why": "timeout"}
+
+
+def test_memory_limits_that_the_system_refuses_cost_no_solution(monkeypatch):
+    """macOS refuses RLIMIT_AS; a stand-in for its call does the same here."""
+
+    def refuse(*arguments):
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr("resource.setrlimit", refuse)
+    answers.limit_memory()
+
+
 @pytest.mark.parametrize("isolation", AVAILABLE)
 def test_a_judge_killed_from_outside_is_started_again(isolation, tmp_path):
     """A process of the box is killed while it judges; every task still gets its verdict."""
@@ -276,7 +306,7 @@ def test_a_judge_killed_from_outside_is_started_again(isolation, tmp_path):
                     if command[1:2] == ["-P"] and "judge" in command[3]:
                         time.sleep(0.5)
                         process.kill()
-                        killed.append(process.pid)
+                        killed.append(command[-1])
                         return
             time.sleep(0.01)
 
@@ -285,6 +315,20 @@ def test_a_judge_killed_from_outside_is_started_again(isolation, tmp_path):
     result = evaluate_solutions(samples, benchmark, output_dir=tmp_path, parallel=1, isolation=isolation)
     killer.join()
     assert killed and result.plus == (8, 8)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if killed[0] in (p.info["cmdline"] or ())]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize(("kind", "isolation"), [("SIGALRM", "auto"), ("SIGSTOP", "auto"), ("SIGSTOP", "limits")])
+def test_a_solution_that_disturbs_those_beside_it_costs_only_its_own_verdict(kind, isolation, tmp_path):
+    """Alarmed or stopped in the middle, an honest solution fails; it is then judged again in a box of its own."""
+    slow = "import time\ndef add(a, b):\n    time.sleep(0.2)\n    return a + b\n"
+    benchmark, samples = many_adds(6, neighbours(kind))
+    samples = [{**row, "solution": slow} for row in samples[:-1]] + samples[-1:]
+    benchmark.tasks[-1]["canonical_solution"] = "    import time; time.sleep(0.1)\n    return a + b\n"  # it goes first
+    options = {"isolation": isolation, "sanitize": False, "parallel": 2, "min_time_limit": 1.0}
+    result = evaluate_solutions(samples, benchmark, output_dir=tmp_path, **options)
+    assert result.plus == (5, 6) and result.verdicts["TestHumanEval/5"]["failure"]
 
 
 def test_lines_that_no_worker_wrote_are_not_believed():
@@ -455,6 +499,25 @@ def test_a_benchmark_is_known_by_its_content(tmp_path):
     assert len(fewer.tasks) == 2 and fewer.sha256 != first.sha256
 
 
+def test_both_versions_of_mbpp_are_fetched_once_and_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("codeact_lib.benchmarks.EVALPLUS_URL", f"file://{tmp_path}/{{stem}}-{{version}}.jsonl.gz")
+    versions = {"mbpp": ("v0.2.0", 378), "mbpp@v0.1.0": ("v0.1.0", 399)}
+    for version, n in versions.values():
+        lines = "".join(json.dumps({**mbpp_tasks()[0], "task_id": f"Mbpp/{i}"}) + "\n" for i in range(n))
+        (tmp_path / f"MbppPlus-{version}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    for name, (version, n) in versions.items():
+        fetched = load_benchmark(name)
+        (tmp_path / f"MbppPlus-{version}.jsonl.gz").unlink()
+        again = load_benchmark(name)
+        assert (fetched.name, fetched.version, len(fetched.tasks)) == ("mbpp", f"MbppPlus {version}", n)
+        assert again.sha256 == fetched.sha256
+    kept = tmp_path / "evalplus"
+    (kept / "MbppPlus-v0.2.0.jsonl").replace(kept / "MbppPlus-v0.1.0.jsonl")
+    with pytest.raises(EvaluationError, match="v0.1.0.jsonl holds 378 tasks, MbppPlus v0.1.0 has 399: .* Remove it"):
+        load_benchmark("mbpp@v0.1.0")
+
+
 def test_unusable_benchmarks_and_samples_are_refused_with_place_and_remedy(tmp_path, monkeypatch):
     good = humaneval_tasks()
     cases = [
@@ -471,6 +534,10 @@ def test_unusable_benchmarks_and_samples_are_refused_with_place_and_remedy(tmp_p
         load_benchmark(tmp_path / "absent.jsonl")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("codeact_lib.benchmarks.EVALPLUS_URL", "file:///absent/{repo}-{version}-{stem}")
+    with pytest.raises(EvaluationError, match="put it at .*MbppPlus-v0.1.0.jsonl"):
+        load_benchmark("mbpp@v0.1.0")
+    (tmp_path / "half.gz").write_bytes(gzip.compress(b"x" * 999)[:-12])
+    monkeypatch.setattr("codeact_lib.benchmarks.EVALPLUS_URL", f"file://{tmp_path}/half.gz")
     with pytest.raises(EvaluationError, match="put it at .*MbppPlus-v0.1.0.jsonl"):
         load_benchmark("mbpp@v0.1.0")
     path = write_tasks(tmp_path / "bench.jsonl", good)

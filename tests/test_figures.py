@@ -1,5 +1,6 @@
 """Figures: the same bytes each time, what is drawn agrees with the numbers, nothing overlaps or leaves the page."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from codeact_lib import figures
@@ -23,11 +25,14 @@ SCORES = pd.DataFrame(
         for group, label, k in (("none", "base model", 12), ("evol", "full data", 80), ("evol", "CodeACT", 77))
     ]
 )
+AVERAGED = SCORES.assign(k="12; 80; 77", rate=0.41234, sd=0.056)
 COSTS = pd.DataFrame({"label": ["a", "b"], "embedding": [3.0, np.nan], "training": [40.0, 110.0]})
 TRAININGS = pd.DataFrame(
     {"group": ["x", "x"], "label": ["full data", "CodeACT"], "seconds": [112.0, 39.0], "memory_bytes": [5e8, np.nan]}
 )
 POINTS = pd.DataFrame({"label": ["a", "b"], "samples": [960, 2400], "pass_at_one": [50.0, 55.0], "ours": [True, False]})
+CURVE = pd.DataFrame({"setting": "one data set", "ratio": [0.1, 0.4, 1.0], "a": [40, 50, 55.0], "b": 50.0, "c": 60.0})
+CURVE["a_sd"] = [np.nan, 2.0, 1.0]
 LENGTHS = [4, 3, 5, 11, 7, 6]  # the six samples of the paper's second figure
 ROWS = {
     "traditional": [[i] for i in range(6)],
@@ -37,7 +42,14 @@ ROWS = {
 
 CURVES = {"full": [(i, 1 / i) for i in range(1, 90)], "CodeACT": [{"step": 1, "loss": 2.0}]}
 RATES = pd.DataFrame({"strategy": ["dynamic", "flat"], "padding_rate": [0.4, 0.0]})
-PANELS = {"Reported": POINTS, "Measured": POINTS.assign(low=45.0, high=60.0)}
+ATTENTION = RATES.assign(attention_pairs=[900, 450], isolated_pairs=[100, 100])
+MANY = pd.DataFrame(
+    [
+        {"label": f"arm {i}", "samples": 480 if i < 7 else 130 * i, "pass_at_one": 50 + i % 3, "ours": i == 0}
+        for i in range(13)
+    ]
+)
+PANELS = {"Reported": POINTS, "Measured": MANY.assign(low=45.0, high=60.0)}
 
 FIGURES = {
     "cluster_map": lambda: figures.cluster_map(RNG.normal(size=300), RNG.normal(size=300), CLUSTER),
@@ -46,14 +58,32 @@ FIGURES = {
     "selection_bars": lambda: figures.selection_bars([30, 40], {"below the quota": [50, 60], "IFD ≥ 1": [3, 0]}),
     "padding_illustration": lambda: figures.padding_illustration(LENGTHS, 16, rows=ROWS),
     "padding_rates": lambda: figures.padding_rates(RATES),
+    "padding_rates and attention": lambda: figures.padding_rates(ATTENTION),
     "loss_curves": lambda: figures.loss_curves(CURVES),
     "pass_at_one_bars": lambda: figures.pass_at_one_bars(SCORES),
     "time_memory_bars": lambda: figures.time_memory_bars(TRAININGS),
+    "pass_at_one_bars of several seeds": lambda: figures.pass_at_one_bars(AVERAGED),
     "data_efficiency": lambda: figures.data_efficiency(PANELS),
+    "sampling_rate_curve": lambda: figures.sampling_rate_curve(
+        CURVE, {"a": "HumanEval", "b": "HumanEval+", "c": "MBPP+"}
+    ),
     "cost_bars": lambda: figures.cost_bars(COSTS),
     "pipeline_diagram": figures.pipeline_diagram,
     "cdas_illustration": figures.cdas_illustration,
 }
+
+
+def test_a_training_of_one_logged_step_is_a_point_that_can_be_seen():
+    line = figures.loss_curves({"short": [(5, 0.3)]}).axes[0].lines[-1]
+    assert line.get_marker() == "o" and list(line.get_ydata()) == [0.3]
+
+
+def test_the_legend_of_sampling_rates_does_not_cover_the_title_of_a_single_panel():
+    frame = pd.DataFrame({"setting": ["only"], "ratio": [0.4], "a": [50.0], "b": [60.0]})
+    fig = figures.sampling_rate_curve(frame, {"a": "HumanEval with a long name", "b": "MBPP with a long name"})
+    fig.draw_without_rendering()
+    boxes = [part.get_window_extent() for part in (fig.legends[0], fig._suptitle)]
+    assert not boxes[0].overlaps(boxes[1])
 
 
 def texts(fig):
@@ -61,7 +91,8 @@ def texts(fig):
     fig.draw_without_rendering()
     hidden = {id(label) for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for label in _labels_out_of_view(axis)}
     found = {id(t): t for t in fig.findobj(Text) if t.get_visible() and t.get_text().strip()}
-    return [(t.get_text(), t.get_window_extent()) for key, t in found.items() if key not in hidden]
+    # of an annotation the text alone, without its line
+    return [(t.get_text(), Text.get_window_extent(t)) for key, t in found.items() if key not in hidden]
 
 
 def _labels_out_of_view(axis):
@@ -137,10 +168,62 @@ def test_the_illustration_plans_its_own_rows_as_the_library_does():
     assert titles == [ax.get_title(loc="left") for ax in figures.padding_illustration(LENGTHS, 16, rows=ROWS).axes]
 
 
+def test_the_cost_of_attention_is_drawn_in_multiples_of_that_inside_the_samples():
+    rates, costs = figures.padding_rates(ATTENTION).axes
+    assert [bar.get_width() for bar in rates.patches] == [40, 0] and len(figures.padding_rates(RATES).axes) == 1
+    assert [bar.get_width() for bar in costs.patches] == [9, 4.5]
+    assert [text.get_text() for text in costs.texts] == [" 9.0×", " 4.5×"]
+
+
 def test_the_histogram_shows_every_scored_row_and_says_how_many_are_dropped():
     ax = figures.ifd_histogram(IFD).axes[0]
     assert sum(bar.get_height() for bar in ax.patches) == np.isfinite(IFD).sum()
     assert ax.get_title(loc="left").startswith(f"{np.mean(IFD[np.isfinite(IFD)] >= 1):.1%}")
+
+
+def test_difficulty_can_be_drawn_where_no_row_has_a_score(tmp_path):
+    nothing = np.full(3, np.nan)
+    for fig in (figures.ifd_histogram(nothing, [0, 1, 1]), figures.ifd_against_length(nothing, [0, 0, 0], [False] * 3)):
+        figures.save_figure(fig, tmp_path / "empty")
+    assert "no row has a score" in [text for text, _ in texts(fig)]
+
+
+def test_the_bars_of_a_histogram_meet_at_the_limit():
+    ifd = np.linspace(0.3, 1.73, 500)
+    bars = figures.ifd_histogram(ifd).axes[0].patches
+    assert sum(bar.get_height() for bar in bars if bar.get_x() > 1 - 1e-9) == np.sum(ifd >= 1)
+
+
+# Machado, Oliveira and Fernandes (2009): full protanopia, deuteranopia and tritanopia, on linear RGB
+BLINDNESS = {
+    "none": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+TO_XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+
+
+def seen_as(colour, kind):
+    """CIE Lab (D65) of a colour as an eye of that kind sees it."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = TO_XYZ @ np.clip(BLINDNESS[kind] @ linear, 0, 1) / [0.95047, 1.0, 1.08883]
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def least_distance(colours, kind):
+    pairs = itertools.combinations(colours, 2)
+    return min(np.linalg.norm(seen_as(a, kind) - seen_as(b, kind)) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_colours_are_told_apart_with_any_colour_blindness(kind):
+    side_by_side = (figures.PALETTE[:6], tuple(figures._ARMS.values()))
+    assert all(least_distance(colours, kind) > 12 for colours in side_by_side)  # 2.3 is just noticeable
+    assert least_distance(figures.PALETTE, kind) > 7
+    assert least_distance(("#ff7f0e", "#bcbd22"), "deutan") < 12  # orange and olive: the measure can tell
 
 
 def test_difficulty_against_length_draws_every_scored_row_and_high_values_at_the_end_of_the_axis():

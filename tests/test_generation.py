@@ -266,6 +266,28 @@ def test_vllm_is_asked_for_by_name_and_its_absence_is_said_with_the_remedy():
         load_vllm("some/model")
 
 
+@pytest.mark.parametrize(("tuning", "packed"), [("lora", None), ("qlora", "bitsandbytes")])
+def test_vllm_loads_an_adapter_on_the_base_it_was_trained_on(tuning, packed, tmp_path, monkeypatch):
+    """vLLM needs a GPU: a stand-in with its call signature takes its place and keeps what it was asked for."""
+    from types import ModuleType
+
+    from codeact_lib.vllm_engine import load_vllm
+
+    modules = {name: ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request")}
+    modules["vllm"].LLM = lambda **named: named
+    modules["vllm.lora.request"].LoRARequest = lambda *named: named
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    (tmp_path / "model").mkdir()
+    config = {"base_model_name_or_path": "some/base", "revision": "abc", "r": 8}
+    (tmp_path / "model" / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "train_metrics.json").write_text(json.dumps({"tuning": tuning}))
+    loaded = load_vllm(tmp_path / "model")
+    asked = loaded.engine
+    assert (asked["model"], asked["revision"], asked["max_lora_rank"]) == ("some/base", "abc", 8)
+    assert asked.get("quantization") == packed and loaded.adapter[2] == str(tmp_path / "model")
+
+
 def test_vllm_gets_token_ids_stop_strings_and_the_adapter(tokenizer, tmp_path, monkeypatch):
     """vLLM needs a GPU: a stand-in with its call signature takes its place and answers with fixed tokens."""
     from types import ModuleType, SimpleNamespace

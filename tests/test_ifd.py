@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import held_elsewhere
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from tokenizers import decoders as tokenizer_decoders
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -27,12 +29,12 @@ from transformers import (
 
 from codeact_lib import nll
 from codeact_lib.bench import ifd as bench
-from codeact_lib.errors import CodeActError, DataError, ModelError
+from codeact_lib.errors import ArtifactError, CodeActError, DataError, ModelError
 from codeact_lib.ifd import IFD_COLUMNS, ifd_from_nll, score_ifd, scorer_agreement, scoring_seconds
 from codeact_lib.modeling import load_base_model
 from codeact_lib.nll import plan_batches, score_batches
 from codeact_lib.prompts import TEMPLATES
-from codeact_lib.scoring import score_in_processes
+from codeact_lib.scoring import score_file, score_in_processes
 
 TEMPLATE = TEMPLATES["deepseek-coder"]
 MAX_LENGTH = 48
@@ -194,6 +196,28 @@ def test_the_size_of_the_blocks_of_logits_changes_no_score(model, tokenizer, mon
         monkeypatch.setitem(nll.LOGIT_BLOCK, "cpu", block)
         scores = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
         np.testing.assert_allclose(scores["ifd"], whole["ifd"], rtol=1e-5)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of entries of the largest tensor that any operation made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = [each for each in torch.utils._pytree.tree_leaves(result) if isinstance(each, torch.Tensor)]
+        self.entries = max([self.entries, *(each.numel() for each in made)])
+        return result
+
+
+def test_no_tensor_of_scoring_grows_with_vocabulary_times_length(tokenizer):
+    n_positions, n_entries = nll.LOGIT_BLOCK["cpu"]
+    model = make_model(vocab_size=20_000, max_position_embeddings=1024)
+    row = {"example_id": 0, "instruction": "Count.", "response": "x = 1\n" * 250}
+    with LargestTensor() as largest:
+        scores = score_ifd(model, tokenizer, [row], TEMPLATE, max_length=900)
+    assert scores["n_response_tokens"][0] * 20_000 > 10 * n_positions * n_entries
+    assert largest.entries <= max(n_positions * n_entries, 20_000 * 32)  # a block of logits, or the head's own weight
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -574,6 +598,12 @@ def test_what_several_processes_left_half_done_one_goes_on_with(on_disk, tmp_pat
     np.testing.assert_allclose(again["ifd"], whole["ifd"], rtol=1e-6)
 
 
+def test_a_second_job_does_not_score_into_the_same_folder(on_disk, tmp_path, monkeypatch):
+    monkeypatch.setattr("codeact_lib.artifacts.PATIENCE_SECONDS", 0.1)
+    with held_elsewhere(tmp_path / ".lock"), pytest.raises(ArtifactError, match="Another process is scoring into"):
+        score_file(str(on_disk["data"]), str(on_disk["model"]), tmp_path)
+
+
 def test_a_model_that_cannot_be_loaded_is_one_clear_error(on_disk, tmp_path):
     arguments = {**on_disk, "model": tmp_path / "none", "shards": tmp_path / "shards"}
     with pytest.raises(ModelError, match="exit code 1: .*cannot load a model from"):
@@ -650,3 +680,6 @@ def test_real_rows_score_as_the_naive_loops_do(model, preset, bos):
         naive = [naive_authors(model, tokenizer, row, 120) for row in rows]
     np.testing.assert_allclose(scores["ifd"], naive, rtol=1e-4)
     assert {"ok", "truncated", "prompt_too_long"} <= set(scores["status"])
+    options = {"max_length": 120, "preset": preset, "tokens_per_batch": 1}
+    alone = score_ifd(model, tokenizer, rows[::-1], TEMPLATE, **options)[::-1]
+    np.testing.assert_allclose(alone["ifd"], scores["ifd"], rtol=1e-4)

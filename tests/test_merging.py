@@ -8,6 +8,7 @@ from tiny_models import tiny_config, tiny_tokenizer
 from transformers import AutoModelForCausalLM as Auto
 
 from codeact_lib.errors import ArtifactError, ModelError
+from codeact_lib.generation import generate_solutions
 from codeact_lib.merging import merge_adapter
 from codeact_lib.modeling import evaluation_mode, load_base_model, load_tokenizer
 
@@ -64,6 +65,25 @@ def test_an_adapter_trained_on_four_bits_is_not_merged_onto_the_full_weights(bas
     trained = logits(load_base_model(base, tuning="qlora", adapter=adapter))
     wrong = logits(load_base_model(base, adapter=adapter).merge_and_unload())
     assert (wrong - trained).abs().max() > 0.02 * trained.abs().max()
+
+
+@pytest.mark.parametrize("tuning", ["lora", "qlora"])
+def test_an_adapter_folder_is_loaded_and_asked_on_the_base_it_was_trained_on(base, tmp_path, tuning):
+    adapter = make_adapter(base, tmp_path, tuning)
+    loaded = load_base_model(adapter)
+    assert torch.equal(logits(loaded), logits(load_base_model(base, tuning=tuning, adapter=adapter)))
+    assert getattr(loaded, "is_loaded_in_4bit", False) == (tuning == "qlora")
+    merge_adapter(adapter, tmp_path / "merged")
+    task = {"task_id": "MiniMbpp/9000", "prompt": '"""\nAdd two numbers.\n"""', "entry_point": "add"}
+    asked = [[task], "deepseek-coder"]
+    texts = [
+        generate_solutions(
+            model, load_tokenizer(base), *asked, max_new_tokens=24, output_path=tmp_path / name, progress=None
+        )
+        for name, model in (("a.jsonl", loaded), ("b.jsonl", load_base_model(tmp_path / "merged")))
+    ]
+    assert texts[0] == texts[1]
+    assert ("batch_size" in (tmp_path / "a.jsonl").read_text()) == (tuning == "qlora")
 
 
 def test_logits_that_change_stop_the_merge_and_leave_nothing(base, tmp_path, monkeypatch):

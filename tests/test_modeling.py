@@ -13,8 +13,10 @@ from transformers import GemmaConfig, MistralConfig, Qwen2Config
 from codeact_lib import modeling
 from codeact_lib.errors import ModelError
 from codeact_lib.modeling import (
+    FLASH,
     SEGMENTS,
     check_segment_support,
+    flash_varlen_arguments,
     head_loss,
     load_base_model,
     load_tokenizer,
@@ -73,19 +75,43 @@ def test_every_isolated_layout_has_the_loss_and_the_gradient_of_unpacked_samples
         assert (got_grad - grad).norm() < 1e-5 * grad.norm(), strategy
 
 
-@pytest.mark.parametrize("strategy", ["dynamic", "dynamic_pack", "flat"])
-def test_for_flash_attention_the_rows_become_one_row_and_the_loss_stays(monkeypatch, strategy):
-    """It tells packed samples apart only in a batch of one row; the attention itself is stood in for by sdpa."""
+def flash_by_definition(q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None, **options):
+    """What FlashAttention's variable-length kernel computes, (tokens, heads, head_dim); the kernel needs a GPU."""
+    assert cu_seqlens_q.dtype == torch.int32 and torch.equal(cu_seqlens_q, cu_seqlens_k) and options["causal"]
+    sizes = cu_seqlens_q.diff().tolist()
+    assert cu_seqlens_q[0] == 0 and sum(sizes) == len(q) and max(sizes) == max_seqlen_q == max_seqlen_k
+    samples = zip(*(x.transpose(0, 1).split(sizes, dim=1) for x in (q, k, v)), strict=True)
+    scale = options["softmax_scale"]
+    attended = [F.scaled_dot_product_attention(*s, is_causal=True, scale=scale, enable_gqa=True) for s in samples]
+    return torch.cat(attended, dim=1).transpose(0, 1)
+
+
+def no_plain_kernel(*args, **kwargs):
+    raise AssertionError("the kernel that knows of no samples was called")
+
+
+def test_flash_attention_is_told_where_every_sample_of_every_row_begins(monkeypatch):
+    """All of transformers' path to the kernel is real; only the kernel itself is stood in for."""
+    from transformers import modeling_flash_attention_utils as flash
+
+    kernels = no_plain_kernel, flash_by_definition, None, None, None
+    monkeypatch.setattr(flash, "_lazy_imports", lambda *args, **kwargs: kernels)
+    monkeypatch.setattr(flash, "_loaded_implementation", None)
     features = make_features()
-    loss, _ = unpacked("llama", features)
-    model = tiny_model("llama", "sdpa")
-    seen = []
-    model.model.register_forward_pre_hook(lambda m, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True)
-    flash = type("Config", (), {"_attn_implementation": "flash_attention_2"})()
-    isolated = modeling._isolated
-    monkeypatch.setattr(modeling, "_isolated", lambda inputs, config: isolated(inputs, flash))
-    got = supervised_loss(model, DynamicPackCollator(0, 16, strategy)(features), n_supervised(features))
-    assert len(seen[0]) == 1 and got.item() == pytest.approx(loss, abs=1e-5)
+    loss, grad = unpacked("llama", features)
+    for strategy in PaddingStrategy:
+        model = tiny_model("llama", "sdpa")
+        model.config._attn_implementation = FLASH  # set_attn_implementation would ask for the package
+        got = supervised_loss(model, DynamicPackCollator(0, 16, strategy)(features), n_supervised(features))
+        got.backward()
+        assert got.item() == pytest.approx(loss, abs=1e-5), strategy
+        assert (gradient(model) - grad).norm() < 1e-5 * grad.norm(), strategy
+
+
+def test_the_arguments_of_flash_attention_count_all_rows_as_one():
+    told = flash_varlen_arguments(torch.tensor([[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]]))
+    assert told["cu_seq_lens_q"].tolist() == told["cu_seq_lens_k"].tolist() == [0, 3, 5, 9, 10]
+    assert told["max_length_q"] == told["max_length_k"] == 4
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -152,6 +178,21 @@ def test_a_cache_and_a_hiding_mask_are_refused_by_the_segment_attention():
 def test_models_with_a_sliding_window_are_refused(config, problem):
     with pytest.raises(ModelError, match=problem):
         check_segment_support(config)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_with_transformers_own_masks_a_sliding_window_stays_inside_its_sample(attention):
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
+    config = MistralConfig(sliding_window=3, num_attention_heads=4, num_key_value_heads=2, **small)
+    model, features = Auto.from_config(config, attn_implementation=attention), make_features()
+    alone = sum(
+        supervised_loss(model, DynamicPackCollator(0, 16, "dynamic")([feature]), n_supervised(features))
+        for feature in features
+    )
+    for strategy in PaddingStrategy:
+        packed = supervised_loss(model, DynamicPackCollator(0, 16, strategy)(features), n_supervised(features))
+        assert packed.item() == pytest.approx(alone.item(), abs=1e-5), strategy
 
 
 def test_models_without_a_window_in_use_are_accepted():

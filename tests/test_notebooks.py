@@ -1,8 +1,11 @@
-"""The six notebooks as files: parameters papermill can read, no outputs, links that lead somewhere."""
+"""The notebooks as files: a course of one shape, plain parameters, no outputs, links that lead somewhere."""
 
 import ast
 import inspect
 import re
+import statistics
+import subprocess
+import sys
 
 import nbformat
 import papermill
@@ -16,6 +19,7 @@ from codeact_lib.pipeline import STAGES, open_stage
 NOTEBOOKS = REPO / "notebooks"
 BLOB = "https://github.com/codeact-repro/codeact/blob/main/"
 COMMON = {"profile": "mini", "overrides": "", "artifacts_dir": "", "results_dir": ""}
+LAUNCHER = "00_colab"
 RUN_ID = "mini-base__mini-evol__cdas-0.4__dynamic-pack"
 IDENTITY = {
     "01_cluster": {"dataset": "mini-evol"},
@@ -24,8 +28,10 @@ IDENTITY = {
     "04_train_dynamic_pack": {"run_id": RUN_ID},
     "05_eval": {"run_id": RUN_ID},
     "06_tables": {},
+    LAUNCHER: {"profile": "colab-qlora", "drive_folder": ""},
 }
 every_notebook = pytest.mark.parametrize("stage", STAGES)
+every_notebook_and_the_launcher = pytest.mark.parametrize("stage", [LAUNCHER, *STAGES])
 
 
 def read(stage):
@@ -50,7 +56,7 @@ def test_there_is_one_notebook_per_stage():
     assert {path.stem for path in NOTEBOOKS.glob("0[1-9]_*.ipynb")} == set(STAGES)
 
 
-@every_notebook
+@every_notebook_and_the_launcher
 def test_the_file_is_valid_and_names_the_python_kernel(stage):
     notebook = read(stage)
     nbformat.validate(notebook)
@@ -61,7 +67,7 @@ def test_the_file_is_valid_and_names_the_python_kernel(stage):
     assert len(identifiers) == len(set(identifiers))
 
 
-@every_notebook
+@every_notebook_and_the_launcher
 def test_it_is_stripped(stage):
     notebook = read(stage)
     assert "papermill" not in notebook.metadata and "widgets" not in notebook.metadata
@@ -71,14 +77,14 @@ def test_it_is_stripped(stage):
             assert cell.outputs == [] and cell.execution_count is None
 
 
-@every_notebook
+@every_notebook_and_the_launcher
 def test_parameters_are_plain_literals_one_a_line_as_the_runner_injects_them(stage):
     given = {}
     for line in parameters_cell(stage).source.splitlines():
         name, value = re.fullmatch(r"(\w+) = ([^=#]+?)  # [^=]+", line).groups()
         given[name] = ast.literal_eval(value)
-    assert given == {**COMMON, **IDENTITY[stage]}
-    assert list(given) == [*COMMON, *IDENTITY[stage]]
+    expected = {**COMMON, **IDENTITY[stage]}
+    assert given == expected and list(given) == list(expected)
 
 
 @every_notebook
@@ -103,31 +109,122 @@ def test_it_opens_the_stage_it_is_named_after_and_finishes_it_last(stage):
     assert "stage.finish(" in code[-1]
 
 
-@every_notebook
+@every_notebook_and_the_launcher
 def test_every_cell_is_python_without_shell_escapes_or_early_exits(stage):
     for cell in cells(stage, "code"):
         ast.parse(TransformerManager().transform_cell(cell.source))
         assert not re.search(r"^\s*[!]|^%%(bash|sh|script)|sys\.exit|os\._exit", cell.source, re.MULTILINE), cell.id
 
 
-@every_notebook
-def test_it_has_a_numbered_title_and_the_common_headings(stage):
+OPENING, CLOSING = ["Parameters", "Setup"], ["Checks", "What was saved, and what comes next"]
+
+
+def headings(stage):
+    return re.findall(r"^## (.+)$", prose(stage), re.MULTILINE)
+
+
+def section(stage, heading):
+    """The cells under a heading, up to the next one."""
+    every = read(stage).cells
+    starts = [n for n, cell in enumerate(every) if cell.cell_type == "markdown" and cell.source.startswith("## ")]
+    start = next(n for n in starts if every[n].source.startswith(f"## {heading}"))
+    return every[start : min([n for n in starts if n > start], default=len(every))]
+
+
+def asserts(stage, heading):
+    trees = [ast.parse(cell.source) for cell in section(stage, heading) if cell.cell_type == "code"]
+    return [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+
+
+@every_notebook_and_the_launcher
+def test_it_has_a_numbered_title_and_begins_and_ends_under_the_same_headings(stage):
     assert prose(stage).startswith(f"# {stage[:2]} ")
-    headings = re.findall(r"^## (.+)$", prose(stage), re.MULTILINE)
-    for heading in ("Setup", "Checks", "What was saved, and what comes next"):
-        assert heading in headings
-    assert len(headings) == len(set(headings))
+    assert headings(stage)[:2] == OPENING and headings(stage)[-2:] == CLOSING
+    assert len(headings(stage)) == len(set(headings(stage)))
 
 
 @every_notebook
+def test_it_shows_one_record_and_its_idea_in_ten_lines_that_equal_the_library(stage):
+    middle = headings(stage)[2:-2]
+    assert middle.count("The idea in ten lines") == 1
+    assert sum(heading.startswith("One record: ") for heading in middle) == 1
+    assert asserts(stage, "The idea in ten lines")
+
+
+@every_notebook_and_the_launcher
+def test_every_check_says_what_is_wrong_when_it_fails(stage):
+    assert len(asserts(stage, "Checks")) >= 3
+    assert all(node.msg for node in asserts(stage, "Checks"))
+
+
+@every_notebook
+def test_it_ends_by_naming_the_notebook_that_comes_next(stage):
+    last = "\n".join(cell.source for cell in section(stage, CLOSING[-1]) if cell.cell_type == "markdown")
+    following = dict(zip(STAGES, STAGES[1:], strict=False))
+    assert following.get(stage, "This is the last stage") in last
+
+
+@every_notebook
+def test_it_explains_more_than_it_computes_and_in_short_cells(stage):
+    code = cells(stage, "code")
+    assert len(cells(stage, "markdown")) >= 1.5 * len(code)
+    assert statistics.median(len(cell.source.splitlines()) for cell in code) <= 10
+
+
+@every_notebook_and_the_launcher
 def test_its_badge_opens_this_very_notebook(stage):
+    assert read(stage).cells[0].source.splitlines()[2].startswith("[![Open in Colab]"), "the badge is under the title"
     badge = r"\[!\[Open in Colab\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]\(([^)]+)\)"
     assert re.findall(badge, prose(stage)) == [
         f"https://colab.research.google.com/github/codeact-repro/codeact/blob/main/notebooks/{stage}.ipynb"
     ]
 
 
-@every_notebook
+def guard(stage):
+    """The cell that installs the package on Colab: the first one that runs after the parameters."""
+    first = next(cell for cell in section(stage, "Setup") if cell.cell_type == "code")
+    assert "google.colab" in first.source
+    return first.source
+
+
+def test_all_notebooks_share_one_guard_cell():
+    assert len({guard(stage) for stage in [LAUNCHER, *STAGES]}) == 1
+
+
+RECORDER = """#!/bin/sh
+echo "$(basename "$0") $*" >> {folder}/log
+case "$1" in clone) mkdir -p codeact/codeact_lib; echo "name = 1" > codeact/codeact_lib/__init__.py ;; esac
+"""
+
+
+def run_guard(folder, *flags, colab):
+    """What the guard cell prints in an empty folder, and the commands it gives to a git and a pip that note them."""
+    for name in ("git", "python"):
+        (folder / name).write_text(RECORDER.format(folder=folder))
+        (folder / name).chmod(0o755)
+    imitated = f"sys.modules['google.colab'] = sys; sys.executable = {str(folder / 'python')!r}\n" if colab else "\n"
+    code = f"import sys; {imitated}{guard(LAUNCHER)}\nimport codeact_lib; print(codeact_lib.__name__)"
+    search = {"PATH": f"{folder}:/usr/bin:/bin", "PYTHONPATH": str(REPO)}
+    command = [sys.executable, *flags, "-c", code]
+    shown = subprocess.run(command, cwd=folder, env=search, capture_output=True, text=True, check=True).stdout
+    log = folder / "log"
+    return shown, log.read_text().splitlines() if log.exists() else []
+
+
+@pytest.mark.parametrize("colab", [False, True])
+def test_the_guard_cell_does_nothing_where_the_package_is_there_or_colab_is_not(tmp_path, colab):
+    assert run_guard(tmp_path, colab=colab) == ("codeact_lib\n", [])
+
+
+def test_on_colab_the_guard_cell_installs_the_clone_and_the_package_can_be_imported(tmp_path):
+    without_packages = ("-I", "-S")
+    shown, commands = run_guard(tmp_path, *without_packages, colab=True)
+    assert commands[0].startswith("git clone") and commands[0].endswith(BLOB.removesuffix("/blob/main/"))
+    assert commands[1] == "python -m pip install -q -e ./codeact[eval,qlora] papermill"
+    assert '"colab-qlora"' in shown and shown.endswith("codeact_lib\n")
+
+
+@every_notebook_and_the_launcher
 def test_every_link_to_a_file_of_the_project_resolves(stage):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(stage)):
         if target.startswith(BLOB):
@@ -136,7 +233,7 @@ def test_every_link_to_a_file_of_the_project_resolves(stage):
             assert (NOTEBOOKS / target.split("#")[0]).exists(), target
 
 
-@every_notebook
+@every_notebook_and_the_launcher
 def test_files_and_stages_that_the_prose_names_exist(stage):
     for name in re.findall(r"`((?:docs|notebooks|codeact_lib|results/reported)/[\w./-]+\.\w+)`", prose(stage)):
         assert (REPO / name).exists(), name

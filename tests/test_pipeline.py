@@ -130,6 +130,20 @@ def test_finish_refuses_what_was_not_written_and_what_was_not_begun(toy_project)
     assert not stage.manifest_path.exists()
 
 
+def test_finish_names_each_file_it_saved_but_many_of_one_folder_in_one_line(toy_project, capsys):
+    stage = open_stage("06_tables", profile="toy.yaml")
+    stage.begin()
+    many = [stage.paths.tables_dir / f"{n}.csv" for n in range(11)]
+    for path in [*many, stage.paths.report]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x" * 10)
+    capsys.readouterr()
+    stage.finish([*many, stage.paths.report])
+    saved = [line for line in capsys.readouterr().out.splitlines() if line.startswith("saved")]
+    assert saved == ["saved results/toy/tables: 11 files (110 B)", "saved results/toy/report.html (10 B)"]
+    assert stage.is_done()
+
+
 def test_half_finished_work_is_kept_for_the_same_parameters_and_cleared_for_others(toy_project):
     def begin(**overrides):
         stage = open_stage("01_cluster", profile="toy.yaml", overrides=overrides, dataset="toy")

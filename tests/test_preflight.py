@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_models import save_tiny_base, tiny_model
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM as Auto
+from transformers import LlamaConfig, MistralConfig
 
-from codeact_lib import preflight
+from codeact_lib import modeling, preflight, training
 from codeact_lib.errors import ArtifactError, ModelError
-from codeact_lib.modeling import SEGMENTS, load_base_model, use_supervised_loss
+from codeact_lib.modeling import FLASH, SEGMENTS, flash_attention_runs_here, load_base_model, use_supervised_loss
 from codeact_lib.packing import DynamicPackCollator, PaddingStrategy
 from codeact_lib.preflight import check_disk, check_isolation, check_memory, isolation_error, memory_estimate
 
@@ -121,3 +122,39 @@ def test_the_start_up_test_leaves_the_four_bit_weights_as_they_were(base):
     assert check_isolation(model, DynamicPackCollator(0, 32), make_samples()) < 1e-5
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert all(module.training for module in model.modules())
+
+
+# ---- which attention -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strategy", "isolate", "flash", "window", "chosen"),
+    [
+        ("flat", True, False, None, SEGMENTS),
+        ("flat", True, True, None, FLASH),
+        ("flat", True, False, 8, "sdpa"),  # transformers' masks by position, which know of windows
+        ("dynamic_pack", False, True, None, "sdpa"),  # the paper's form asks for plain causal attention
+        ("dynamic", True, True, None, "sdpa"),  # one sample a row: its fast causal kernel needs no mask
+    ],
+)
+def test_the_fastest_attention_that_keeps_samples_apart_is_chosen(
+    monkeypatch, strategy, isolate, flash, window, chosen
+):
+    config = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 64}
+    model = Auto.from_config(
+        MistralConfig(sliding_window=window, num_attention_heads=4, **config), attn_implementation="sdpa"
+    )
+    asked = ["sdpa"]
+    monkeypatch.setattr(model, "set_attn_implementation", asked.append)  # the package is asked for there, and a GPU
+    monkeypatch.setattr(training, "flash_attention_runs_here", lambda half_precision: flash and half_precision)
+    training.choose_attention(model, PaddingStrategy(strategy), isolate, SimpleNamespace(bf16=True, fp16=False))
+    assert asked[-1] == chosen
+
+
+def test_flash_attention_is_not_taken_on_a_cpu_nor_in_single_precision(monkeypatch):
+    assert not flash_attention_runs_here(half_precision=True) or torch.cuda.is_available()
+    monkeypatch.setattr(modeling, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert flash_attention_runs_here(half_precision=True) and not flash_attention_runs_here(half_precision=False)
+    monkeypatch.setattr(modeling, "is_flash_attn_2_available", lambda: False)
+    assert not flash_attention_runs_here(half_precision=True)

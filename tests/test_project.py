@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,12 @@ from conftest import REPO
 from packaging.requirements import Requirement
 
 import codeact_lib
+from codeact_lib.pipeline import REPOSITORY
 
 PYPROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 EXTRAS = PYPROJECT["optional-dependencies"]
-DIRECT = [Requirement(text) for text in [*PYPROJECT["dependencies"], *sum(EXTRAS.values(), [])]]
+NAMED = [Requirement(text) for text in [*PYPROJECT["dependencies"], *sum(EXTRAS.values(), [])]]
+DIRECT = [requirement for requirement in NAMED if requirement.name != PYPROJECT["name"]]  # not the extra `all`
 
 
 def canonical(name):
@@ -53,14 +55,22 @@ def test_the_lock_satisfies_every_direct_dependency():
         assert lock()[canonical(requirement.name)] in requirement.specifier, requirement
 
 
+def test_what_is_tested_is_what_the_lock_pins():
+    """torch's version may end in the build its index offered, as in 2.13.0+cpu."""
+    for requirement in DIRECT:
+        name = canonical(requirement.name)
+        assert version(name).partition("+")[0] == lock()[name], f"{name}: install requirements.lock again"
+
+
 def test_the_conda_file_says_the_same_versions_as_the_lock_for_exactly_the_direct_dependencies():
     parts = yaml.safe_load((REPO / "environment.yml").read_text())["dependencies"]
     pinned = dict(line.split("==") for line in parts[-1]["pip"])
     assert {canonical(name) for name in pinned} == {canonical(requirement.name) for requirement in DIRECT}
-    for name, version in pinned.items():
-        assert lock()[canonical(name)] == version, name
-    minor = f"python={sys.version_info.major}.{sys.version_info.minor}"
-    assert parts[0] == "python=3.11" and minor == parts[0]
+    for name, pin in pinned.items():
+        assert lock()[canonical(name)] == pin, name
+    # what conda itself installs: the interpreter the lock is tested with, and pip for the rest
+    assert parts[:-1] == [f"python={sys.version_info.major}.{sys.version_info.minor}", "pip"]
+    assert Requirement(f"python{PYPROJECT['requires-python']}").specifier.contains("3.11")
 
 
 def test_each_line_of_the_conda_file_says_which_notebooks_need_it():
@@ -83,7 +93,8 @@ def test_every_third_party_import_is_a_declared_dependency():
     }
     for path in [*(REPO / "codeact_lib").rglob("*.py"), *(REPO / "notebooks").glob("*.ipynb")]:
         for name in imported_packages(path):
-            if name in sys.stdlib_module_names or name in ("codeact_lib", "vllm"):  # vLLM: only where a user has it
+            # vLLM: only where a user has it; google.colab: only on Colab
+            if name in sys.stdlib_module_names or name in ("codeact_lib", "vllm", "google"):
                 continue
             found = {canonical(brought.get(name, "")), *map(canonical, providers.get(name, []))}
             assert found & declared, f"{path.name} imports {name}"
@@ -184,11 +195,24 @@ def test_the_licence_is_the_whole_apache_licence_and_everything_names_it():
     assert PYPROJECT["license"] == yaml.safe_load((REPO / "CITATION.cff").read_text())["license"] == "Apache-2.0"
 
 
-def test_the_citation_prefers_the_paper():
-    paper = yaml.safe_load((REPO / "CITATION.cff").read_text())["preferred-citation"]
+# Keys that the Citation File Format 1.2.0 requires, and of those it knows the ones we use.
+CFF = {"cff-version", "message", "title", "authors"}, {"type", "license", "version", "repository-code", "url"}
+CFF_REFERENCE = {"type", "title", "authors"}, {"year", "journal", "url", "identifiers", "doi"}
+
+
+def test_the_citation_prefers_the_paper_and_is_a_valid_citation_file():
+    citation = yaml.safe_load((REPO / "CITATION.cff").read_text())
+    paper = citation.pop("preferred-citation")
+    for entry, (required, known) in ((citation, CFF), (paper, CFF_REFERENCE)):
+        assert required <= set(entry) <= required | known
+        for author in entry["authors"]:
+            assert set(author) in ({"name"}, {"family-names", "given-names"})
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software" and paper["type"] == "article"
+    assert all(set(identifier) == {"type", "value"} for identifier in paper["identifiers"])
     assert [author["family-names"] for author in paper["authors"]] == ["Lv", "Xia", "Huang"]
     assert paper["url"].endswith("2408.02193") and paper["year"] == 2024
-    assert PYPROJECT["version"] == codeact_lib.__version__
+    assert str(citation["version"]) == PYPROJECT["version"] == codeact_lib.__version__
+    assert citation["repository-code"] == PYPROJECT["urls"]["Repository"] == REPOSITORY
 
 
 def test_make_alone_explains_every_target():
@@ -197,11 +221,18 @@ def test_make_alone_explains_every_target():
     assert re.findall(r"^make ([a-z-]+) +\S", shown, re.MULTILINE) == targets
 
 
-def test_the_ci_script_is_executable_and_calls_make_test():
+def test_the_ci_script_is_executable_and_calls_make_check_before_make_test():
     script = REPO / ".ci" / "run"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", script], check=True)
-    assert "make --no-print-directory test" in script.read_text()
+    text = script.read_text()
+    assert text.index("\nmake --no-print-directory check\n") < text.index("\nmake --no-print-directory test")
+
+
+def test_make_check_lints_looks_at_notebooks_and_checks_types():
+    recipe = subprocess.run(["make", "-n", "check"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    for tool in ("ruff check", "ruff format --check", "nbstripout", "mypy"):
+        assert f"bin/{tool}" in recipe
 
 
 FAKE_PYTHON = """#!/bin/sh

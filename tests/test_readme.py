@@ -1,39 +1,210 @@
-"""The README says what the repository holds: its RQ1 table is the committed one, its links lead somewhere."""
+"""The README and the documents say what the repository holds, and their commands and snippets run.
 
+Every line of every ``bash`` block finds its rule in `RULES`. A command that would install something or take minutes is
+checked for its target, options or arguments; the others are executed, made small by what the rule appends.
+"""
+
+import json
 import re
+import shlex
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+import pytest
+import yaml
+from conftest import REPO
+from packaging.requirements import Requirement
+from typer.main import get_command
+
+from codeact_lib.benchmarks import EVALPLUS
+from codeact_lib.cli import app, bench_app, main
+from codeact_lib.config import load_profile
+from codeact_lib.mini import build_benchmark, build_corpus
+from codeact_lib.pipeline import REPOSITORY
+
+README = (REPO / "README.md").read_text(encoding="utf-8")
+PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
+PYPROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 
 
-def test_the_rq1_table_is_the_one_in_results():
-    shown = README.split("<!-- rq1:start -->")[1].split("<!-- rq1:end -->")[0]
-    committed = (ROOT / "results/mini/tables/rq1.md").read_text(encoding="utf-8")
-    assert shown.strip() == committed.strip(), "README.md is behind results/mini: run `make readme`"
+def fenced(language, text):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def test_every_relative_link_leads_to_a_file():
-    targets = [t for t in re.findall(r"\]\(([^)#]+)\)", README) if not t.startswith("http")]
-    assert len(targets) > 15
-    assert [t for t in targets if not (ROOT / t).exists()] == []
+def command_lines(page):
+    for block in fenced("bash", page.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            for command in re.sub(r"(^|\s)#.*", "", line).split("&&"):
+                if command.strip():
+                    yield command.strip()
 
 
-def test_the_codeact_commands_shown_are_understood():
-    from typer.testing import CliRunner
+FIRST_PAGE = {line: page.relative_to(REPO).as_posix() for page in reversed(PAGES) for line in command_lines(page)}
+COMMANDS = sorted((page, line) for line, page in FIRST_PAGE.items())  # each once
 
-    from codeact_lib.cli import app
 
-    for line in re.findall(r"^\.venv/bin/codeact (.+?)(?:\s+#.*)?$", README, re.MULTILINE):
-        result = CliRunner().invoke(app, [line.split()[0], "--help"])
-        flags = re.findall(r"--[a-z-]+", line)
-        assert result.exit_code == 0 and all(flag in result.output for flag in flags), line
+# ---------------------------------------------------------------------------------------------- how a line is checked
+
+
+def make_target(line):
+    """`make -n` prints the recipe of a target that exists, and runs nothing."""
+    subprocess.run([*shlex.split(line), "-n"], cwd=REPO, check=True, capture_output=True)
+
+
+def dry_run(line):
+    """All of `codeact run` but the notebooks."""
+    codeact([*shlex.split(line)[1:], "--dry-run"])
+
+
+def as_it_stands(line):
+    codeact(shlex.split(line)[1:])
+
+
+def codeact(arguments):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert not end.code, arguments
+
+
+def small_selection(line):
+    """A selection from twelve rows by the mini model, whatever the line names; nothing is fetched."""
+    arguments = shlex.split(line)[1:]
+    arguments[arguments.index("--model") + 1] = "mini-base"
+    codeact([*arguments, "--clusters", "2", "--limit", "12"])
+
+
+def show_profile(line):
+    """`codeact profiles show NAME > FILE`: the file is a profile."""
+    words, _, target = line.partition(" > ")
+    shown = subprocess.run([sys.executable, "-m", "codeact_lib.cli", *shlex.split(words)[1:]], capture_output=True)
+    Path(target).write_bytes(shown.stdout)
+    assert load_profile(Path(target).resolve()).name == "mini"
+
+
+def requirement(line):
+    """What `pip install` is given names extras that exist and this repository, or the clone itself."""
+    *_, last = shlex.split(line)
+    if last != ".":
+        wanted = Requirement(last)
+        assert wanted.name == PYPROJECT["name"] and wanted.extras <= set(PYPROJECT["optional-dependencies"])
+        assert wanted.url in (None, f"git+{REPOSITORY}")
+
+
+def conda_file(line):
+    path = re.search(r"-f (\S+)", line)[1]
+    assert yaml.safe_load((REPO / path).read_text())["name"] == "codeact"
+
+
+def existing_tests(line):
+    """The test file is there; running it is not this test's work."""
+    assert (REPO / shlex.split(line)[-1]).is_file()
+
+
+def verified(line):
+    """nbstripout, told to look and not to write."""
+    tool, *options = [word for word in shlex.split(line) if not word.endswith(".ipynb")]
+    notebooks = sorted(map(str, (REPO / "notebooks").glob("*.ipynb")))
+    subprocess.run([Path(sys.executable).with_name(Path(tool).name), *options, "--verify", *notebooks], check=True)
+
+
+def script(line):
+    """A script of the repository; what it does has a test of its own (tests/test_claims.py)."""
+    path = REPO / shlex.split(line)[0]
+    assert path.stat().st_mode & 0o100, path
+
+
+def part_of_the_slurm_example(line):
+    assert line.removeprefix("srun ") in (REPO / "examples/slurm/run.sbatch").read_text()
+
+
+def nothing(line):
+    """The shell's own words, which change nothing outside it."""
+
+
+RULES = {
+    r"make [a-z-]+": make_target,
+    r"(\.venv/bin/)?codeact run .*--dry-run.*": as_it_stands,
+    r"(\.venv/bin/)?codeact run.*": dry_run,
+    r"(\.venv/bin/)?codeact (plan|explain|profiles list).*": as_it_stands,
+    r"codeact profiles show \w+ > my\.yaml": show_profile,
+    r"codeact select .*": small_selection,
+    rf"git clone {re.escape(REPOSITORY)}": nothing,
+    r"cd codeact|conda activate codeact|source \.venv/bin/activate|export PYTHONPATH=\$PWD": nothing,
+    r"conda env create -f \S+": conda_file,
+    r"pip install .*": requirement,
+    r"examples/slurm/\S+ .*": script,
+    r"(run_id=|srun ).*": part_of_the_slurm_example,
+    r"\.venv/bin/python -m pytest .*": existing_tests,
+    r"\.venv/bin/nbstripout .*": verified,
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the files the documents speak of."""
+    folder = tmp_path_factory.mktemp("workplace")
+    rows = build_corpus("mini-evol").head(24)[["instruction", "response"]]
+    rows.to_json(folder / "data.jsonl", orient="records", lines=True)
+    named = rows.rename(columns={"instruction": "problem", "response": "solution"})
+    named.to_json(folder / "my-set.jsonl", orient="records", lines=True)
+    extending = (REPO / "docs" / "extending.md").read_text(encoding="utf-8")
+    (folder / "my_rules.py").write_text(next(b for b in fenced("python", extending) if b.startswith("# my_rules.py")))
+    (folder / "my.yaml").write_text((REPO / "codeact_lib/profiles/mini.yaml").read_text(encoding="utf-8"))
+    stem, versions = EVALPLUS["humaneval"]
+    (folder / "evalplus").mkdir()  # the cache of its benchmarks: nothing is fetched
+    tasks = [json.dumps(task) for task in build_benchmark("mini-humaneval")[:4]]
+    (folder / "evalplus" / f"{stem}-{versions[0]}.jsonl").write_text("\n".join(tasks))
+    return folder
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_a_command_of_the_documents_runs(page, line, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace))
+    monkeypatch.syspath_prepend(str(workplace))
+    rules = [rule for pattern, rule in RULES.items() if re.fullmatch(pattern, line)]
+    assert rules, f"{page}: tests/test_readme.py has no rule for `{line}`"
+    rules[0](line)
+
+
+def test_every_page_with_commands_is_looked_at():
+    assert {page for page, _ in COMMANDS} >= {"README.md", "CONTRIBUTING.md", "docs/extending.md"}
+    assert len(COMMANDS) > 25
+
+
+@pytest.mark.parametrize("name", ["packing", "train", "ifd", "select", "generate", "eval"])
+def test_the_readme_names_every_bench_and_links_its_table(name):
+    assert name in {command.name for command in bench_app.registered_commands}
+    assert f"results/bench/{name}.md" in README
+    assert name in re.search(r"`codeact bench ([a-z|]+)`", README)[1].split("|")
+
+
+def test_every_codeact_command_named_in_the_text_is_understood():
+    """Those in the running text, e.g. `codeact plan --profile paper`: the command is there, and has these options."""
+    named = {n for page in PAGES for n in re.findall(r"`codeact ([a-z][^`]*)`", page.read_text(encoding="utf-8"))}
+    assert len(named) > 8
+    for words in sorted(named):
+        first, *rest = words.split()
+        command = get_command(app).commands[first]
+        if hasattr(command, "commands"):
+            names, *rest = rest or ["|".join(command.commands)]
+            subcommands = [command.commands[name] for name in names.split("|")]
+        else:
+            subcommands = [command]
+        for option in (word for word in rest if word.startswith("--")):
+            known = {name for c in subcommands for parameter in c.params for name in parameter.opts}
+            assert option in known, words
+
+
+# ---------------------------------------------------------------------------------------------- snippets
 
 
 def test_the_trainer_snippet_trains_a_tiny_model(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-    snippet = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
     config = LlamaConfig(
         vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
@@ -50,6 +221,81 @@ def test_the_trainer_snippet_trains_a_tiny_model(tmp_path):
         ),
         "tokenized": [{"input_ids": list(range(1, n)), "labels": list(range(1, n))} for n in range(3, 19)],
     }
-    exec(snippet, names)
+    exec(snippet("Trainer("), names)
     names["trainer"].train()
     assert names["trainer"].state.global_step == 2
+
+
+def test_the_sampling_snippet_chooses_the_rows_its_comment_says():
+    names = {}
+    exec(snippet("cdas_sample("), names)
+    said = re.search(r"# \[([\d, ]+)\]", snippet("cdas_sample("))[1]
+    assert names["rows"].tolist() == [int(n) for n in said.split(",")]
+
+
+def snippet(containing):
+    (found,) = [block for block in fenced("python", README) if containing in block]
+    return found
+
+
+def test_no_python_snippet_of_the_documents_is_left_unrun():
+    """The README's two run above, those of docs/extending.md in tests/test_extending.py; a new one needs a test."""
+    found = [page.name for page in PAGES for _ in fenced("python", page.read_text(encoding="utf-8"))]
+    assert found == ["README.md"] * 2 + ["extending.md"] * 2
+
+
+# ---------------------------------------------------------------------------------------------- what it says
+
+
+def test_the_rq1_table_is_the_one_in_results():
+    shown = README.split("<!-- rq1:start -->")[1].split("<!-- rq1:end -->")[0]
+    committed = (REPO / "results/mini/tables/rq1.md").read_text(encoding="utf-8")
+    assert shown.strip() == committed.strip(), "README.md is behind results/mini: run `make readme`"
+
+
+def test_the_first_screen_has_the_picture_and_the_two_commands():
+    top = README.split("<!-- rq1:start -->")[0]
+    assert re.search(r"!\[[^]]+\]\(results/mini/figures/[\w.]+\)", top)
+    assert [line.split("#")[0].strip() for line in fenced("bash", top)[0].splitlines()] == [
+        "make reproduce",
+        "make test",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_file(page):
+    text = page.read_text(encoding="utf-8")
+    targets = [t for t in re.findall(r"\]\(([^)#\s]+)\)", text) if not t.startswith("http")]
+    assert [t for t in targets if not (page.parent / t).exists()] == []
+    ours = [t for t in re.findall(rf"{re.escape(REPOSITORY.removeprefix('https://'))}/blob/main/([^)\s]+)", text)]
+    ours += re.findall(r"github/codeact-repro/codeact/blob/main/([^)\s]+)", text)
+    assert [t for t in ours if not (REPO / t).exists()] == []
+
+
+def test_every_message_of_the_trouble_table_is_one_the_code_says():
+    table = README.split("| message | what to do |")[1].split("\n\n")[0]
+    messages = re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE)
+    assert len(messages) > 8
+    sources = [*(REPO / "codeact_lib").rglob("*.py"), REPO / "Makefile"]
+    said = joined_literals("\n".join(path.read_text(encoding="utf-8") for path in sources))
+    missing = [m for m in messages if not all(part in said for part in fixed_parts(m))]
+    assert missing == []
+
+
+def joined_literals(source):
+    """Source in which the parts of a string that goes over several lines are put together, without ` marks."""
+    return re.sub(r'"\s*\n\s*f?"', "", source).replace("`", "")
+
+
+def fixed_parts(message):
+    """What is left of a message without the words that stand for what an f-string puts there."""
+    parts = [part.strip() for part in re.split(r"'\w+'|evalplus|…", message)]
+    return [part for part in parts if len(part) > 1]
+
+
+def test_the_citation_of_the_readme_is_that_of_the_citation_file():
+    paper = yaml.safe_load((REPO / "CITATION.cff").read_text())["preferred-citation"]
+    entry = README.split("@article{")[1].split("```")[0]
+    assert paper["title"] in entry and str(paper["year"]) in entry and paper["journal"] in entry
+    for author in paper["authors"]:
+        assert f"{author['family-names']}, {author['given-names']}" in entry

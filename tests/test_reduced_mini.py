@@ -8,36 +8,22 @@ import subprocess
 import sys
 import time
 
+import nbformat
+import papermill
 import psutil
 import pytest
-from conftest import REPO
+from conftest import REDUCED_MINI, REPO
 
 from codeact_lib.claims import Claims
 from codeact_lib.pipeline import plan, run
 
-REDUCED = {
-    "name": "reduced",
-    "datasets": ["mini-evol"],
-    "arms": [
-        {"policy": "full", "ratio": 1.0, "strategy": "dynamic"},
-        {"policy": "cdas", "ratio": 0.4, "strategy": "dynamic_pack"},
-    ],
-    "n_rows_limit": 160,
-    "benchmark_limit": 6,
-    "num_train_epochs": 1,
-    "learning_rate": 2.0e-4,  # a batch of two wants a small one
-    "per_device_train_batch_size": 2,  # enough steps to be killed between two checkpoints
-    "max_new_tokens": 60,
-    "save_steps": 4,
-    "torch_threads": 1,
-}
 CDAS = "mini-base__mini-evol__cdas-0.4__dynamic-pack"
 
 
 def call(folder, **changes):
     return {
         "profile": "mini",
-        "overrides": json.dumps({**REDUCED, **changes}),
+        "overrides": json.dumps({**REDUCED_MINI, **changes}),
         "artifacts_dir": str(folder / "artifacts"),
         "results_dir": str(folder / "results"),
     }
@@ -87,6 +73,21 @@ def test_every_executed_notebook_is_kept_without_an_error(undisturbed):
         assert not [o for cell in cells for o in cell["outputs"] if o["output_type"] == "error"], path
 
 
+def test_the_colab_launcher_runs_what_is_missing_and_shows_tables_and_figures(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "moved")
+    # only the report depends on the description: of ten stages 06_tables is to be made again
+    options = call(tmp_path / "moved", description="The launcher's own")
+    launcher, executed = REPO / "notebooks" / "00_colab.ipynb", tmp_path / "executed.ipynb"
+    quiet = {"progress_bar": False, "cwd": REPO / "notebooks", "kernel_name": "python3"}
+    papermill.execute_notebook(launcher, executed, parameters=options, **quiet)
+    cells = {cell.id: cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"}
+    streamed = "".join(output.text for output in cells["run"].outputs)
+    assert streamed.count(": done, skipped") == 9 and "[10/10] 06_tables" in streamed and "Ran 1 stage in" in streamed
+    assert "| CodeLlama | 7B |" in cells["rq1"].outputs[0].data["text/markdown"]
+    assert [list(output.data)[0] for output in cells["figures"].outputs] == ["image/png", "image/png"]
+    assert cells["checks"].outputs[0].text == "all checks passed; 10 stages, 3 runs\n"
+
+
 def test_a_row_without_text_in_a_users_file_is_one_clear_error(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"instruction": "Add.", "response": "a + b"}\n{"instruction": " ", "response": "x"}\n')
@@ -107,7 +108,7 @@ UNDER_WAY = {
 }
 
 
-ONE_ARM = {"arms": REDUCED["arms"][1:], "evaluate_base": False}
+ONE_ARM = {"arms": REDUCED_MINI["arms"][1:], "evaluate_base": False}
 
 
 @pytest.mark.timeout(900)

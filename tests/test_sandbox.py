@@ -1,11 +1,13 @@
 """What a box keeps out, what it lets through, and that it ends."""
 
 import os
+import subprocess
 import sys
 import time
 
 import psutil
 import pytest
+from conftest import REPO
 
 from codeact_lib import rungs, sandbox
 from codeact_lib.errors import SandboxError
@@ -134,6 +136,12 @@ def test_a_box_that_does_not_end_is_ended_with_its_children(rung, tmp_path):
 
 
 @each_rung
+def test_a_box_with_a_stopped_process_is_ended(rung):
+    code = "import os, signal, time\nif os.fork() == 0: os.kill(os.getpid(), signal.SIGSTOP)\ntime.sleep(60)"
+    assert run_isolated(python(code), isolation=rung, timeout=50).stopped == "stopped"
+
+
+@each_rung
 def test_a_box_without_progress_is_ended_early(rung):
     code = "import time\nfor _ in range(3):\n print('x', flush=True); time.sleep(0.3)\ntime.sleep(60)"
     result = run_isolated(python(code), isolation=rung, timeout=50, stall_seconds=1.5)
@@ -219,6 +227,22 @@ def test_as_root_each_box_runs_as_a_user_of_its_own_without_capabilities(tmp_pat
     output = run_isolated(python(code), output_dir=tmp_path, isolation="bubblewrap").stdout
     assert int(output.splitlines()[0]) in rungs.PASSING_USERS
     assert "CapEff:\t0000000000000000" in output and "NoNewPrivs:\t1" in output
+
+
+@pytest.mark.skipif("unshare" not in AVAILABLE, reason="namespaces do not work on this machine")
+def test_a_root_without_other_users_has_a_rung_too():
+    """In a namespace of an ordinary user root is the only user there is; it cannot become another one."""
+    code = """
+import sys
+from codeact_lib.sandbox import probe_isolation, run_isolated
+for report in probe_isolation():
+    if report.available:
+        print(report.name, run_isolated([sys.executable, "-c", "print(6 * 7)"], isolation=report.name).stdout.strip())
+"""
+    namespace = ["unshare", "--user", "--map-root-user"]
+    found = subprocess.run([*namespace, *python(code)], capture_output=True, text=True, cwd=REPO).stdout
+    assert "limits 42" in found.splitlines()
+    assert "landlock" not in AVAILABLE or "landlock 42" in found.splitlines()
 
 
 @each_rung

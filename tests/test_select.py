@@ -3,13 +3,16 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
+from conftest import held_elsewhere
 
 from codeact_lib import cli
 from codeact_lib.errors import CodeActError
@@ -74,6 +77,8 @@ def test_the_chosen_rows_are_those_of_the_paper_s_three_lines(finished):
         kept = cluster[cluster["ifd"] < 1].sort_values("ifd", ascending=False, kind="stable")
         expected += (kept["row"].head(int(len(kept) * 0.4)) - 1).tolist()
     assert [line["id"] for line in read_lines(folder / "chosen.jsonl")] == expected
+    (centroids,) = (folder / "chosen.jsonl.work").glob("centroids-*.npy")
+    assert np.load(centroids).shape == (3, 384)
 
 
 def test_every_row_of_the_source_has_one_fate_and_a_reason(finished):
@@ -120,6 +125,20 @@ def test_a_second_call_repeats_nothing_and_another_ratio_only_chooses(finished, 
         assert sum("kept from before" in line for line in lines) == 4
         other = json.loads((tmp_path / "other.json").read_text(encoding="utf-8"))
         assert [row["id"] for row in other] != [row["id"] for row in read_lines(folder / "chosen.jsonl")]
+
+
+def test_several_processes_choose_what_one_does(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    folder, _, _ = finished
+    lines, out = [], tmp_path / "chosen.jsonl"
+    scored = shutil.ignore_patterns("ifd*", ".*")  # all but the scores is kept from before
+    shutil.copytree(folder / "chosen.jsonl.work", tmp_path / "chosen.jsonl.work", ignore=scored)
+    select_rows(folder / "data.jsonl", out=out, say=lines.append, processes=2, **FAST)
+    assert any("2 processes" in line for line in lines) and sum("kept from before" in line for line in lines) == 2
+    assert len(list((tmp_path / "chosen.jsonl.work" / "ifd").glob("scores-*.jsonl"))) == 2
+    ours, theirs = read_lines(out), read_lines(folder / "chosen.jsonl")
+    assert [row["id"] for row in ours] == [row["id"] for row in theirs]
+    assert [row["codeact_ifd"] for row in ours] == pytest.approx([row["codeact_ifd"] for row in theirs], rel=1e-5)
 
 
 def test_a_parquet_file_goes_in_and_comes_out_with_its_types(finished, tmp_path):
@@ -205,6 +224,14 @@ def lines_in(folder):
     return [line for path in paths for line in path.read_bytes().splitlines()]
 
 
+def test_two_commands_do_not_work_in_one_folder(finished, monkeypatch):
+    folder, _, _ = finished
+    monkeypatch.setattr("codeact_lib.artifacts.PATIENCE_SECONDS", 0.1)
+    with held_elsewhere(folder / "chosen.jsonl.work" / ".lock"):
+        with pytest.raises(CodeActError, match="Another process is choosing rows in .*chosen.jsonl.work: wait for it"):
+            select_rows(folder / "data.jsonl", out=folder / "chosen.jsonl", say=quiet, **FAST)
+
+
 # ---------------------------------------------------------------------------------------------- broken input
 
 BROKEN_ROWS = {
@@ -252,6 +279,16 @@ def test_twenty_kinds_of_broken_rows_are_each_reported_and_end_nothing(tmp_path)
         assert fates["reason"][number].startswith(reason) and not fates["kept"][number]
         assert f'<td class="value">{number}</td><td class="text">{reason}' in report.read_text(encoding="utf-8")
     assert fates["status"].iloc[-1] == "prompt_too_long" and len(selection.scored) == 5
+    assert "1 instructions (20.0%) are longer than the embedding model reads" in report.read_text(encoding="utf-8")
+
+
+def test_a_set_of_which_no_row_can_be_scored_ends_with_an_empty_file_and_a_report(tmp_path):
+    rows = [{"instruction": f"word {i} " * 600, "response": "y"} for i in range(3)]
+    data, out, report = write_lines(tmp_path / "long.jsonl", rows), tmp_path / "chosen.jsonl", tmp_path / "report.html"
+    selection = select_rows(data, out=out, report=report, max_length=256, say=quiet, **FAST)
+    assert out.read_bytes() == b"" and selection.every_row()["reason"].tolist() == ["status prompt_too_long"] * 3
+    page = report.read_text(encoding="utf-8")
+    assert "0 of 3 rows were chosen" in page and "3 have no score" in page and "no row has a score" in page
 
 
 BROKEN_CALLS = [
@@ -269,7 +306,7 @@ BROKEN_CALLS = [
     ({"colour": "blue"}, "colour: 'blue' does not fit"),
     ({"template": "none"}, "unknown prompt template 'none'"),
     ({"near_duplicates": 1.5}, "near_duplicates: 1.5 does not fit"),
-    ({"embedding_model": "./no-model"}, "'./no-model' cannot be loaded"),
+    ({"embedding_model": "./no-model"}, "cannot load a model from ./no-model"),
     ({"model": "./no-model"}, "no-model"),
 ]
 

@@ -1,4 +1,4 @@
-"""Intervals and paired tests, against sums written out by hand."""
+"""Intervals and paired tests, against sums written out by hand, other packages, and the coverage they promise."""
 
 from math import comb, sqrt
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from codeact_lib.errors import EvaluationError
-from codeact_lib.statistics import paired_bootstrap, paired_test, pass_interval, seed_average
+from codeact_lib.statistics import paired_bootstrap, paired_test, pass_interval, seed_average, sign_flip_test
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -128,3 +129,102 @@ def test_arms_with_several_seeds_are_compared_by_the_share_of_seeds_that_solve_a
     a = [verdicts({0, 1}, 4), verdicts({0, 2}, 4)]
     b = verdicts({0}, 4)
     assert paired_bootstrap(a, b)["difference"] == pytest.approx((0 + 0.5 + 0.5 + 0) / 4)
+
+
+# Worked examples and other packages
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3 (score, without continuity correction)
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0000, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_wilson_interval_is_that_of_the_published_examples(k, n, low, high):
+    assert pass_interval(k, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@settings(deadline=None)
+@given(counts, st.sampled_from([("wilson", "wilson"), ("beta", "exact")]), st.sampled_from([0.9, 0.95, 0.99]))
+def test_intervals_agree_with_scipy(count, methods, level):
+    ours, theirs = methods
+    expected = stats.binomtest(*count).proportion_ci(level, method=theirs)
+    assert pass_interval(*count, level=level, method=ours) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_the_paired_tests_agree_with_scipys_binomial_test(b, c):
+    first, second = verdicts(set(range(b)), b + c + 3), verdicts(set(range(b, b + c)), b + c + 3)
+    expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
+    assert paired_test(first, second)["p_value"] == pytest.approx(expected, abs=1e-9)
+    assert sign_flip_test(first, second)["p_value"] == pytest.approx(expected, abs=1e-9)
+
+
+solved_by_seeds = st.lists(st.sets(st.integers(0, 8)), min_size=1, max_size=3)
+
+
+@settings(deadline=None, max_examples=25)
+@given(solved_by_seeds, solved_by_seeds)
+def test_the_test_on_several_seeds_agrees_with_scipys_permutation_test(a, b):
+    a_runs, b_runs = ([verdicts(tasks, 9) for tasks in runs] for runs in (a, b))
+    shares = [np.mean([[t in tasks for t in range(9)] for tasks in runs], axis=0) for runs in (a, b)]
+    difference = np.round((shares[0] - shares[1]) * 6)  # whole numbers: no rounding among the 512 sign patterns
+    expected = stats.permutation_test((difference,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip_test(a_runs, b_runs)["p_value"] == pytest.approx(min(1.0, expected.pvalue), abs=1e-9)
+
+
+# Coverage: how often the interval holds the truth
+
+TASKS, TRUTHS = 164, np.linspace(0.05, 0.95, 181)
+
+
+def coverage(method, truths=TRUTHS, n=TASKS):
+    """Exact: for each true share the chance of a count whose interval holds it, summed over all counts."""
+    low, high = np.array([pass_interval(k, n, method=method) for k in range(n + 1)]).T
+    chance = stats.binom.pmf(np.arange(n + 1), n, truths[:, None])
+    return (chance * ((low <= truths[:, None]) & (truths[:, None] <= high))).sum(axis=1)
+
+
+def test_the_wilson_interval_covers_the_truth_95_times_in_100_on_average_and_never_much_less():
+    found = coverage("wilson")
+    assert found.mean() == pytest.approx(0.95, abs=0.004)
+    assert found.min() > 0.925
+
+
+def test_the_exact_interval_never_covers_less_than_it_promises():
+    assert coverage("beta", np.linspace(0.001, 0.999, 400)).min() >= 0.95
+
+
+def test_the_coverage_by_simulation_is_the_one_by_enumeration():
+    truths = np.array([0.1, 0.37, 0.6, 0.85])
+    rng = np.random.default_rng(7)
+    bounds = np.array([pass_interval(k, TASKS) for k in range(TASKS + 1)])
+    drawn = bounds[rng.binomial(TASKS, truths[:, None], size=(4, 20_000))]
+    held = ((drawn[..., 0] <= truths[:, None]) & (truths[:, None] <= drawn[..., 1])).mean(axis=1)
+    assert held == pytest.approx(coverage("wilson", truths), abs=0.006)  # four standard errors
+
+
+def test_the_interval_over_seeds_covers_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(11)
+    hardness = rng.beta(
+        1.2, 0.8, size=(300, 164, 1)
+    )  # tasks drawn anew each time; two seeds solve each by its hardness
+    solved = rng.random((300, 164, 2)) < hardness
+    truth, held = 1.2 / 2.0, 0
+    for tasks in solved:
+        runs = [dict(enumerate(map(bool, seed))) for seed in tasks.T]
+        found = seed_average(runs, n_resamples=400)
+        held += found["low"] <= truth <= found["high"]
+    assert 0.915 <= held / 300 <= 0.98
+
+
+def test_the_paired_test_errs_at_most_one_time_in_twenty_where_the_arms_are_equal():
+    for differing in range(1, 60):
+        chances = stats.binom.pmf(np.arange(differing + 1), differing, 0.5)
+        p = np.array([_p(b, differing - b) for b in range(differing + 1)])
+        assert chances[p < 0.05].sum() <= 0.05
+
+
+def _p(b, c):
+    first, second = {i: i < b for i in range(b + c)}, {i: i >= b for i in range(b + c)}
+    return sign_flip_test(first, second)["p_value"]

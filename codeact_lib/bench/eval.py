@@ -58,8 +58,8 @@ def prepare_plain(benchmark, limit, parallel, min_time_limit):
     loaded, samples = _load(benchmark, limit)
 
     def work():
-        with tempfile.TemporaryDirectory() as folder:
-            folder = Path(folder)
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made)
             tasks = _write(folder / "tasks.data", loaded.tasks)
             path = _write(folder / "samples.jsonl", samples)
             settings = {f"{loaded.kind.upper()}_OVERRIDE_PATH": str(tasks), "XDG_CACHE_HOME": str(folder)}

@@ -143,7 +143,7 @@ def _shown(key, value) -> tuple[str, str]:
         key, value = f"{key.removesuffix('_bytes')}_mb", value / 1e6
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         return key.replace("_", " "), str(value)
-    if float(value).is_integer() or abs(value) >= 1000:
+    if float(value).is_integer() or abs(float(value)) >= 1000:
         return key.replace("_", " "), f"{value:,.0f}"
     return key.replace("_", " "), f"{value:.3g}"
 

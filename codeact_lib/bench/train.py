@@ -45,6 +45,7 @@ LAYOUTS = {  # strategy, isolate, attention, packed over the window
 }
 LOSSES = {"plain loss": False, "supervised positions": True}
 BASELINE = "Dynamic Pack (paper), plain loss"
+TRAINED = "trained"
 EPOCHS, EVOL_ROWS, RATIO = 3, 78_000, 0.4  # RQ1: three epochs over EVOL-Instruct, or 40% of it
 # RQ1, DeepSeek-Coder-6.7B on EVOL-Instruct, 8 GPUs: minutes and gigabytes that the paper reports.
 PAPER = {"full, dynamic padding": (259, 50.75), "40%, Dynamic Pack": (58, 37.23)}
@@ -70,16 +71,15 @@ def bench_train(path, setting: Setting, *, repeats=3, layouts=tuple(LAYOUTS), fo
 
     Each work is `setting.steps` optimizer steps of AdamW. `seconds` are of all steps, `seconds_per_step` of one,
     `rq1_hours_*` what three epochs over 78,000 rows (and over 40% of them) would take on this one device at the
-    measured samples per second.
+    measured samples per second. A contender that the GPU has no room for stays in the table, without numbers: its
+    `outcome` says so.
     """
     samples = sample_steps(path, setting)
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "samples.json"
         source.write_text(json.dumps(samples))
         rows = contest(_contenders(source, setting, layouts), repeats=repeats, say=say)
-    baseline = BASELINE if BASELINE in set(rows["contender"]) else rows["contender"].iloc[0]
-    table = _extended(compare(rows, baseline), setting)
-    return write_bench(_file_name(setting), table, _about(setting, samples), folder)
+    return write_bench(_file_name(setting), make_table(rows, setting), _about(setting, samples), folder)
 
 
 def _contenders(source, setting, layouts) -> dict:
@@ -101,8 +101,16 @@ def _file_name(setting) -> str:
     return "train" if setting.architecture == SMALL else f"train-{Path(setting.architecture).name}"
 
 
-def _extended(table, setting):
-    """Speed per step, hours of RQ1 at that speed, and the distance of each loss from the unpacked one."""
+def make_table(rows, setting: Setting):
+    """Contenders side by side, with hours of RQ1 at their speed, and how far each loss is from the unpacked one.
+
+    `rows` is a frame as `contest` returns it. Raises CodeActError when the GPU had no room for any of them.
+    """
+    trained = rows["outcome"] == TRAINED
+    if not trained.any():
+        raise CodeActError("no layout fits the GPU: take gradient_checkpointing, a smaller batch_size or architecture")
+    rows = rows.assign(**rows[["seconds", "peak_memory_bytes"]].where(trained))
+    table = compare(rows, BASELINE if BASELINE in set(rows["contender"]) else rows["contender"].iloc[0])
     n_samples = setting.steps * setting.batch_size * setting.accumulation_steps
     table.insert(2, "seconds_per_step", table["seconds"] / setting.steps)
     table["loss_difference"] = table["loss"] - table["unpacked_loss"]
@@ -141,13 +149,13 @@ def prepare(source, setting, layout, supervised):
     parts = _steps(json.loads(Path(source).read_text()), setting)
     steps = [_micro_batches(part, collator, setting, over_window) for part in parts]
     facts = {"unpacked_loss": _unpacked_loss(model, parts[0]), **_padding(steps)}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # as TrainingArguments choose it
     if model.device.type == "cuda":
-        _step(model, optimizer, steps[0], supervised, learn=False)
+        _losses(model, optimizer, steps[:1], supervised, learn=False)
 
     def work():
-        losses = [_step(model, optimizer, step, supervised) for step in steps]
-        return {"loss": losses[0], **facts}
+        losses = _losses(model, optimizer, steps, supervised)
+        return {**facts, "outcome": TRAINED, "loss": losses[0]} if losses else {**facts, "outcome": "out of memory"}
 
     return work
 
@@ -194,6 +202,14 @@ def _padding(steps) -> dict:
     sizes = [batch["input_ids"].numel() for step in steps for batch in step]
     rows = sum(len(batch["input_ids"]) for step in steps for batch in step)
     return {"padding_rate": 1 - tokens / sum(sizes), "rows": rows, "largest_batch": max(sizes)}
+
+
+def _losses(model, optimizer, steps, supervised, learn=True) -> list[float]:
+    """The loss of each optimizer step; none when the GPU has no room for them."""
+    try:
+        return [_step(model, optimizer, step, supervised, learn) for step in steps]
+    except torch.OutOfMemoryError:
+        return []
 
 
 def _step(model, optimizer, micro_batches, supervised, learn=True) -> float:

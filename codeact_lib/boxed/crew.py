@@ -4,8 +4,9 @@ Standard input is the job, ``{"parallel", "task_seconds", ..., "tasks": [...]}``
 ``{"task_id", "event": "start"}`` and ``{"task_id", "event": "done", ...}``. No solution can reach either: the process
 that runs it has neither open, and may not look into the others (they are not dumpable).
 
-A worker that dies, hangs or finds processes left behind means that the box is no longer clean. With one task left it
-says so in that task's answer; with several it ends the box at once, so that no verdict is reached in a dirty one.
+A worker that dies, hangs, or finds processes left behind or a solution disturbed means that the box is not clean. With
+one task left it says so in that task's answer; with several it ends the box at once, so that no verdict is reached in a
+dirty one.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ DIRTY = 3  # exit code of a box that was given up
 
 
 class DirtyBox(Exception):
-    """A solution died of itself or left processes behind; the message says which."""
+    """A solution died of itself, was disturbed or left processes behind; the message says which."""
 
 
 def prctl(option, value):
@@ -63,6 +64,7 @@ def is_deserted(seconds=1.0):
 def serve(work, job, pipe):
     """A worker: numbers of tasks in, answers out, as JSON. The leader of a group, to be ended with its children."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # else a solution could raise KeyboardInterrupt in another, or in here
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     null = os.open(os.devnull, os.O_RDWR)
@@ -105,6 +107,7 @@ class Worker:
         return {"lost": "timeout"} if time.monotonic() >= self.deadline else None
 
     def stop(self):
+        assert self.process.pid, "it was started"
         for kill in (os.killpg, os.kill):
             try:
                 kill(self.process.pid, signal.SIGKILL)

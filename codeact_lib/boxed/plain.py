@@ -15,6 +15,8 @@ from dataclasses import dataclass
 LARGE = 1 << 17  # bytes from which on an output is told by its digest: ten million words would take a minute as text
 SMALL = 1 << 62  # JSON text of longer ints may exceed the limit Python sets on decimal digits
 DEPTH = 200
+# How the text of an answer ends (`answers`): looked at as text, for a solution wrote it.
+ANSWERED, OUT_OF_TIME = '"why": ""}', '"why": "timeout"}'
 
 
 class Opaque:

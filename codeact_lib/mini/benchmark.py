@@ -115,7 +115,7 @@ def example_input(source: str, rng: random.Random, size: int | None = None):
 def edge_inputs(source: str, rng: random.Random) -> list:
     """Arguments on which careless code fails."""
     word, other = rng.sample(VOCABULARY, 2)
-    return {
+    found: dict[str, list] = {
         "ints": [[], [0], [-7], [5, 5, 5, 5], [0, 0, -1], list(range(-6, 7)), [4] * 3 + [-4] * 3, [100, -100, 99, 98]],
         "words": [
             [],
@@ -137,4 +137,5 @@ def edge_inputs(source: str, rng: random.Random) -> list:
             {"a": 100, "b": -100, "c": 1},
         ],
         "dict_keys": [{}, {word: 0}, {"": 1}, {word: 1, word.upper(): 2, "a": 3}, {other: 0, word: 0, "zz": 0}],
-    }[source]
+    }
+    return found[source]

@@ -70,7 +70,7 @@ def _functions_of(source: str, max_lines: int, max_characters: int) -> list[tupl
             continue
         doc = " ".join(inspect.cleandoc(ast.get_docstring(node, clean=False) or "").split("\n\n")[0].split())
         body = node.body[1:] if doc else node.body
-        if not body or node.end_lineno - body[0].lineno >= max_lines or len(doc) > 200:
+        if not body or (node.end_lineno or 0) - body[0].lineno >= max_lines or len(doc) > 200:
             continue
         code = _dedent(lines[node.lineno - 1 : node.body[0].lineno - 1], node.col_offset)
         code += _dedent(lines[body[0].lineno - 1 : node.end_lineno], node.col_offset)

@@ -1,0 +1,179 @@
+"""Models and data sets of the Hugging Face hub: the commit that a name means, and what went wrong, in words to act on.
+
+A branch such as `main` moves. What a run loads is resolved once, to a commit, and kept in `hub_commits.json` among its
+artifacts: every stage, every process and every machine that shares the folder then loads that commit, and its sha
+enters the keys and manifests of the stages. Delete the file to follow the branch anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from codeact_lib.artifacts import write_json
+from codeact_lib.errors import DataError, ModelError
+
+COMMITS_FILE = "hub_commits.json"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+# ---------------------------------------------------------------------------------------------- commits
+
+
+def split_revision(name):
+    """``("org/model", "main")`` of ``org/model@main``; the revision is ``None`` where none is named, or for a path."""
+    if Path(name).exists():
+        return name, None
+    path, _, revision = name.partition("@")
+    return path, revision or None
+
+
+def resolve_commit(name, revision=None, kind="model"):
+    """The sha of the commit that ``revision`` (a branch, a tag, a sha; None: main) of a hub repository means now.
+
+    Without a network, or with HF_HUB_OFFLINE set, the sha it had when it was last looked up on this machine. Raises
+    ModelError (for ``kind`` "dataset" DataError) for a wrong name or revision, and when the hub cannot be asked.
+    """
+    if revision and COMMIT.fullmatch(revision):
+        return revision
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, HTTPError, RevisionResolutionError
+
+    offline = huggingface_hub.constants.HF_HUB_OFFLINE
+    try:
+        found = huggingface_hub.HfApi().resolve_revision(
+            name, repo_type=kind, revision=revision, local_files_only=offline
+        )
+    except (OSError, HTTPError, RevisionResolutionError, HFValidationError) as error:
+        raise hub_error(error, name, revision, kind) from error
+    return found.resolved
+
+
+def pinned_revision(path, revision=None, kind="model"):
+    """The commit to load of a hub repository; ``None`` for a folder, which has no revisions."""
+    return None if Path(path).exists() else resolve_commit(str(path), revision, kind)
+
+
+class Commits:
+    """The commits that a run's hub repositories were resolved to, in one small file.
+
+    A source is ``(kind, name, revision)``, and is called ``model org/name@main`` in the file and in manifests.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def known(self, sources):
+        """{label: sha} of the sources that are in the file or name a commit themselves; asks no network."""
+        kept = self._read()
+        shas = {label(source): kept.get(label(source), source[2]) for source in sources}
+        return {name: sha for name, sha in shas.items() if sha and COMMIT.fullmatch(sha)}
+
+    def resolve(self, sources):
+        """{label: sha} of all sources; what was not known is asked for and kept. Of two processes the first counts."""
+        known = self.known(sources)
+        new = [source for source in sources if label(source) not in known]
+        found = {label(source): resolve_commit(source[1], source[2], source[0]) for source in new}
+        if found:
+            write_json(self.path, {**found, **self._read()})
+        return self.known(sources)
+
+    def _read(self):
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+
+def label(source):
+    """``model org/name@main``."""
+    kind, name, revision = source
+    return f"{kind} {name}@{revision or 'main'}"
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def hub_error(error, name, revision=None, kind="model"):
+    """The ModelError or DataError that says what ``error`` of a hub client means and what to do.
+
+    ``kind``: "model", "tokenizer", "embedding model" or "dataset". ``error`` may be any exception of huggingface_hub,
+    transformers, datasets or sentence-transformers, which wrap one another: the cause that can be acted on is looked
+    for in the whole chain.
+    """
+    word, cls = ("data set", DataError) if kind == "dataset" else (kind, ModelError)
+    chain, name, local = _chain(error), str(name), Path(name).exists()
+    text = "\n".join(str(link) for link in chain)
+    reason = (not local and _refused(chain, text, name, revision, kind)) or _unusable(text)
+    reason = (
+        reason
+        or (not local and _out_of_reach(chain, text, name, kind))
+        or (text.strip() or type(error).__name__).splitlines()[0]
+    )
+    return cls(f"cannot load {'an' if word.startswith('e') else 'a'} {word} from {name}: {reason}")
+
+
+def _chain(error):
+    """An exception and what it was raised from or while handling, outermost first."""
+    chain = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def _refused(chain, text, name, revision, kind):
+    """What the hub says no to: a licence not accepted, a wrong revision, a wrong name."""
+    from huggingface_hub import constants, errors
+
+    def caused_by(*kinds):
+        return any(isinstance(error, kinds) for error in chain)
+
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    if caused_by(errors.GatedRepoError) or re.search(r"(access a|access|is a) gated (repo|dataset)", text):
+        return f"it is gated. Accept its licence at {page}, then `hf auth login` (or set HF_TOKEN) and start again"
+    if caused_by(errors.RevisionNotFoundError) or "is not a valid git identifier" in text:
+        return f"it has no revision {revision!r}. {page}/commits/main lists its commits; a branch's name works too"
+    if caused_by(errors.RepositoryNotFoundError, errors.HFValidationError) or "is not a valid model identifier" in text:
+        return (
+            f"there is no folder {name} here, and the hub ({constants.ENDPOINT}) has no {kind} of this name that you "
+            "may see. Check the spelling; a private one needs `hf auth login`"
+        )
+    return None
+
+
+def _unusable(text):
+    """What is there but not taken: code, and weights that are code to those who read them."""
+    if "custom code" in text or "trust_remote_code" in text:
+        return "it needs Python code from its repository, which is never run here. Choose one that the library knows"
+    if "safetensors" in text and "does not appear to have" in text:
+        return (
+            "it has no weights as safetensors. Pickled ones (.bin) are never read, since reading runs code: name a "
+            "revision that has safetensors, or convert them where you trust them"
+        )
+    return None
+
+
+def _out_of_reach(chain, text, name, kind):
+    """A hub that was not asked (HF_HUB_OFFLINE), or that did not answer."""
+    from huggingface_hub import constants, errors
+
+    option = " --repo-type dataset" if kind == "dataset" else ""
+    remedy = (
+        f"`hf download {name}{option}` where there is a network fills the cache (HF_HOME), which may be copied here"
+    )
+    if constants.HF_HUB_OFFLINE:
+        return f"HF_HUB_OFFLINE is set and the cache lacks it. {remedy}"
+    if _unreachable(chain, errors) or "couldn't connect" in text.lower():
+        return (
+            f"the hub ({constants.ENDPOINT}) cannot be reached, and the cache lacks it. Check the network; or {remedy}"
+        )
+    return None
+
+
+def _unreachable(chain, errors):
+    """Whether the network is what failed. By name for the HTTP client's own classes, which change with its version."""
+    names = {base.__name__ for error in chain for base in type(error).__mro__}
+    known = (errors.OfflineModeIsEnabled, errors.RevisionResolutionError, ConnectionError)
+    return any(isinstance(error, known) for error in chain) or "TransportError" in names
