@@ -85,7 +85,7 @@ def check_run(folder, hub, profile):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_colab_profile_runs_from_end_to_end_with_adapters_on_four_bit_weights(hub, tmp_path):
     record = check_run(run_profile(hub, tmp_path, "colab-qlora", fp16=False), hub, "colab-qlora")
     assert record["train"]["tuning"] == "qlora" and record["train"]["optimizer_steps"] >= 2
@@ -96,7 +96,7 @@ def test_the_colab_profile_runs_from_end_to_end_with_adapters_on_four_bit_weight
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_paper_profile_runs_from_end_to_end_in_two_processes(hub, tmp_path):
     """By `accelerate launch`, over gloo. Without a GPU it does not shard (FSDP2); test_distributed does so by hand."""
     two = tmp_path / "two.yaml"
