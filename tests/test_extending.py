@@ -20,7 +20,7 @@ from codeact_lib.packing import DynamicPackCollator, PaddingStrategy, padding_re
 from codeact_lib.pipeline import plan, run
 from codeact_lib.prompts import get_template
 from codeact_lib.sampling import cdas_sample, select
-from codeact_lib.tables import arm_label
+from codeact_lib.tables.measured import arm_label
 
 PAGE = (REPO / "docs" / "extending.md").read_text(encoding="utf-8")
 REDUCED = {
