@@ -262,7 +262,7 @@ def _longest_first(tasks, prepared):
 
 def _checked(row):
     """An answer of the judge, or "crash" for a task that took its judge down and for anything that is no answer."""
-    if row.get("lost") == "timeout":
+    if row.get("lost") in ("timeout", "stopped"):  # EvalPlus waits for a stopped process in vain
         return {"base": "timeout", "plus": "timeout", "failure": "timeout", "confirmed": {}}
     known = row.get("base") in STATUSES and row.get("plus") in STATUSES and row.get("failure") in FAILURES
     if "lost" in row or not known or not isinstance(row.get("confirmed"), dict):

@@ -10,6 +10,7 @@ import time
 
 import nbformat
 import papermill
+import psutil
 import pytest
 from conftest import REDUCED_MINI, REPO
 
@@ -137,11 +138,14 @@ def without_costs(folder):
 @pytest.mark.timeout(900)
 def test_two_processes_share_the_runs_and_one_takes_over_what_the_killed_other_left(undisturbed, tmp_path):
     folder, options = _with_runs_undone(undisturbed, tmp_path)
-    first, second = _start(options), _start(options, stdout=subprocess.PIPE, text=True)
+    processes = [_start(options, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     claims = Claims(folder / "artifacts" / ".claims")
-    killed = _wait_for(lambda: _run_with_a_checkpoint(folder, claims, first.pid), first)
-    first.kill()
-    first.wait()
+    killed = "mini-base__mini-evol__full__dynamic"  # the longer training
+    checkpoints = folder / "artifacts" / "train" / killed / "checkpoints"
+    _wait_for(lambda: list(checkpoints.glob("*/codeact_checkpoint.json")), *processes)
+    victim = claims.holder(f"04_train_dynamic_pack__{killed}").pid
+    first, second = sorted(processes, key=lambda process: process.pid != victim)
+    _kill_with_all_it_started(first)
     said, _ = second.communicate()
     assert second.returncode == 0, said
     assert f":{first.pid} since" in next(line for line in said.splitlines() if "taken over from" in line)
@@ -164,12 +168,12 @@ def _with_runs_undone(finished, tmp_path):
     return folder, {**call(folder, evaluate_base=False), "only": ["04", "05"]}
 
 
-def _run_with_a_checkpoint(folder, claims, pid):
-    for path in folder.glob("artifacts/train/*/checkpoints/checkpoint-*/codeact_checkpoint.json"):
-        run_id = path.parents[2].name
-        holder = claims.holder(f"04_train_dynamic_pack__{run_id}")
-        if holder and holder.pid == pid:
-            return run_id
+def _kill_with_all_it_started(process):
+    """As when a machine goes down: no kernel is left for a second that could still finish."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    for each in (process, *started):  # the runner first, or it would give its claim back
+        each.kill()
+    process.communicate()
 
 
 def _start(options, **pipes):
@@ -178,13 +182,12 @@ def _start(options, **pipes):
     return subprocess.Popen(command, cwd=REPO, **{"stdout": subprocess.DEVNULL, **pipes})
 
 
-def _wait_for(what, process):
+def _wait_for(what, *processes):
     deadline = time.monotonic() + 400
-    while not (found := what()):
-        assert process.poll() is None, "the process ended before it came"
+    while not what():
+        assert all(process.poll() is None for process in processes), "a process ended before it came"
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.05)
-    return found
 
 
 def _kill_when_there(folder, pattern, options):

@@ -165,7 +165,7 @@ def _reported_rates(followup: pd.DataFrame) -> pd.DataFrame:
 
 def _table(name, title, frame, cells, metrics, notes, bold=None, **more) -> Table:
     links = [None if is_missing(run) else run for run in frame["run_id"]]
-    blocks, shown = list(frame["setting"]), frame.drop(columns=["cell_marks", "status", "source"], errors="ignore")
+    blocks, shown = list(frame["setting"]), frame.drop(columns=["cell_marks", "status"], errors="ignore")
     return Table(name, title, shown, cells, bold, blocks, notes, links, sources=run_sources(metrics), **more)
 
 
