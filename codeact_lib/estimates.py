@@ -169,7 +169,8 @@ class Costs:
     def training_seconds(self, run):
         """Slots x operations x weights / (peak x MFU x GPUs), slots being the tokens of all epochs with padding."""
         rows, per_row, _ = self.sizes[run.dataset]
-        slots = rows * run.ratio * per_row * self.profile.num_train_epochs / (1 - PADDING[run.strategy])
+        padding = PADDING.get(run.strategy, PADDING["dynamic_pack"])  # the last for a strategy of one's own
+        slots = rows * run.ratio * per_row * self.profile.num_train_epochs / (1 - padding)
         return (
             slots
             * self.flops_per_weight
@@ -305,7 +306,7 @@ class Costs:
     def basis_lines(self):
         """The formula and the assumptions behind each number above."""
         padding = ", ".join(
-            f"{name} {PADDING[name]:.0%}" for name in dict.fromkeys(r.strategy for r in self.runs) if name
+            f"{name} {PADDING[name]:.0%}" for name in dict.fromkeys(r.strategy for r in self.runs) if name in PADDING
         )
         data = "; ".join(f"{name} {s[0]:,} rows of {s[1]:.0f} tokens, {s[2]}" for name, s in self.sizes.items() if s)
         yield "  basis"

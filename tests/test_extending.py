@@ -14,12 +14,13 @@ from conftest import REPO
 from codeact_lib.artifacts import read_frame, read_json
 from codeact_lib.config import PROFILES_DIR, STRATEGIES, load_profile
 from codeact_lib.errors import CodeActError, DataError, ProfileError
+from codeact_lib.estimates import estimate_lines
 from codeact_lib.mini import build_corpus
 from codeact_lib.packing import DynamicPackCollator, PaddingStrategy, padding_report, plan_micro_batches, plan_rows
 from codeact_lib.pipeline import plan, run
 from codeact_lib.prompts import get_template
 from codeact_lib.sampling import cdas_sample, select
-from codeact_lib.tables import arm_label
+from codeact_lib.tables.measured import arm_label
 
 PAGE = (REPO / "docs" / "extending.md").read_text(encoding="utf-8")
 REDUCED = {
@@ -96,6 +97,13 @@ def test_tables_name_an_arm_of_ones_own_as_the_profile_does():
     assert arm_label(record) == "my_rules:shortest 40% + my_rules:pairs"
     profile = load_profile("mini", {"arms": [{key: record[key] for key in ("policy", "ratio", "strategy")}]})
     assert profile.runs()[1].run_id == "mini-base__mini-evol__my_rules-shortest-0.4__my-rules-pairs"
+
+
+def test_a_plan_estimates_an_arm_of_ones_own(tmp_path):
+    arm = {"policy": "my_rules:shortest", "ratio": 0.4, "strategy": "my_rules:pairs"}
+    places = {"artifacts_dir": str(tmp_path / "artifacts"), "results_dir": str(tmp_path / "results")}
+    lines = list(estimate_lines(plan("paper", json.dumps({"arms": [arm]}), **places), "A100"))
+    assert any("my_rules-shortest-0.4__my-rules-pairs" in line and "GPU h" in line for line in lines)
 
 
 def test_a_strategy_of_ones_own_collates_like_any_other():

@@ -155,8 +155,9 @@ def workplace(tmp_path_factory):
     (folder / "my.yaml").write_text((REPO / "codeact_lib/profiles/mini.yaml").read_text(encoding="utf-8"))
     stem, versions = EVALPLUS["humaneval"]
     (folder / "evalplus").mkdir()  # the cache of its benchmarks: nothing is fetched
-    tasks = [json.dumps(task) for task in build_benchmark("mini-humaneval")[:4]]
-    (folder / "evalplus" / f"{stem}-{versions[0]}.jsonl").write_text("\n".join(tasks))
+    (version, size), tasks = next(iter(versions.items())), build_benchmark("mini-humaneval")
+    tasks = [{**tasks[n % len(tasks)], "task_id": f"HumanEval/{n}"} for n in range(size)]
+    (folder / "evalplus" / f"{stem}-{version}.jsonl").write_text("\n".join(map(json.dumps, tasks)))
     return folder
 
 
