@@ -553,9 +553,10 @@ def _dodged(rows: list[dict]) -> list[dict]:
 def sampling_rate_curve(frame, scores: Mapping[str, str], *, title: str | None = None) -> Figure:
     """pass@1 against the share of the data that was chosen, one panel a ``setting``.
 
-    frame: ``setting``, ``ratio`` (0..1) and a column of means in % for each key of ``scores``, which maps it to its
-    name; an optional ``<key>_sd`` draws the spread over seeds.
+    frame: ``setting``, ``ratio`` (0..1) and columns of means in %, which ``scores`` maps to their names (those that the
+    frame lacks are left out); an optional ``<column>_sd`` draws the spread over seeds.
     """
+    scores = {column: label for column, label in scores.items() if column in frame} or scores
     nothing = [("nothing was run", frame.reindex(columns=["ratio", *scores]))]
     panels = list(frame.groupby("setting", sort=False)) or nothing
     fig, axes = _canvas(4.4 * len(panels) + 0.6, 3.6, 1, len(panels), squeeze=False, sharey=True)

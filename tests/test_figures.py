@@ -235,6 +235,12 @@ def test_difficulty_against_length_draws_every_scored_row_and_high_values_at_the
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["dropped (3)", "chosen (2)"]
 
 
+def test_the_sampling_rate_curve_leaves_out_scores_that_nobody_measured():
+    frame = pd.DataFrame({"setting": "mini", "ratio": [0.4, 1.0], "humaneval": [40.0, 50.0]})
+    fig = figures.sampling_rate_curve(frame, {"humaneval": "HumanEval", "mbpp": "MBPP"})
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["HumanEval"]
+
+
 def test_an_arm_keeps_its_colour_over_all_figures():
     assert figures._arm_colours(["x", "CodeACT"])["CodeACT"] == figures._arm_colours(["CodeACT", "y"])["CodeACT"]
 
