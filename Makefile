@@ -16,7 +16,7 @@ reproduce: $(STAMP)  ## Run the six notebooks on the mini profile: tables, figur
 	@$(BIN)/codeact run --profile $(PROFILE)
 
 test: $(STAMP)  ## Run all tests, offline, two at a time
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-browser: $(STAMP)  ## Run every notebook in JupyterLab in a headless Chromium; pictures in artifacts/screenshots
 	@CODEACT_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest tests/test_browser.py $(PYTEST_ARGS)

@@ -171,6 +171,14 @@ def write_notebook(project, stage, before_finish=""):
     return path
 
 
+# Files of few tests that take minutes: they start first, so that no worker is left alone with one at the end.
+LONG = ("test_reduced_mini", "test_hostile", "test_profiles", "test_extending", "test_browser")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture
 def toy_project(tmp_path, monkeypatch):
     """A toy project nothing of which has run, as the working directory."""

@@ -26,4 +26,4 @@ def test_a_run_measures_each_size_and_writes_time_memory_and_cost_per_row(tmp_pa
     written = json.loads((tmp_path / "select.json").read_text())
     assert [row["rows"] for row in written["rows"]] == [300, 600]
     assert all(row["process_memory_gb"] * 1e9 > row["peak_memory_bytes"] for row in written["rows"])
-    assert "microseconds_per_row" in (tmp_path / "select.md").read_text()
+    assert "microseconds per row" in (tmp_path / "select.md").read_text()

@@ -22,7 +22,7 @@ from codeact_lib.config import load_profile
 from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.pipeline import makers, open_stage, plan, run, select
 from codeact_lib.records import metrics_record, run_history
-from codeact_lib.tables import hardware
+from codeact_lib.tables.measured import hardware
 
 HOLD = """
 import sys, time

@@ -607,6 +607,7 @@ def test_the_history_of_a_run_is_read_from_the_manifests_before_it(tmp_path):
         "n_train": 4,
         "n_total": 10,
         "selection_cost": {"embedding_seconds": 3.0, "ifd_seconds": 7.0},
+        "concurrent_jobs": 1,
     }
     assert run_history(paths, runs["random"])["selection_cost"] is None
     assert run_history(paths, runs[None])["n_total"] is None
