@@ -256,15 +256,16 @@ class Costs:
             yield f"    {self._answering(name)}"
 
     def _answering(self, name):
-        """Whether evaluation fits: weights in 16 bits, and keys and values of a batch of answers at their longest."""
+        """Whether evaluation fits: weights, and keys and values (16 bits) of a batch of answers at their longest."""
         from codeact_lib.memory_planner import HEADROOM
 
         config, batch = self.shapes[name], self.profile.generation_batch_size
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         per_token = 2 * 2 * config.num_hidden_layers * heads * (config.hidden_size // config.num_attention_heads)
-        weights, usable = 2 * self.weights[name], HEADROOM * self.memory
+        weights = self.memory_for(name)["weights"] if self.profile.tuning == "qlora" else 2 * self.weights[name]
+        usable = HEADROOM * self.memory
         cache = batch * (self.profile.max_new_tokens + PROMPT_TOKENS) * per_token
-        verdict = "" if weights + cache <= usable else ": does not fit, lower generation_batch_size"
+        verdict = "" if weights + cache <= usable else ": not at once, generation will lower its batch"
         if weights + cache / batch > usable:
             verdict = ": scoring and evaluation do not fit at any batch size, take a larger GPU"
         return f"evaluation (estimate): weights {weights / 1e9:.1f} + {batch} answers {cache / 1e9:.1f} GB{verdict}"
@@ -327,8 +328,8 @@ class Costs:
         )
         yield (
             "    memory: weights + gradients + optimizer (16 bytes a trained weight, shared by the GPUs under FSDP) + "
-            "activations of per_device_train_batch_size x max_length tokens; evaluation: 2 bytes a weight, and keys "
-            f"and values of {PROMPT_TOKENS} + max_new_tokens tokens an answer"
+            "activations of per_device_train_batch_size x max_length tokens; evaluation: 2 bytes a weight (4 bits for "
+            f"qlora), and keys and values of {PROMPT_TOKENS} + max_new_tokens tokens an answer"
         )
         yield "    disk: 2 bytes a weight of the hub's, 4 a trained weight that is kept, 3 x 12 for checkpoints"
 

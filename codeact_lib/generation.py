@@ -132,7 +132,8 @@ def generate_solutions(
         template: the `codeact_lib.prompts.PromptTemplate` the model was trained with, or its name.
         protocol: a key of `PROTOCOLS`.
         max_new_tokens: tokens after the opening of the answer; the authors' value is 1024.
-        batch_size: rows decoded together. In float32 it does not change the text but for ties within rounding.
+        batch_size: rows decoded together, halved whenever memory does not suffice. In float32 it does not change the
+            text but for ties within rounding.
         output_path: JSONL of {"task_id", "solution", "raw", "n_tokens", "seconds", "key"}, and where the text may
             depend on it (no float32, 4 bits, or vLLM) also {"engine", "dtype", "batch_size"}. A line counts only if its
             ``key`` (of prompt, protocol, limits and ``model_key``) is the one wanted now; half a line at the end, of a
@@ -147,8 +148,9 @@ def generate_solutions(
         stands before the first stop string.
 
     Raises:
-        ModelError: ``trained_with`` is not the hash of ``template``.
+        ModelError: ``trained_with`` is not the hash of ``template``, or memory does not suffice for one answer.
     """
+    from codeact_lib.nll import unless_out_of_memory
     from codeact_lib.prompts import get_template
 
     rules, template = get_protocol(protocol), get_template(template)
@@ -160,10 +162,15 @@ def generate_solutions(
     encoded = {k: _encode(tokenizer, prompts[k], rules.opening) for k in prompts if k not in done}
     waiting, decode = sorted(encoded, key=lambda task_id: len(encoded[task_id]), reverse=True), None
     report = _Progress(len(waiting), len(done), progress)
-    for batch in (waiting[first : first + batch_size] for first in range(0, len(waiting), batch_size)):
+    while waiting:
+        batch = waiting[:batch_size]
         decode = decode or _decoder(model, tokenizer, rules.stop, max_new_tokens)
         start = time.monotonic()
-        answers = decode([encoded[k] for k in batch])
+        answers = unless_out_of_memory(decode, [encoded[k] for k in batch])
+        if answers is None:
+            batch_size = _smaller(len(batch), report)
+            continue
+        waiting = waiting[len(batch) :]
         facts = {"seconds": round((time.monotonic() - start) / len(batch), 4), **_stamp(model, batch_size)}
         lines = []
         for task_id, tokens in zip(batch, answers, strict=True):
@@ -173,6 +180,15 @@ def generate_solutions(
         _append(output_path, lines)
         report(len(batch))
     return [{name: done[t["task_id"]][name] for name in ("task_id", "solution", "raw")} for t in tasks]
+
+
+def _smaller(batch_size, report) -> int:
+    """Half the batch, once memory was out; ModelError where that was a single answer."""
+    if batch_size == 1:
+        raise ModelError("memory is out for a single answer: take a smaller max_new_tokens, model, or a larger GPU")
+    if report.say:
+        report.say(f"memory is out with {batch_size} answers at a time: going on with {batch_size // 2}")
+    return batch_size // 2
 
 
 def _append(path, rows):

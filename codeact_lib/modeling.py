@@ -179,6 +179,7 @@ def load_base_model(
     lora_dropout=0.1,
     lora_target_modules=LORA_TARGETS,
     dequantize=False,
+    four_bits=False,
 ):
     """Load a causal language model for training or scoring.
 
@@ -187,8 +188,9 @@ def load_base_model(
     `tuning` is "full" (all weights train), "lora" (adapters on frozen weights) or "qlora" (the same on weights held in
     4 bits: NF4, double quantisation). `dtype` is a torch dtype or its name, float32 by default. `adapter` is a folder
     with a LoRA adapter to apply for inference; with tuning "qlora" it is applied to the base in 4 bits, and with
-    `dequantize` to those weights unpacked to floating point again. The LoRA defaults are the authors' (CodeACT, arXiv
-    2408.02193).
+    `dequantize` to those weights unpacked to floating point again. `four_bits` holds a model without an adapter as
+    QLoRA would: to score or judge the base that a QLoRA training starts from. The LoRA defaults are the authors'
+    (CodeACT, arXiv 2408.02193).
 
     Returns the model in eval mode with `use_cache` off (a cache would silently undo the isolation of packed samples).
     Raises ModelError when it cannot be loaded or cannot do what is asked.
@@ -200,7 +202,7 @@ def load_base_model(
         path, revision = adapter_base(path)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
     options = {"dtype": dtype, "attn_implementation": attn_implementation, "revision": revision}
-    if tuning == "qlora":
+    if tuning == "qlora" or four_bits:
         options["quantization_config"] = _nf4(dtype)
     model = _from_pretrained(path, options)
     if dequantize and tuning == "qlora":

@@ -120,7 +120,7 @@ def score_batches(score, batches, sequences):
     while waiting:
         batch = waiting.popleft()
         slots = len(batch) * max(len(sequences[i].ids) for i in batch)
-        sums = None if slots > limit and len(batch) > 1 else _unless_out_of_memory(score, batch)
+        sums = None if slots > limit and len(batch) > 1 else unless_out_of_memory(score, batch)
         if sums is None and len(batch) > 1:
             limit = min(limit, max(slots // 2, 1))
             waiting.extendleft([batch[len(batch) // 2 :], batch[: len(batch) // 2]])
@@ -128,8 +128,8 @@ def score_batches(score, batches, sequences):
             yield batch, sums or [None]
 
 
-def _unless_out_of_memory(score, batch):
-    """The sums of a batch, or None where memory is out; the failed attempt's tensors are gone on return."""
+def unless_out_of_memory(score, batch):
+    """What `score` makes of a batch, or None where memory is out; the failed attempt's tensors are gone on return."""
     words = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA, CPU, cuBLAS
     try:
         return score(batch)

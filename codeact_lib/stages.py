@@ -398,9 +398,15 @@ def _ifd(profile, paths, *, dataset, model):
             **_source(spec),
             "template": spec.template,
             **_pick(profile, "02_ifd"),
+            **_four_bits(profile),
             **({"scorer": _without_folders(profile.scorer.model_dump())} if profile.scorer else {}),
         },
     }
+
+
+def _four_bits(profile):
+    """Where an adapter is trained on a base in 4 bits, that base is what is scored and what it is compared with."""
+    return {"four_bits": True} if profile.tuning == "qlora" else {}
 
 
 def _sample(profile, paths, *, dataset, model, policy, ratio, seed):
@@ -468,6 +474,7 @@ def _eval(profile, paths, *, run_id):
             "template": spec.template,
             "labels": [[s.label, s.reported_as] for s in labels],  # they are printed in the metrics
             **_pick(profile, "05_eval"),
+            **(_four_bits(profile) if run.is_base else {}),
         },
     }
 

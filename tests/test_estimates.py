@@ -76,8 +76,9 @@ def test_what_training_fits_evaluation_may_not_and_the_plan_says_so():
         return next(line for line in lines if "evaluation (estimate)" in line)
 
     assert evaluation().endswith("GB")
-    assert "lower generation_batch_size" in evaluation(generation_batch_size=128)
-    assert "do not fit at any batch size" in evaluation(models=["deepseek-coder-6.7b"])
+    assert "generation will lower its batch" in evaluation(generation_batch_size=128)
+    assert "do not fit" not in evaluation(models=["deepseek-coder-6.7b"])  # in 4 bits, as it is trained
+    assert "do not fit at any batch size" in evaluation(models=["deepseek-coder-6.7b"], tuning="lora")
 
 
 def test_a_data_set_that_was_read_is_counted_and_an_unknown_one_is_said_to_be(tmp_path):

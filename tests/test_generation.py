@@ -122,6 +122,24 @@ def test_the_batch_size_and_the_order_of_tasks_change_no_solution(model, tokeniz
     assert backwards == results[0][::-1]
 
 
+def test_a_batch_that_memory_does_not_hold_is_halved_until_it_fits(model, tokenizer, tmp_path, monkeypatch):
+    wanted, sizes = generate(model, tokenizer, tmp_path / "whole.jsonl", batch_size=7), []
+
+    def with_little_memory(model, tokenizer, prompts, *rules):
+        if len(prompts) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        sizes.append(len(prompts))
+        return greedy_decode(model, tokenizer, prompts, *rules)
+
+    monkeypatch.setattr("codeact_lib.decoding.greedy_decode", with_little_memory)
+    room = 2
+    assert generate(model, tokenizer, tmp_path / "parts.jsonl", batch_size=7) == wanted
+    assert sizes == [1] * 7  # 7, 3, and from there on 1
+    room = 0
+    with pytest.raises(ModelError, match="single answer: take a smaller"):
+        generate(model, tokenizer, tmp_path / "none.jsonl", batch_size=7)
+
+
 @pytest.mark.parametrize("stop", [("\n```",), ("ab", "\ndef "), ("é",)])
 def test_stop_strings_are_found_at_the_token_that_completes_them(tokenizer, stop):
     for text in ("x = 1\n```\nmore", "\n```", "a\nab b", "x\ndef y", "été", "no stop here", "``` x"):

@@ -86,6 +86,12 @@ def test_an_adapter_folder_is_loaded_and_asked_on_the_base_it_was_trained_on(bas
     assert ("batch_size" in (tmp_path / "a.jsonl").read_text()) == (tuning == "qlora")
 
 
+def test_a_base_in_four_bits_is_the_one_a_qlora_training_starts_from(base):
+    held = load_base_model(base, four_bits=True)
+    assert held.is_loaded_in_4bit and not hasattr(held, "peft_config")
+    assert torch.equal(logits(held), logits(load_base_model(base, tuning="qlora")))  # a new adapter changes nothing yet
+
+
 def test_logits_that_change_stop_the_merge_and_leave_nothing(base, tmp_path, monkeypatch):
     adapter = make_adapter(base, tmp_path, "lora")
     config = json.loads((adapter / "adapter_config.json").read_text())
