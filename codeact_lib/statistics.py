@@ -83,11 +83,16 @@ def sign_flip_test(a_runs, b_runs, tests="plus") -> dict:
         EvaluationError: the runs were not judged on the same tasks.
     """
     a_runs, b_runs = _listed(a_runs), _listed(b_runs)
+    difference = _differences(a_runs, b_runs, tests)
+    steps = np.rint(difference * math.lcm(len(a_runs), len(b_runs))).astype(int)  # whole numbers, so sums are exact
+    return {"n": len(steps), "b": int((steps > 0).sum()), "c": int((steps < 0).sum()), "p_value": _sign_flip_p(steps)}
+
+
+def _differences(a_runs, b_runs, tests):
+    """By task, in the order of their names: the share of one arm's runs that solve it less that of the other's."""
     _require_same_tasks([*a_runs, *b_runs])
     tasks = sorted(a_runs[0])
-    difference = _shares(a_runs, tasks, tests) - _shares(b_runs, tasks, tests)
-    steps = np.rint(difference * math.lcm(len(a_runs), len(b_runs))).astype(int)  # whole numbers, so sums are exact
-    return {"n": len(tasks), "b": int((steps > 0).sum()), "c": int((steps < 0).sum()), "p_value": _sign_flip_p(steps)}
+    return _shares(a_runs, tasks, tests) - _shares(b_runs, tasks, tests)
 
 
 def _sign_flip_p(steps):
@@ -118,11 +123,12 @@ def paired_bootstrap(a_runs, b_runs, tests="plus", *, level=0.95, n_resamples=99
     Raises:
         EvaluationError: the runs were not judged on the same tasks.
     """
-    a_runs, b_runs = _listed(a_runs), _listed(b_runs)
-    _require_same_tasks([*a_runs, *b_runs])
-    tasks = sorted(a_runs[0])
-    difference = _shares(a_runs, tasks, tests) - _shares(b_runs, tasks, tests)
-    return {"n": len(tasks), "difference": float(difference.mean()), **_bootstrap(difference, level, n_resamples, seed)}
+    difference = _differences(_listed(a_runs), _listed(b_runs), tests)
+    return {
+        "n": len(difference),
+        "difference": float(difference.mean()),
+        **_bootstrap(difference, level, n_resamples, seed),
+    }
 
 
 def seed_average(runs, tests="plus", *, level=0.95, n_resamples=9999, seed=0) -> dict:

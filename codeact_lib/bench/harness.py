@@ -9,6 +9,7 @@ are interleaved (a, b, a, b, ...), so that a machine that gets slower in the mid
 """
 
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -22,7 +23,6 @@ import pandas as pd
 
 from codeact_lib.artifacts import atomic_write, environment_facts, project_root, write_json
 from codeact_lib.errors import CodeActError
-from codeact_lib.figures import bench_bars, save_figure
 
 
 def contest(contenders: dict, *, repeats: int = 3, timeout: float = 3600, say=print) -> pd.DataFrame:
@@ -106,19 +106,23 @@ def write_bench(name: str, table: pd.DataFrame, about: dict, folder=None) -> Pat
     """Write `<name>.json` (table, `about`, versions, hardware), `<name>.md` and `<name>.svg`; return the first's path.
 
     `table` is what `compare` returns; columns that are left out of it are left out of the page too. The folder is
-    results/bench unless another is given.
+    results/bench unless another is given. Without matplotlib, as on a bare GPU machine, there is no figure.
     """
     folder = Path(folder) if folder else project_root() / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"about": about, "environment": environment_facts(), "rows": json.loads(table.to_json(orient="records"))}
+    drawn = importlib.util.find_spec("matplotlib") is not None
     write_json(folder / f"{name}.json", facts)
     with atomic_write(folder / f"{name}.md") as file:
-        file.write(bench_page(name, facts))
-    save_figure(bench_bars(table, title=f"codeact bench {name}, {_place(facts)}"), folder / name, formats=("svg",))
+        file.write(bench_page(name, facts, picture=drawn))
+    if drawn:
+        from codeact_lib.figures import bench_bars, save_figure
+
+        save_figure(bench_bars(table, title=f"codeact bench {name}, {_place(facts)}"), folder / name, formats=("svg",))
     return folder / f"{name}.json"
 
 
-def bench_page(name: str, facts: dict) -> str:
+def bench_page(name: str, facts: dict, picture: bool = True) -> str:
     """The Markdown page of a bench from the facts in its JSON: where it was measured, what all share, the table."""
     table = pd.DataFrame(facts["rows"]).dropna(axis="columns", how="all")
     shared = [key for key in table.columns.drop("contender") if len(table) > 1 and table[key].nunique() == 1]
@@ -127,9 +131,8 @@ def bench_page(name: str, facts: dict) -> str:
     columns = [[_shown(key, value) for value in table[key]] for key in table.columns.drop(shared)]
     shown = pd.DataFrame({cells[0][0]: [text for _, text in cells] for cells in columns})
     rows = shown.to_markdown(index=False, disable_numparse=True, colalign=["left"] + ["right"] * (len(columns) - 1))
-    return (
-        f"# codeact bench {name}\n\nMeasured on {_place(facts)}.\n\n![Time and memory]({name}.svg)\n\n{lines}\n{rows}\n"
-    )
+    figure = f"![Time and memory]({name}.svg)\n\n" if picture else ""
+    return f"# codeact bench {name}\n\nMeasured on {_place(facts)}.\n\n{figure}{lines}\n{rows}\n"
 
 
 def _place(facts) -> str:
