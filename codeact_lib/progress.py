@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import sys
 import threading
@@ -9,10 +10,10 @@ import time
 
 from codeact_lib.artifacts import StageManifest
 from codeact_lib.errors import ArtifactError
-from codeact_lib.stages import clock, run_options, short_path
+from codeact_lib.stages import STAGES, clock, run_options, short_path
 
-# How long the stages of mini take relative to each other: the first guess of the time left, scaled by what is measured.
-RELATIVE_SECONDS = {"01_cluster": 12, "02_ifd": 15, "03_sample": 5, "04_train_dynamic_pack": 80, "05_eval": 20}
+# What the stages of mini take on two cores: the first guess of the time left, scaled by what is measured.
+MINI_SECONDS = dict(zip(STAGES, (33, 23, 4, 60, 26, 21), strict=True))
 
 
 class Progress:
@@ -26,7 +27,7 @@ class Progress:
         self.started = time.monotonic()
         self.expected = {id(task): _expected_seconds(task) for task in tasks}
         self.waiting = {id(task) for task in tasks if not task.is_done()}
-        self.measured = self.guessed = 0.0
+        self.measured, self.guessed = collections.Counter(), collections.Counter()  # seconds by stage
 
     def skip(self, task):
         """Whether ``task`` is done already, here or by another process; counts it."""
@@ -48,11 +49,11 @@ class Progress:
             self.say(f"    taken over from {taken_from}, which is gone")
         self.say(f"    {task.papermill_line()}")
         before = time.monotonic()
-        with _ticking(head, before, self.expected[id(task)] * self._scale() if self.measured else None):
+        with _ticking(head, before, self._seconds(task) if self.measured else None):
             yield
         seconds = time.monotonic() - before
-        self.measured += seconds
-        self.guessed += self.expected[id(task)]
+        self.measured[task.stage] += seconds
+        self.guessed[task.stage] += self.expected[id(task)]
         self.executed += 1
         self.waiting.discard(id(task))
         self.say(f"    done in {clock(seconds)}")
@@ -69,15 +70,19 @@ class Progress:
     def _head(self, task):
         return f"[{self.numbers[id(task)]}/{len(self.tasks)}] {task.title}"
 
-    def _scale(self):
-        return self.measured / self.guessed if self.guessed else 1.0
+    def _seconds(self, task):
+        """What a task may take: the guess, scaled by what tasks of its stage took, or all tasks before the first."""
+        measured, guessed = self.measured[task.stage], self.guessed[task.stage]
+        if not guessed:
+            measured, guessed = self.measured.total(), self.guessed.total()
+        return self.expected[id(task)] * (measured / guessed if guessed else 1.0)
 
     def _left(self):
-        """Expected time of the stages that are not done, scaled by what was measured."""
+        """Time for the stages that are not done, shared by the processes that work on them on this machine."""
         if not self.measured:
             return ""
-        rest = [self.expected[id(task)] for task in self.tasks if id(task) in self.waiting]
-        return f", about {clock(self._scale() * sum(rest))} left"
+        rest = sum(self._seconds(task) for task in self.tasks if id(task) in self.waiting)
+        return f", about {clock(rest / max(1, self.tasks[0].claims.working_here()))} left"
 
     def summary(self):
         total = clock(time.monotonic() - self.started)
@@ -99,11 +104,11 @@ def _stages(number):
 
 
 def _expected_seconds(task):
-    """What the stage took last time, whatever its parameters were; else a guess in units of the mini profile."""
+    """What the stage took last time, whatever its parameters were; else what it takes with mini."""
     with contextlib.suppress(ArtifactError):
         return StageManifest.read(task.manifest_path).seconds + 3  # a kernel needs about 3 s to start and stop
-    ratio = task.run.ratio if task.stage == "04_train_dynamic_pack" else 1.0
-    return RELATIVE_SECONDS.get(task.stage, 10) * ratio + 3
+    share = 0.3 + 0.7 * task.run.ratio if task.stage == "04_train_dynamic_pack" else 1.0  # not all of it is training
+    return MINI_SECONDS[task.stage] * share
 
 
 @contextlib.contextmanager
