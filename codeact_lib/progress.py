@@ -26,7 +26,8 @@ class Progress:
         self.stale, self.awaited = [], None
         self.started = time.monotonic()
         self.expected = {id(task): _expected_seconds(task) for task in tasks}
-        self.waiting = {id(task) for task in tasks if not task.is_done()}
+        # what is not done, and the manifest it had then: another process may finish it before this one looks there
+        self.waiting = {id(task): _written(task) for task in tasks if not task.is_done()}
         self.measured, self.guessed = collections.Counter(), collections.Counter()  # seconds by stage
 
     def skip(self, task):
@@ -36,7 +37,7 @@ class Progress:
         if state not in ("done", "stale code"):
             return False
         self.skipped += 1
-        self.waiting.discard(id(task))
+        self.waiting.pop(id(task), None)
         self.stale += [task] if state == "stale code" else []
         self.say(f"{self._head(task)}: {state}, skipped")
         return True
@@ -55,7 +56,7 @@ class Progress:
         self.measured[task.stage] += seconds
         self.guessed[task.stage] += self.expected[id(task)]
         self.executed += 1
-        self.waiting.discard(id(task))
+        self.waiting.pop(id(task), None)
         self.say(f"    done in {clock(seconds)}")
 
     def wait_for(self, tasks, claims):
@@ -81,7 +82,8 @@ class Progress:
         """Time for the stages that are not done, shared by the processes that work on them on this machine."""
         if not self.measured:
             return ""
-        rest = sum(self._seconds(task) for task in self.tasks if id(task) in self.waiting)
+        waiting = [task for task in self.tasks if self.waiting.get(id(task), "done") == _written(task)]
+        rest = sum(self._seconds(task) for task in waiting)
         return f", about {clock(rest / max(1, self.tasks[0].claims.working_here()))} left"
 
     def summary(self):
@@ -101,6 +103,11 @@ class Progress:
 
 def _stages(number):
     return f"{number} stage" if number == 1 else f"{number} stages"
+
+
+def _written(task):
+    """When the manifest of a task was written, as the file system has it; None without one."""
+    return task.manifest_path.stat().st_mtime_ns if task.manifest_path.exists() else None
 
 
 def _expected_seconds(task):

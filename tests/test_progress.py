@@ -24,9 +24,12 @@ def clock(monkeypatch):
 
 def tasks(tmp_path, *stages, processes=1):
     claims = SimpleNamespace(working_here=lambda: processes)
-    shared = {"run": SimpleNamespace(ratio=1.0), "manifest_path": tmp_path / "none.json", "claims": claims}
-    shared |= {"is_done": lambda: False, "papermill_line": lambda: "papermill in.ipynb out.ipynb"}
-    return [SimpleNamespace(stage=stage, title=f"{stage} {n}", **shared) for n, stage in enumerate(stages)]
+    shared = {"run": SimpleNamespace(ratio=1.0), "claims": claims, "is_done": lambda: False}
+    shared["papermill_line"] = lambda: "papermill in.ipynb out.ipynb"
+    return [
+        SimpleNamespace(stage=stage, title=f"{stage} {n}", manifest_path=tmp_path / f"{n}.json", **shared)
+        for n, stage in enumerate(stages)
+    ]
 
 
 def left_after(tasks, seconds, clock):
@@ -52,3 +55,12 @@ def test_a_kind_not_seen_yet_is_guessed_at_the_speed_of_the_others(tmp_path, clo
 
 def test_processes_that_work_side_by_side_share_the_time_left(tmp_path, clock):
     assert left_after(tasks(tmp_path, *["05_eval"] * 5, processes=2), [30], clock) == "1:00 min"
+
+
+def test_what_another_process_finished_meanwhile_is_not_expected_any_more(tmp_path, clock):
+    several = tasks(tmp_path, *["05_eval"] * 5)
+    report = progress.Progress(several, lambda line: None)
+    with report.step(several[0]):
+        clock.now += 30
+    several[4].manifest_path.write_text("{}")
+    assert report._left() == ", about 1:30 min left"
