@@ -30,9 +30,10 @@ check: $(STAMP)  ## Lint, format and type check; notebooks must be stripped of o
 	@$(NBSTRIPOUT) --verify notebooks/*.ipynb
 	@$(BIN)/mypy --no-error-summary
 
-readme: $(STAMP)  ## Put the RQ1 table of results/mini into README.md
-	@$(BIN)/python -c "import re, pathlib as p; r = p.Path('README.md'); t = p.Path('results/mini/tables/rq1.md').read_text(); \
-	    r.write_text(re.sub(r'(rq1:start -->\n).*(<!-- rq1:end)', lambda m: m[1] + t.strip() + '\n' + m[2], r.read_text(), flags=re.S))"
+readme: $(STAMP)  ## Put the tables of results/ that README.md shows into it
+	@$(BIN)/python -c "import re, pathlib as p; r = p.Path('README.md'); \
+	    r.write_text(re.sub(r'(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)', \
+	        lambda m: m[1] + p.Path(m[2]).read_text().strip() + '\n' + m[3], r.read_text(), flags=re.S))"
 
 clean:  ## Delete what can be rebuilt (artifacts and caches; .venv and results stay)
 	@rm -rf artifacts build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -310,6 +310,7 @@ def _execute(task, claim, verbose):
                 stdout_file=sys.stdout if verbose else None,
                 stderr_file=sys.stderr if verbose else None,
                 start_timeout=120,
+                shutdown_kernel="immediate",  # a kernel that holds torch takes seconds to take itself apart
                 config=_transport(),
             )
     except (papermill.PapermillException, nbclient.exceptions.DeadKernelError, RuntimeError, TimeoutError) as error:

@@ -12,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from conftest import REPO
@@ -248,14 +249,26 @@ def test_no_python_snippet_of_the_documents_is_left_unrun():
 # ---------------------------------------------------------------------------------------------- what it says
 
 
-def test_the_rq1_table_is_the_one_in_results():
-    shown = README.split("<!-- rq1:start -->")[1].split("<!-- rq1:end -->")[0]
-    committed = (REPO / "results/mini/tables/rq1.md").read_text(encoding="utf-8")
-    assert shown.strip() == committed.strip(), "README.md is behind results/mini: run `make readme`"
+def test_its_tables_are_those_in_results():
+    shown = dict(re.findall(r"<!-- table: (\S+) -->\n(.*?)<!-- end of table -->", README, re.DOTALL))
+    assert set(shown) == {"results/mini/tables/rq1.md", "results/mini-full/tables/headline.md"}
+    for path, table in shown.items():
+        committed = (REPO / path).read_text(encoding="utf-8")
+        assert table.strip() == committed.strip(), f"README.md is behind {path}: run `make readme`"
+
+
+def test_what_it_says_of_the_wide_grid_is_what_the_tables_say():
+    folder = REPO / "results/mini-full"
+    tests, split, costs = (pd.read_csv(folder / "tables" / f"{name}.csv") for name in ("comparisons", "split", "costs"))
+    assert set(tests[tests["compared_with"].str.startswith("random")]["finding"]) == {"no difference shown"}
+    ratios = split.pivot(index="setting", columns=["data", "batching"], values="time_ratio")
+    assert (ratios["CDAS 40%", "dynamic padding"] < ratios["all", "Dynamic Pack"]).all()
+    assert set(costs[costs["arm"].str.startswith("CodeACT")]["break_even_trainings"]) == {2}
+    assert f"{len(list((folder / 'metrics').glob('*__mini-*__*.json')))} trainings" in README
 
 
 def test_the_first_screen_has_the_picture_and_the_two_commands():
-    top = README.split("<!-- rq1:start -->")[0]
+    top = README.split("<!-- table: ")[0]
     assert re.search(r"!\[[^]]+\]\(results/mini/figures/[\w.]+\)", top)
     assert [line.split("#")[0].strip() for line in fenced("bash", top)[0].splitlines()] == [
         "make reproduce",

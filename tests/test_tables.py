@@ -396,6 +396,17 @@ def test_gpu_hours_count_every_gpu_of_the_machine():
     assert "GPU hours" in table.cells and "GPU hours" not in tables.cost_table(METRICS).cells
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_every_table_of_seconds_names_what_they_were_measured_on_and_what_shared_it(jobs):
+    metrics = [record | {"concurrent_jobs": jobs} for record in METRICS]
+    made = [make(metrics) for make in (tables.cost_table, tables.split_table, tables.arms_table)]
+    made += [make(metrics, REPORTED) for make in (tables.headline_table, tables.derived_claims_table)]
+    for table in [*made, rq1_table(metrics, REPORTED["rq1"])]:
+        notes = "\n".join(table.notes)
+        assert "a CPU, 2 cores" in notes and ("shared by 2 jobs" in notes) == (jobs == 2), table.name
+        assert "resident memory" in notes, table.name
+
+
 def test_the_followup_stands_beside_the_paper_cell_by_cell():
     frame = tables.followup_table(REPORTED).frame
     assert len(frame) == 8

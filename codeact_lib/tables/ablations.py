@@ -21,6 +21,7 @@ from codeact_lib.tables.measured import (
     arm_label,
     arm_of,
     by_arm,
+    hardware_notes,
     is_missing,
     measured_row,
     run_sources,
@@ -83,7 +84,7 @@ def split_table(metrics: list[dict]) -> Table:
     cells["Peak memory"] = _with_ratio(efficiency["Peak memory"], frame["memory_ratio"])
     cells["Padding"] = [NOT_RUN if is_missing(rate) else f"{rate:.1f}%" for rate in frame["padding_pct"]]
     cells = cells.assign(**score_cells(frame.to_dict("records"), [row.get("cell_marks") or {} for row in rows]))
-    notes = [SPLIT_NOTE, "×: against the first line.", *_notes(means)]
+    notes = [SPLIT_NOTE, "×: against the first line.", *_notes(means), *hardware_notes(metrics)]
     return _table("split", "Fewer samples or better packed?", frame, cells, metrics, notes, left=("Data", "Batching"))
 
 

@@ -19,6 +19,7 @@ from codeact_lib.tables.measured import (
     SCORES,
     by_setting,
     find_arm,
+    hardware_notes,
     is_missing,
     measured_row,
     relative_change,
@@ -69,7 +70,7 @@ def derived_claims_table(metrics: list[dict], reported: dict[str, pd.DataFrame])
         "links": links,
         "sources": run_sources(metrics),
     }
-    notes = [NOTE, *mark_notes([side for _, marks in pairs for side in marks])]
+    notes = [NOTE, *mark_notes([side for _, marks in pairs for side in marks]), *hardware_notes(metrics)]
     return Table("derived_claims", "The headline claims, recomputed", frame, cells, notes=notes, **more)
 
 
@@ -103,8 +104,9 @@ def headline_table(metrics: list[dict], reported: dict[str, pd.DataFrame]) -> Ta
     runs = {name: run for name, run in zip(names, shown["run_id"], strict=True) if not is_missing(run)}
     links: list[Any] = [runs] * len(CLAIMS)
     note = "Paper and follow-up: DeepSeek-Coder 6.7B on EVOL-Instruct, CodeACT against all data with dynamic padding."
+    notes = [note, *hardware_notes(metrics)]
     title = "The paper's three claims, side by side"
-    return Table("headline", title, frame, cells, notes=[note], links=links, sources=run_sources(metrics))
+    return Table("headline", title, frame, cells, notes=notes, links=links, sources=run_sources(metrics))
 
 
 def _followup_pairs(followup: pd.DataFrame) -> pd.DataFrame:

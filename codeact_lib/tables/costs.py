@@ -17,6 +17,7 @@ from codeact_lib.tables.measured import (
     arm_label,
     arm_of,
     by_arm,
+    hardware_notes,
     is_missing,
     mean_and_spread,
     measured_row,
@@ -49,13 +50,13 @@ def cost_table(metrics: list[dict]) -> Table:
     if frame["gpu_hours"].notna().any():
         cells["GPU hours"] = ["-" if is_missing(hours) else number(hours) for hours in frame["gpu_hours"]]
     cells["Pays after"] = [_break_even_words(value) for value in frame["break_even_trainings"]]
-    notes = [*NOTES, "Means over seeds."] if len(frame) and frame["n_seeds"].max() > 1 else NOTES
+    several = ["Means over seeds."] if len(frame) and frame["n_seeds"].max() > 1 else []
     more: dict[str, Any] = {
         "blocks": list(frame["data_set"]),
         "links": list(frame["run_id"]),
         "sources": run_sources(metrics),
     }
-    return Table("costs", "Cost ledger", frame, cells, notes=notes, **more)
+    return Table("costs", "Cost ledger", frame, cells, notes=[*NOTES, *several, *hardware_notes(metrics)], **more)
 
 
 def cost_row(runs: list[dict]) -> dict:

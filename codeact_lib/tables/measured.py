@@ -148,6 +148,22 @@ def hardware(record: dict) -> str:
     return (facts.get("gpu") or f"{facts.get('cpu') or 'CPU'}, {facts.get('cores')} cores") + beside
 
 
+def hardware_notes(metrics: list[dict]) -> list[str]:
+    """For the foot of a table of seconds or bytes: what they were measured on, and which memory was."""
+    if not metrics:
+        return []
+    return [f"Hardware: {'; '.join(dict.fromkeys(hardware(r) for r in metrics))}. {_memory_note(metrics)}".strip()]
+
+
+def _memory_note(metrics: list[dict]) -> str:
+    words = {
+        "cuda_allocated": "the peak of memory allocated on the GPU",
+        "rss_growth": "how far the resident memory of a fresh training process grew (no GPU)",
+    }
+    kinds = dict.fromkeys(r["train"]["peak_memory_kind"] for r in metrics if r["train"])
+    return f"Peak memory is {', '.join(words.get(kind, str(kind)) for kind in kinds)}." if kinds else ""
+
+
 def place(record: dict) -> str:
     """``GPU`` or ``CPU``."""
     return "GPU" if record["provenance"]["environment"].get("gpu") else "CPU"

@@ -26,7 +26,7 @@ from codeact_lib.tables.measured import (
     by_arm,
     by_setting,
     find_arm,
-    hardware,
+    hardware_notes,
     is_missing,
     measured_row,
     place,
@@ -240,14 +240,4 @@ def measured_notes(metrics: list[dict]) -> list[str]:
         notes.append("WARNING: the measured rows mix benchmark versions and must not be compared with each other.")
     protocols = {b.get("protocol") for r in metrics for b in r["benchmarks"].values()}
     notes.append(f"Benchmarks: {' / '.join(stamps)}; protocol: {', '.join(sorted(filter(None, protocols)))}.")
-    notes.append(f"Hardware: {'; '.join(dict.fromkeys(hardware(r) for r in metrics))}. {_memory_note(metrics)}")
-    return notes
-
-
-def _memory_note(metrics: list[dict]) -> str:
-    words = {
-        "cuda_allocated": "the peak of memory allocated on the GPU",
-        "rss_growth": "how far the resident memory of a fresh training process grew (no GPU)",
-    }
-    kinds = dict.fromkeys(r["train"]["peak_memory_kind"] for r in metrics if r["train"])
-    return f"Peak memory is {', '.join(words.get(kind, str(kind)) for kind in kinds)}." if kinds else ""
+    return notes + hardware_notes(metrics)
