@@ -28,7 +28,8 @@ class Progress:
         self.expected = {id(task): _expected_seconds(task) for task in tasks}
         # what is not done, and the manifest it had then: another process may finish it before this one looks there
         self.waiting = {id(task): _written(task) for task in tasks if not task.is_done()}
-        self.measured, self.guessed = collections.Counter(), collections.Counter()  # seconds by stage
+        self.measured: dict[str, float] = collections.defaultdict(float)  # seconds by stage
+        self.guessed: dict[str, float] = collections.defaultdict(float)
 
     def skip(self, task):
         """Whether ``task`` is done already, here or by another process; counts it."""
@@ -75,7 +76,7 @@ class Progress:
         """What a task may take: the guess, scaled by what tasks of its stage took, or all tasks before the first."""
         measured, guessed = self.measured[task.stage], self.guessed[task.stage]
         if not guessed:
-            measured, guessed = self.measured.total(), self.guessed.total()
+            measured, guessed = sum(self.measured.values()), sum(self.guessed.values())
         return self.expected[id(task)] * (measured / guessed if guessed else 1.0)
 
     def _left(self):
