@@ -267,6 +267,33 @@ def test_what_it_says_of_the_wide_grid_is_what_the_tables_say():
     assert f"{len(list((folder / 'metrics').glob('*__mini-*__*.json')))} trainings" in README
 
 
+def test_its_ratios_are_those_of_the_benches():
+    contenders = {
+        "train": "flat, segments, supervised positions",
+        "ifd": "ours, full-length",
+        "generate": "batches of 80",
+        "eval": "ours, in bubblewrap",
+    }
+    for name, contender in contenders.items():
+        row = bench_row(name, contender)
+        ratio = row.get("memory_ratio")
+        memory = "-" if not ratio else f"{ratio:.2f}×" if ratio < 1 else f"{ratio:.0f}×"
+        (line,) = re.findall(rf"^\| \[.*\(results/bench/{name}.md\).*$", README, re.MULTILINE)
+        assert line.endswith(f"| {row['speedup']:.1f}× | {memory} |"), line
+    chosen = bench_row("select", "1,000,000 rows")
+    assert f"takes {chosen['seconds']:.1f} s and {chosen['process_memory_gb']:.1f} GB" in README
+    strategies = ("dynamic", "dynamic_pack", "balanced_pack")
+    padding = [100 * bench_row("packing", f"{name}, batch")["padding_rate"] for name in strategies]
+    said = "is {:.0f}% of the slots with dynamic padding, {:.1f}% with Dynamic Pack and {:.1f}% with `balanced_pack`"
+    assert said.format(*padding) in " ".join(README.split())
+
+
+def bench_row(name, contender):
+    facts = json.loads((REPO / f"results/bench/{name}.json").read_text())
+    (row,) = [row for row in facts["rows"] if row["contender"] == contender]
+    return row
+
+
 def test_the_first_screen_has_the_picture_and_the_two_commands():
     top = README.split("<!-- table: ")[0]
     assert re.search(r"!\[[^]]+\]\(results/mini/figures/[\w.]+\)", top)

@@ -259,7 +259,7 @@ def test_memory_held_for_a_moment_inside_the_block_is_seen_and_memory_before_it_
     with PeakMemory() as memory:
         rest = memory.bytes()
         array = np.ones(2**23)
-        time.sleep(0.1)
+        time.sleep(0.5)
         del array
     assert rest < 2**23
     assert 0.9 * 2**26 < memory.bytes() < 1.5 * 2**26
