@@ -269,7 +269,7 @@ def test_what_it_says_of_the_wide_grid_is_what_the_tables_say():
 
 def test_its_ratios_are_those_of_the_benches():
     contenders = {
-        "train": "flat, segments, supervised positions",
+        "train": "balanced, isolated, supervised positions",
         "ifd": "ours, full-length",
         "generate": "batches of 80",
         "eval": "ours, in bubblewrap",
