@@ -70,9 +70,9 @@ def made_report(tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("which", ["made", "committed"])
+@pytest.mark.parametrize("which", ["made", "mini", "mini-full"])
 def test_no_element_overflows_every_link_resolves_and_nothing_is_fetched(which, made_report, tmp_path):
-    report = made_report if which == "made" else REPO / "results/mini/report.html"
+    report = made_report if which == "made" else REPO / "results" / which / "report.html"
     found = seen(report, tmp_path)
     assert [page["width"] for page in found] == pytest.approx(WIDTHS, abs=20)  # a scroll bar
     for page in found:
