@@ -170,7 +170,7 @@ def run(
         elif tables_later:
             say(f"06_tables follows when the other runs are done; {len(unfinished)} are not.")
     progress.summary()
-    return progress.executed
+    return len(progress.finished)
 
 
 def _job_options(call, first, only, runs, verbose):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import sys
 import threading
@@ -22,14 +21,12 @@ class Progress:
     def __init__(self, tasks, say):
         self.tasks, self.say = tasks, say
         self.numbers = {id(task): number for number, task in enumerate(tasks, 1)}
-        self.executed = self.skipped = 0
+        self.finished, self.skipped = [], 0  # (task, seconds) of what was executed here
         self.stale, self.awaited = [], None
         self.started = time.monotonic()
         self.expected = {id(task): _expected_seconds(task) for task in tasks}
         # what is not done, and the manifest it had then: another process may finish it before this one looks there
         self.waiting = {id(task): _written(task) for task in tasks if not task.is_done()}
-        self.measured: dict[str, float] = collections.defaultdict(float)  # seconds by stage
-        self.guessed: dict[str, float] = collections.defaultdict(float)
 
     def skip(self, task):
         """Whether ``task`` is done already, here or by another process; counts it."""
@@ -51,12 +48,10 @@ class Progress:
             self.say(f"    taken over from {taken_from}, which is gone")
         self.say(f"    {task.papermill_line()}")
         before = time.monotonic()
-        with _ticking(head, before, self._seconds(task) if self.measured else None):
+        with _ticking(head, before, self._seconds(task) if self.finished else None):
             yield
         seconds = time.monotonic() - before
-        self.measured[task.stage] += seconds
-        self.guessed[task.stage] += self.expected[id(task)]
-        self.executed += 1
+        self.finished.append((task, seconds))
         self.waiting.pop(id(task), None)
         self.say(f"    done in {clock(seconds)}")
 
@@ -73,27 +68,26 @@ class Progress:
         return f"[{self.numbers[id(task)]}/{len(self.tasks)}] {task.title}"
 
     def _seconds(self, task):
-        """What a task may take: the guess, scaled by what tasks of its stage took, or all tasks before the first."""
-        measured, guessed = self.measured[task.stage], self.guessed[task.stage]
-        if not guessed:
-            measured, guessed = sum(self.measured.values()), sum(self.guessed.values())
-        return self.expected[id(task)] * (measured / guessed if guessed else 1.0)
+        """What a task may take once one is finished: the guess, scaled by what those of its stage took, or else all."""
+        alike = [pair for pair in self.finished if pair[0].stage == task.stage] or self.finished
+        guessed = sum(self.expected[id(other)] for other, _ in alike)
+        return self.expected[id(task)] * sum(seconds for _, seconds in alike) / guessed
 
     def _left(self):
         """Time for the stages that are not done, shared by the processes that work on them on this machine."""
-        if not self.measured:
+        if not self.finished:
             return ""
-        waiting = [task for task in self.tasks if self.waiting.get(id(task), "done") == _written(task)]
+        waiting = [task for task in self.tasks if id(task) in self.waiting and self.waiting[id(task)] == _written(task)]
         rest = sum(self._seconds(task) for task in waiting)
         return f", about {clock(rest / max(1, self.tasks[0].claims.working_here()))} left"
 
     def summary(self):
         total = clock(time.monotonic() - self.started)
         paths = self.tasks[-1].paths
-        if not self.executed:
+        if not self.finished:
             self.say(f"Nothing to do: all {self.skipped} stages are done.")
         else:
-            self.say(f"Ran {_stages(self.executed)} in {total}; {_stages(self.skipped)} done before.")
+            self.say(f"Ran {_stages(len(self.finished))} in {total}; {_stages(self.skipped)} done before.")
         if self.stale:
             stages = sorted({task.stage[:2] for task in self.stale})
             again = f"codeact run {run_options(self.stale[0].call)}" + "".join(f" --force {s}" for s in stages)
@@ -108,7 +102,9 @@ def _stages(number):
 
 def _written(task):
     """When the manifest of a task was written, as the file system has it; None without one."""
-    return task.manifest_path.stat().st_mtime_ns if task.manifest_path.exists() else None
+    with contextlib.suppress(FileNotFoundError):
+        return task.manifest_path.stat().st_mtime_ns
+    return None
 
 
 def _expected_seconds(task):

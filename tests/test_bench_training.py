@@ -12,6 +12,7 @@ from codeact_lib.bench.packing import bench_packing, read_lengths
 from codeact_lib.bench.train import LAYOUTS, Setting, bench_train, prepare, sample_steps
 from codeact_lib.errors import CodeActError, DataError
 from codeact_lib.packing import PaddingStrategy
+from codeact_lib.tables import load_reported
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +115,19 @@ def test_with_the_papers_architecture_hours_of_rq1_stand_beside_the_papers(name,
     assert table["rq1_hours_full"].tolist() == pytest.approx([2 * 3 * 78_000 / 3600] * 2)
     assert table["rq1_hours_40_percent"].tolist() == pytest.approx([0.4 * 130] * 2)
     assert "259 min" in str(train._about(setting, [([1, 2], 1)]))
+    rq1 = load_reported()["rq1"].query("dataset == 'EVOL-Instruct' and model == 'DeepSeek-Coder'")
+    reported = [list(pair) for pair in train._reported(setting).values()]
+    assert rq1[["training_time_min", "peak_memory_gb"]].values.tolist() == reported
 
 
 def test_a_layout_that_the_gpu_has_no_room_for_is_named_and_the_others_are_measured(works):
     rows = _measured(works, "traditional", "Dynamic Pack (paper)")
     del rows[0]["loss"]
     rows[0]["outcome"] = "out of memory"
-    table = train.make_table(pd.DataFrame(rows), SETTING).set_index("contender")
+    table = train.make_table(pd.DataFrame(rows), Setting("deepseek-coder-6.7b")).set_index("contender")
     full, paper = table.loc["traditional, plain loss"], table.loc[train.BASELINE]
-    assert full["outcome"] == "out of memory" and paper["speedup"] == 1
-    numbers = ["seconds", "peak_memory_bytes", "speedup", "memory_ratio", "loss_difference"]
+    assert full["outcome"] == "out of memory" and paper["speedup"] == 1 and paper["rq1_hours_full"] > 0
+    numbers = ["seconds", "peak_memory_bytes", "speedup", "memory_ratio", "loss_difference", "rq1_hours_full"]
     assert full[numbers].isna().all()
     with pytest.raises(CodeActError, match="gradient_checkpointing"):
         train.make_table(pd.DataFrame(rows[:1]), SETTING)

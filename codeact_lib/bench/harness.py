@@ -9,13 +9,13 @@ are interleaved (a, b, a, b, ...), so that a machine that gets slower in the mid
 """
 
 import importlib
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +111,7 @@ def write_bench(name: str, table: pd.DataFrame, about: dict, folder=None) -> Pat
     folder = Path(folder) if folder else project_root() / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"about": about, "environment": environment_facts(), "rows": json.loads(table.to_json(orient="records"))}
-    drawn = importlib.util.find_spec("matplotlib") is not None
+    drawn = find_spec("matplotlib") is not None
     write_json(folder / f"{name}.json", facts)
     with atomic_write(folder / f"{name}.md") as file:
         file.write(bench_page(name, facts, picture=drawn))
