@@ -377,6 +377,11 @@ def test_the_three_claims_stand_side_by_side_for_paper_followup_and_measured():
     assert tables.headline_table([], REPORTED).cells.columns.tolist() == ["Claim", "Paper", "Follow-up"]
 
 
+def test_a_change_in_percent_has_its_sign_and_none_where_it_rounds_to_nothing_is_negative():
+    cells = [tables.percent_cell(value) for value in (-78.4, 12.5, -0.3, math.nan)]
+    assert cells == ["-78%", "+12%", "+0%", "not stated"]
+
+
 def test_selection_pays_once_the_time_saved_exceeds_its_cost():
     frame = tables.cost_table(METRICS).frame
     pays = dict(zip(frame["run_id"], frame["break_even_trainings"], strict=True))

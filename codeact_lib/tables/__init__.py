@@ -24,7 +24,7 @@ Reported and measured numbers never share a row.
 from codeact_lib.deviations import deviations_in_force
 from codeact_lib.report import ReportFigure, Table, write_report, write_table
 from codeact_lib.tables.ablations import arm_means, policy_table, rate_frame, rate_table, split_table
-from codeact_lib.tables.cells import bold_marks, fits, mbpp_task_counts
+from codeact_lib.tables.cells import bold_marks, fits, mbpp_task_counts, percent_cell
 from codeact_lib.tables.claims import derived_claims_table, followup_table, headline_table
 from codeact_lib.tables.comparisons import comparison_table, findings
 from codeact_lib.tables.costs import cost_table
@@ -74,6 +74,7 @@ __all__ = [
     "measured_row",
     "padding_frame",
     "pass_at_one_frame",
+    "percent_cell",
     "policy_table",
     "provenance",
     "rate_frame",

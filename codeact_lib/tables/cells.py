@@ -193,5 +193,5 @@ def seconds_cell(seconds: float) -> str:
 
 
 def percent_cell(value: float) -> str:
-    """A change in percent with its sign."""
-    return "not stated" if is_missing(value) else f"{value:+.0f}%"
+    """A change in percent with its sign; one that rounds to nothing is +0%."""
+    return "not stated" if is_missing(value) else f"{value:+z.0f}%"
