@@ -1,6 +1,8 @@
 """The embedded mini profile: its data teach, its benchmark is held out, its base model is what its recipe says."""
 
 import ast
+import hashlib
+import itertools
 import json
 import random
 import re
@@ -12,6 +14,7 @@ from codeact_lib.mini import BENCHMARKS, CORPORA, base_model_dir, build_benchmar
 from codeact_lib.mini.benchmark import run_program
 from codeact_lib.mini.corpus import evol_pairs, normalised_body, oss_pairs, pretraining_texts
 from codeact_lib.mini.operations import OPERATIONS, is_held_out, sample_chain, sample_program
+from codeact_lib.mini.stdlib import short_functions
 from codeact_lib.mini.text import STYLES, write_function
 
 
@@ -59,10 +62,25 @@ def test_two_in_a_hundred_evolved_rows_are_mismatched():
 
 def test_one_in_five_oss_rows_comes_from_the_standard_library():
     pairs = oss_pairs(random.Random(3), 500)
-    from codeact_lib.mini.stdlib import short_functions
-
-    library = {code.rstrip() for _, _, code in short_functions(True)}
+    library = {code.rstrip() for _, _, code in short_functions("instructions")}
     assert sum(code_of(response) in library for _, response in pairs) == 100
+
+
+# Every number of results/mini rests on these texts: another hash is another data set, on whatever Python it comes out.
+TEXTS = {
+    "mini-evol": "8bdfc073675647baf2c792f8fd66b1a5fcd64847dc58f5826ccefe002cde56eb",
+    "mini-oss": "421c4fa93973c191550a38197cfae5b849ed781bc5478dd70058a874f3e74ebf",
+    "mini-humaneval": "143f4794b7510fdb56ab41523127bf20e341a8a53ad686619f882af53b478435",
+    "mini-mbpp": "2d78cb1cffef087d90a379ab19caf75449f01f8cb0db70398335aa502f08e2bd",
+    "pre-training": "a625368b1ddf95e429a71b8f442dd4849f173dff569809c21fcd690ef84d4d8e",
+}
+
+
+def test_rows_tasks_and_pre_training_texts_are_the_same_on_every_python():
+    texts = {name: build_corpus(name).to_csv(index=False) for name in ("mini-evol", "mini-oss")}
+    texts |= {name: json.dumps(build_benchmark(name)) for name in ("mini-humaneval", "mini-mbpp")}
+    texts["pre-training"] = json.dumps(list(itertools.islice(pretraining_texts(random.Random(0)), 3000)))
+    assert {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()} == TEXTS
 
 
 def test_an_unknown_corpus_or_benchmark_is_named_with_the_choices():

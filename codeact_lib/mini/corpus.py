@@ -2,10 +2,11 @@
 
 `mini-evol` resembles EVOL-Instruct: short seed tasks, many of them evolved by added requirements into longer, harder
 ones; one pair in fifty is mismatched (the response answers another row), the noise that IFD should find. `mini-oss`
-resembles OSS-Instruct: descriptions of code that exists, one row in five a documented function of the installed
-Python standard library, the rest generated in that register.
+resembles OSS-Instruct: descriptions of code that exists, one row in five a documented function of the Python standard
+library (stored in `stdlib_texts`, with its licence), the rest generated in that register.
 
-Both are generated from a seed, never stored. No row shares an operation chain or a normalised body with the benchmark.
+Rows are made from a seed, the same on every Python. No row shares an operation chain or a normalised body with the
+benchmark.
 """
 
 import ast
@@ -27,8 +28,8 @@ SLOPPY = 0.15  # share of generated responses that overlook edge cases
 def build_corpus(name: str, n_rows: int | None = None, seed: int = 0):
     """An instruction set as a frame with columns example_id, instruction, response, dataset.
 
-    `name` is "mini-evol" or "mini-oss". Rows are the same for the same name, size, seed and (mini-oss) Python patch
-    release. Raises DataError for another name.
+    `name` is "mini-evol" or "mini-oss". Rows are the same for the same name, size and seed. Raises DataError for
+    another name.
     """
     import pandas as pd
 
@@ -170,7 +171,7 @@ def response_code(program: Program, rng: random.Random) -> str:
 
 def oss_pairs(rng: random.Random, n_rows: int) -> list[tuple[str, str]]:
     """Descriptions of existing code: documented standard-library functions among generated ones."""
-    documented = [entry for entry in stdlib.short_functions(True) if len(entry[1]) > 20]
+    documented = list(stdlib.short_functions("instructions"))
     rng.shuffle(documented)
     library = [(say_documented(*entry, rng), fenced(entry[2])) for entry in documented[: int(n_rows * STDLIB_SHARE)]]
     generated = []
@@ -225,7 +226,7 @@ def pretraining_texts(rng: random.Random):
     explains code), one document in six answers a short instruction (so that it has seen the format, but only easy
     tasks), the rest are functions of the standard library.
     """
-    library = [code for _, _, code in stdlib.short_functions(False)]
+    library = [code for _, _, code in stdlib.short_functions("pretraining")]
     while True:
         kind = rng.random()
         if kind < 0.08:
