@@ -1,7 +1,7 @@
 # `make` lists the targets. Each makes the environment (.venv) itself when it is missing or older than requirements.lock.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-browser lab check readme clean
+.PHONY: help reproduce test test-browser lab check readme lock-check python-check colab-check repository clean
 
 PROFILE ?= mini
 SCREENSHOTS ?= artifacts/screenshots
@@ -35,22 +35,22 @@ readme: $(STAMP)  ## Put the tables of results/ that README.md shows into it
 	    r.write_text(re.sub(r'(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)', \
 	        lambda m: m[1] + p.Path(m[2]).read_text().strip() + '\n' + m[3], r.read_text(), flags=re.S))"
 
+lock-check:  ## Every package of requirements.lock has a wheel for each Python of 3.11 to 3.14 (needs the package index)
+	@bash tools/lock.sh --check
+
+python-check:  ## Imports, fast tests and the reduced mini on another interpreter: make python-check PYTHON=python3.13
+	@bash tools/python_check.sh
+
+colab-check:  ## Colab's runtime as an environment here: the set-up cell, 00_colab with mini, colab-qlora with stand-ins
+	@bash tools/colab_check.sh
+
+repository:  ## Write the project's address everywhere: make repository URL=https://github.com/OWNER/NAME
+	@python3 tools/repository.py $(URL)
+
 clean:  ## Delete what can be rebuilt (artifacts and caches; .venv and results stay)
 	@rm -rf artifacts build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
-# The versions in the lock are tested with Python 3.11; the first interpreter of that version is taken.
 $(STAMP): requirements.lock pyproject.toml
-	@set -e; for python in python3.11 python3 python; do \
-	    if $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then break; fi; python=; \
-	done; \
-	if [ -z "$$python" ]; then \
-	    echo "error: Python 3.11 is needed, and neither python3.11 nor python3 is one." >&2; \
-	    echo "Install it (apt install python3.11-venv, brew install python@3.11, pyenv install 3.11) or use conda:" >&2; \
-	    echo "    conda env create -f environment.yml" >&2; exit 1; \
-	fi; \
-	echo "making .venv with $$($$python --version) and the versions of requirements.lock; this takes some minutes"; \
-	$$python -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@bash tools/make_venv.sh
 	@touch $@

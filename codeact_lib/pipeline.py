@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import importlib.metadata
 import json
 import os
 import shlex
@@ -33,8 +34,6 @@ from codeact_lib.progress import Progress
 from codeact_lib.stages import STAGES, StageTask, maker_of, open_stage, run_options, short_path
 
 __all__ = ["STAGES", "StageFailed", "StageTask", "open_stage", "plan", "run"]
-
-REPOSITORY = "https://github.com/codeact-repro/codeact"
 
 
 class StageFailed(CodeActError):
@@ -230,12 +229,18 @@ def _interrupt():
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
+def repository() -> str:
+    """Address of the project, as the installed package's own metadata has it (pyproject.toml, [project.urls])."""
+    addresses = importlib.metadata.metadata("codeact-lib").get_all("Project-URL") or []
+    return next(line.split(", ")[1] for line in addresses if line.startswith("Repository, "))
+
+
 def _require_notebooks(tasks):
     absent = [task.notebook for task in tasks if not task.notebook.exists()]
     if absent:
         raise ArtifactError(
             f"{absent[0]} does not exist. `codeact run` executes the notebooks of a clone: change into its folder, or "
-            f"get one: git clone {REPOSITORY}. `codeact select`, `codeact bench` and the library work without."
+            f"get one: git clone {repository()}. `codeact select`, `codeact bench` and the library work without."
         )
 
 

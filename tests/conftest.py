@@ -15,6 +15,7 @@ import shutil  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import textwrap  # noqa: E402
+import tomllib  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
@@ -23,6 +24,7 @@ import yaml  # noqa: E402
 from codeact_lib.config import PROFILES_DIR  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
+REPOSITORY = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 # Changes to the mini profile that leave of it one data set, two arms and a minute's work.
 REDUCED_MINI = {

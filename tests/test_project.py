@@ -4,20 +4,23 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import distribution, packages_distributions, version
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPO
+from conftest import REPO, REPOSITORY
 from packaging.requirements import Requirement
 
 import codeact_lib
-from codeact_lib.pipeline import REPOSITORY
+from codeact_lib.pipeline import repository
 
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+OWNER_AND_NAME = REPOSITORY.removeprefix("https://github.com/")
 PYPROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 EXTRAS = PYPROJECT["optional-dependencies"]
 NAMED = [Requirement(text) for text in [*PYPROJECT["dependencies"], *sum(EXTRAS.values(), [])]]
@@ -29,8 +32,11 @@ def canonical(name):
 
 
 def lock():
+    """Package -> version, of the lines that hold for the running Python on this platform."""
     lines = [line for line in (REPO / "requirements.lock").read_text().splitlines() if line and line[0] != "#"]
-    return {canonical(line.split("==")[0]): line.split("==")[1] for line in lines}
+    wanted = [Requirement(line) for line in lines]
+    here = [requirement for requirement in wanted if not requirement.marker or requirement.marker.evaluate()]
+    return {canonical(requirement.name): str(requirement.specifier).removeprefix("==") for requirement in here}
 
 
 def tracked_files():
@@ -46,8 +52,32 @@ def tracked_files():
 def test_the_lock_pins_one_version_of_each_package_and_names_no_index_and_no_build():
     lines = [line for line in (REPO / "requirements.lock").read_text().splitlines() if line and line[0] != "#"]
     for line in lines:
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line), line
-    assert len(lock()) == len(lines)
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+( ; [a-z_]+ .+)?", line), line
+    for python in ("3.11.2", "3.11.9", "3.12.4", "3.13.5", "3.14.1"):
+        there = {"python_version": python.rpartition(".")[0], "python_full_version": python}
+        wanted = [Requirement(line) for line in lines]
+        names = [one.name for one in wanted if not one.marker or one.marker.evaluate(there)]
+        assert len(names) == len(set(names)) > 150, python
+
+
+# Clients of language-model services, which EvalPlus names and nothing here calls: tools/lock.sh.
+LEFT_OUT = {"anthropic", "fire", "google-generativeai", "openai", "stop-sequencer"}
+
+
+def test_the_lock_holds_everything_that_its_packages_need_but_what_it_names_as_left_out():
+    """It is installed with --no-deps, so a line that is missing would be found only by an import that fails."""
+    pinned, missing = lock(), set()
+    for name in pinned.keys() - {"torch"}:  # a CUDA build brings its libraries itself
+        for text in distribution(name).requires or []:
+            needed = Requirement(text)
+            if needed.marker and not needed.marker.evaluate({"extra": ""}):
+                continue
+            if canonical(needed.name) not in pinned:
+                missing.add(canonical(needed.name))
+            else:
+                assert pinned[canonical(needed.name)] in needed.specifier, (name, text)
+    assert missing == LEFT_OUT
+    assert all(f"\n{name}\n" in (REPO / "tools" / "lock.sh").read_text() for name in LEFT_OUT)
 
 
 def test_the_lock_satisfies_every_direct_dependency():
@@ -68,9 +98,11 @@ def test_the_conda_file_says_the_same_versions_as_the_lock_for_exactly_the_direc
     assert {canonical(name) for name in pinned} == {canonical(requirement.name) for requirement in DIRECT}
     for name, pin in pinned.items():
         assert lock()[canonical(name)] == pin, name
-    # what conda itself installs: the interpreter the lock is tested with, and pip for the rest
-    assert parts[:-1] == [f"python={sys.version_info.major}.{sys.version_info.minor}", "pip"]
-    assert Requirement(f"python{PYPROJECT['requires-python']}").specifier.contains("3.11")
+    # what conda itself installs: an interpreter that the lock is checked for, and pip for the rest
+    assert parts[:-1] == ["python=3.13", "pip"]
+    wanted = Requirement(f"python{PYPROJECT['requires-python']}").specifier
+    assert all(f"Programming Language :: Python :: {v}" in PYPROJECT["classifiers"] and v in wanted for v in PYTHONS)
+    assert "3.15" in wanted and "3.10" not in wanted  # no upper end
 
 
 def test_each_line_of_the_conda_file_says_which_notebooks_need_it():
@@ -143,7 +175,7 @@ def test_the_core_modules_run_where_only_torch_transformers_numpy_and_pandas_are
     path = REPO / "codeact_lib" / f"{module}.py"
     inside_functions = {"peft", "bitsandbytes", "accelerate", "scipy"}
     outside = imported_packages(path) - set(sys.stdlib_module_names) - inside_functions
-    assert outside <= {"torch", "transformers", "safetensors", "numpy", "pandas", "codeact_lib"}
+    assert outside <= {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "codeact_lib"}
     assert own_imports(module) <= {"errors", "prompts", "packing", "modeling", "ifd", "nll", "shards", "mini"}
 
 
@@ -170,7 +202,10 @@ def test_every_pattern_of_package_data_matches_something():
 def test_no_tracked_file_names_a_folder_of_a_machine_or_a_registry():
     home = ["root", "home/[a-z]+", "work", "Users/[a-z]+", "opt/(?:wheels|pypi)"]
     machine = re.compile(rf"(?<![\w.~*-])/(?:{'|'.join(home)})/[\w.]")
-    registry = re.compile("extra-index" + "-url|--index" + "-url|find" + r"-links|pypi\.org/" + "simple")
+    # the options may be named, for set-up passes on what a user has set; a place after them may not
+    registry = re.compile(
+        r"(?:index-url|find-links)[ =,]+[\"']?(?:https?:(?!//download\.pytorch\.org/)|file:|/\w)|/simp" r"le\b"
+    )
     for path in tracked_files():
         if path.suffix in (".safetensors", ".png", ".pdf"):
             continue
@@ -192,7 +227,15 @@ def test_no_large_or_pickled_file_is_tracked():
 def test_the_licence_is_the_whole_apache_licence_and_everything_names_it():
     text = (REPO / "LICENSE").read_text()
     assert "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text and len(text) > 11_000
-    assert PYPROJECT["license"] == yaml.safe_load((REPO / "CITATION.cff").read_text())["license"] == "Apache-2.0"
+    assert yaml.safe_load((REPO / "CITATION.cff").read_text())["license"] == "Apache-2.0"
+    assert PYPROJECT["license"] == "Apache-2.0 AND PSF-2.0"  # the latter: mini/stdlib_texts
+
+
+def test_texts_of_the_standard_library_come_with_their_licence_and_the_notices_of_their_modules():
+    folder = REPO / "codeact_lib" / "mini" / "stdlib_texts"
+    assert "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2" in (folder / "LICENSE.txt").read_text()
+    notices = (folder / "NOTICES.txt").read_text()
+    assert "What was changed" in notices and "Redistributions of source code must retain" in notices
 
 
 # Keys that the Citation File Format 1.2.0 requires, and of those it knows the ones we use.
@@ -212,7 +255,28 @@ def test_the_citation_prefers_the_paper_and_is_a_valid_citation_file():
     assert [author["family-names"] for author in paper["authors"]] == ["Lv", "Xia", "Huang"]
     assert paper["url"].endswith("2408.02193") and paper["year"] == 2024
     assert str(citation["version"]) == PYPROJECT["version"] == codeact_lib.__version__
-    assert citation["repository-code"] == PYPROJECT["urls"]["Repository"] == REPOSITORY
+    assert citation["repository-code"] == REPOSITORY == repository()
+
+
+def test_one_address_stands_everywhere_and_one_command_changes_it(tmp_path):
+    files = [
+        path for path in tracked_files() if path.suffix in (".toml", ".md", ".cff", ".ipynb", ".py", ".sh", ".yml")
+    ]
+    for path in files:
+        if "results" not in path.relative_to(REPO).parts[:1] and OWNER_AND_NAME in path.read_text(encoding="utf-8"):
+            copy = tmp_path / path.relative_to(REPO)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    shutil.copytree(REPO / "tools", tmp_path / "tools", dirs_exist_ok=True)
+    other = "https://github.com/someone-else/packed"
+    command = [sys.executable, tmp_path / "tools" / "repository.py"]
+    refused = subprocess.run([*command, "https://example.org/codeact"], capture_output=True, text=True)
+    assert refused.returncode == 1 and "https://github.com/OWNER/NAME" in refused.stderr
+    subprocess.run([*command, other], check=True, capture_output=True)
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == other
+    changed = "\n".join(path.read_text(encoding="utf-8") for path in tmp_path.rglob("*") if path.is_file())
+    assert OWNER_AND_NAME not in changed and f"git clone {other} && cd packed" in changed
+    assert changed.count(other.removeprefix("https://")) >= 15 and 'run_path(\\"packed/tools' in changed
 
 
 def test_make_alone_explains_every_target():
@@ -237,26 +301,36 @@ def test_make_check_lints_looks_at_notebooks_and_checks_types():
 
 FAKE_PYTHON = """#!/bin/sh
 case "$1 $2" in
-    "-m venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && echo venv >> log ;;
-    "-m pip") echo pip >> log ;;
+    "-m venv") mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && echo venv >> log ;;
+    "-m pip") shift 2; case "$1" in install) echo "pip:$*" | tr ' ' , >> log ;; esac ;;
     "-m pytest") echo pytest >> log ;;
+    "-c import torch"*) echo 2.13.0+cpu without CUDA ;;
+    "- https"*) exit $CPU_INDEX_IS_AWAY ;;
     "--version ") echo Python 3.11.7 ;;
 esac
 """
+OPTIONS = "--quiet,--disable-pip-version-check,--no-compile"
 
 
 @pytest.fixture
 def bare_clone(tmp_path, monkeypatch):
-    """The files `make` looks at, and a PATH whose python3.11 only writes down what it was asked to do."""
+    """The files `make` looks at, and a PATH whose python3 only writes down what it was asked to do."""
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         (tmp_path / name).write_text((REPO / name).read_text())
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for tool in ("bash", "sh", "make", "mkdir", "cp", "echo", "touch", "id", "awk", "rm", "cat"):
+    shutil.copytree(REPO / "tools", tmp_path / "tools")
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for tool in "bash sh make mkdir cp echo touch id awk rm cat sed tr uname dirname du cut head".split():
         found = next(f"{p}/{tool}" for p in ("/usr/bin", "/bin", "/usr/local/bin") if Path(p, tool).exists())
-        (tools / tool).symlink_to(found)
-    monkeypatch.setenv("PATH", str(tools))
+        (commands / tool).symlink_to(found)
+    monkeypatch.setenv("PATH", str(commands))
+    monkeypatch.setenv("CPU_INDEX_IS_AWAY", "0")
     return tmp_path
+
+
+def install_python(bare_clone, name="python3", script=FAKE_PYTHON):
+    (bare_clone / "commands" / name).write_text(script)
+    (bare_clone / "commands" / name).chmod(0o755)
 
 
 def make(folder, *arguments):
@@ -267,22 +341,45 @@ def make(folder, *arguments):
     return result, done
 
 
-@pytest.mark.parametrize("name", ["python3.11", "python3"])
+@pytest.mark.parametrize("name", ["python3.11", "python3.14", "python3"])
 def test_make_builds_the_environment_when_it_is_missing_or_older_than_the_lock(bare_clone, name):
-    python = bare_clone / "tools" / name
-    python.write_text(FAKE_PYTHON)
-    python.chmod(0o755)
-    assert make(bare_clone, "test")[1] == ["venv", "pip", "pip", "pytest"]
+    install_python(bare_clone, name)
+    _, done = make(bare_clone, "test")
+    assert [line.split(":")[0] for line in done] == ["venv", "pip", "pip", "pip", "pytest"]
+    assert done[2:4] == [f"pip:install,{OPTIONS},--no-deps,{what}" for what in ("-r,requirements.lock", "-e,.")]
     assert make(bare_clone, "test")[1] == ["pytest"]
     later = (bare_clone / ".venv" / ".installed").stat().st_mtime + 10
     os.utime(bare_clone / "requirements.lock", (later, later))
     assert make(bare_clone, "test")[1][:1] == ["venv"]
 
 
+@pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="about machines without an NVIDIA GPU")
+@pytest.mark.parametrize(
+    ("away", "how", "where"),
+    [
+        ("0", "--no-deps,--index-url,https://download.pytorch.org/whl/cpu,torch==", "PyTorch's own index"),
+        ("1", "-c,requirements.lock,torch==", "where pip is told to look"),
+    ],
+)
+def test_without_a_gpu_torch_comes_from_the_index_of_cpu_builds_where_that_answers(
+    bare_clone, monkeypatch, away, how, where
+):
+    monkeypatch.setenv("CPU_INDEX_IS_AWAY", away)
+    install_python(bare_clone)
+    result, done = make(bare_clone, "test")
+    assert done[1].startswith(f"pip:install,{OPTIONS},{how}"), done
+    assert f"PyTorch 2.13.0+cpu without CUDA, from {where}" in result.stdout
+
+
+def test_with_an_nvidia_gpu_torch_comes_from_the_package_index(bare_clone):
+    install_python(bare_clone)
+    install_python(bare_clone, "nvidia-smi", "#!/bin/sh\nexit 0\n")
+    result, done = make(bare_clone, "test")
+    assert "--index-url" not in done[1] and "from the package index" in result.stdout
+
+
 def test_make_says_so_when_there_is_no_suitable_python(bare_clone):
-    old = bare_clone / "tools" / "python3"
-    old.write_text("#!/bin/sh\nexit 1\n")
-    old.chmod(0o755)
+    install_python(bare_clone, script="#!/bin/sh\nexit 1\n")
     result, done = make(bare_clone, "test")
     assert result.returncode != 0 and done == []
-    assert "Python 3.11 is needed" in result.stderr and "Traceback" not in result.stderr
+    assert "no Python of 3.11 to 3.14 was found" in result.stderr and "Traceback" not in result.stderr

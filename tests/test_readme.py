@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import REPO
+from conftest import REPO, REPOSITORY
 from packaging.requirements import Requirement
 from typer.main import get_command
 
@@ -23,7 +23,6 @@ from codeact_lib.benchmarks import EVALPLUS
 from codeact_lib.cli import app, bench_app, main
 from codeact_lib.config import load_profile
 from codeact_lib.mini import build_benchmark, build_corpus
-from codeact_lib.pipeline import REPOSITORY
 
 README = (REPO / "README.md").read_text(encoding="utf-8")
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -309,7 +308,7 @@ def test_every_relative_link_leads_to_a_file(page):
     targets = [t for t in re.findall(r"\]\(([^)#\s]+)\)", text) if not t.startswith("http")]
     assert [t for t in targets if not (page.parent / t).exists()] == []
     ours = [t for t in re.findall(rf"{re.escape(REPOSITORY.removeprefix('https://'))}/blob/main/([^)\s]+)", text)]
-    ours += re.findall(r"github/codeact-repro/codeact/blob/main/([^)\s]+)", text)
+    ours += re.findall(r"colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/main/([^)\s]+)", text)
     assert [t for t in ours if not (REPO / t).exists()] == []
 
 
@@ -317,7 +316,7 @@ def test_every_message_of_the_trouble_table_is_one_the_code_says():
     table = README.split("| message | what to do |")[1].split("\n\n")[0]
     messages = re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE)
     assert len(messages) > 8
-    sources = [*(REPO / "codeact_lib").rglob("*.py"), REPO / "Makefile"]
+    sources = [*(REPO / "codeact_lib").rglob("*.py"), *(REPO / "tools").glob("*.sh")]
     said = joined_literals("\n".join(path.read_text(encoding="utf-8") for path in sources))
     missing = [m for m in messages if not all(part in said for part in fixed_parts(m))]
     assert missing == []
