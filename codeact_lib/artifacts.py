@@ -405,7 +405,7 @@ def _gpu_name():
     """Name and number of the GPUs torch sees, ``None`` without one; does not import torch for the sake of asking."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
-        return None
+        return "Apple GPU (mps)" if torch is not None and torch.backends.mps.is_available() else None
     return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
 
 

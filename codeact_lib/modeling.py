@@ -13,10 +13,13 @@ the supervised positions only, in chunks.
 """
 
 import json
+import os
 from pathlib import Path
 
+import tokenizers
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
@@ -153,17 +156,45 @@ def resolve_path(path) -> str:
     return str(base_model_dir())
 
 
+def compute_device() -> torch.device:
+    """Where scoring, training and generation work: a CUDA GPU (of several, this process's), mps, or the cpu."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
 def load_tokenizer(path, revision=None):
-    """Load the tokenizer of a model folder or hub id; one without a padding token pads with its end token."""
+    """Load the tokenizer of a model folder or hub id; one without a padding token pads with its end token.
+
+    Raises ModelError when it cannot be loaded, and when it does not give back the blanks of a piece of code.
+    """
     path = resolve_path(path)
     options = {"revision": pinned_revision(path, revision), "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         raise hub_error(error, path, revision, "tokenizer") from error
+    _check_blanks_survive(tokenizer, path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_blanks_survive(tokenizer, path) -> None:
+    """Raise ModelError when indentation, tabs or line breaks are gone after encoding and decoding.
+
+    transformers 5.0 to 5.21 lose all of them with DeepSeek-Coder's tokenizer, and report no error: everything would be
+    scored and trained on text without blanks (huggingface/transformers#46489; 5.22 is right).
+    """
+    code = "def f(x):\n    if x:\n\t\treturn  x\n\n"
+    ids = tokenizer(code, add_special_tokens=False)["input_ids"]
+    decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if decoded.strip() != code.strip():  # a sentencepiece tokenizer may add a blank in front
+        raise ModelError(
+            f"the tokenizer of {path} turns {code!r} into {decoded!r}: text would lose its blanks. Versions here: "
+            f"transformers {transformers.__version__}, tokenizers {tokenizers.__version__}; 5.0 to 5.21 of the former "
+            "are known for it: pip install -U 'transformers>=5.22'"
+        )
 
 
 def load_base_model(

@@ -43,27 +43,20 @@ def score_file(
     from codeact_lib.artifacts import locked, make_folder, write_frame
     from codeact_lib.data import load_instructions
     from codeact_lib.ifd import score_ifd
-    from codeact_lib.modeling import load_base_model, load_tokenizer
+    from codeact_lib.modeling import compute_device, load_base_model, load_tokenizer
 
     first = int(os.environ.get("RANK", 0)) == 0
     busy = f"Another process is scoring into {shards}: wait for it, stop it, or give this one another --shards."
     with locked(make_folder(shards) / ".lock", busy) if first else nullcontext():
         columns = {"instruction_column": instruction_column, "response_column": response_column}
         examples, _ = load_instructions(data, **columns)
-        scorer = load_base_model(model, revision=revision, dtype=dtype).to(_device())
+        scorer = load_base_model(model, revision=revision, dtype=dtype).to(compute_device())
         options = {"max_length": max_length, "preset": preset, "tokens_per_batch": tokens_per_batch}
         tokenizer = load_tokenizer(model, revision=revision)
         scores = score_ifd(scorer, tokenizer, examples, template, shard_dir=shards, progress=True, **options)
     if out and first:
         write_frame(out, scores)
         print(f"saved {out} ({len(scores):,} rows)")
-
-
-def _device():
-    """A GPU of one's own for each process, where there are any."""
-    import torch
-
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
 
 
 def _leave_with(parent):

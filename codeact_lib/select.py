@@ -363,7 +363,7 @@ def _score(pool, settings, work):
     import torch
 
     from codeact_lib.ifd import score_ifd
-    from codeact_lib.modeling import load_base_model, load_tokenizer
+    from codeact_lib.modeling import compute_device, load_base_model, load_tokenizer
 
     _hush()
     tokenizer = load_tokenizer(settings.model, revision=settings.revision)
@@ -374,7 +374,7 @@ def _score(pool, settings, work):
     n_processes = settings.processes or max(torch.cuda.device_count(), 1)
     if n_processes > 1:
         _score_together(pool, settings, options, n_processes, work)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(compute_device())
     shards = work.folder / "ifd"
     scores = score_ifd(model, tokenizer, pool, settings.template, shard_dir=shards, progress=True, **options)
     work.say(f"  {', '.join(f'{count:,} {word}' for word, count in scores['status'].value_counts().items())}")

@@ -41,6 +41,7 @@ from .modeling import (
     LORA_TARGETS,
     SEGMENTS,
     check_segment_support,
+    compute_device,
     flash_attention_runs_here,
     load_base_model,
     load_tokenizer,
@@ -239,6 +240,12 @@ def make_arguments(folder, given):
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ProfileError(f"unknown training argument {', '.join(unknown)}: use the names of TrainingArguments")
+    device = compute_device().type
+    if given.get("fp16") and device != "cuda":
+        raise ProfileError("fp16 needs an NVIDIA GPU: set fp16 to false (bf16 works on CPUs)")
+    if given.get("bf16") and device == "mps":
+        print("bf16 is left out: autocast on mps does not cover all that training uses; this one computes in float32")
+        given = {**given, "bf16": False}
     defaults = {
         "save_strategy": "steps",
         "save_total_limit": 2,
@@ -248,12 +255,10 @@ def make_arguments(folder, given):
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,  # every micro-batch, even an empty one, reaches every weight
         "remove_unused_columns": False,
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": device == "cpu",
+        "dataloader_pin_memory": device == "cuda",
         "seed": 0,
     }
-    if given.get("fp16") and not torch.cuda.is_available():
-        raise ProfileError("fp16 needs a GPU: set fp16 to false (bf16 works on CPUs)")
     try:
         return TrainingArguments(output_dir=str(folder), **{**defaults, **given})
     except (ValueError, TypeError, ImportError) as error:

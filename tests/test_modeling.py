@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import save_tiny_base, tiny_config, tiny_model
+import transformers
+from tiny_models import save_deepseek_tokenizer, save_tiny_base, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM as Auto
 from transformers import GemmaConfig, MistralConfig, Qwen2Config
 
@@ -16,6 +17,7 @@ from codeact_lib.modeling import (
     FLASH,
     SEGMENTS,
     check_segment_support,
+    compute_device,
     flash_varlen_arguments,
     head_loss,
     load_base_model,
@@ -334,6 +336,33 @@ def test_a_tokenizer_without_a_padding_token_pads_with_its_end_token(base, tmp_p
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).pad_token_id == tokenizer.eos_token_id
+
+
+def test_a_tokenizer_of_the_deepseek_kind_keeps_blanks_tabs_and_line_breaks(tmp_path):
+    """transformers 5.15.0, 5.20.2 and 5.21.1 lose them with these very files; 5.22.0 and 5.23.0 do not."""
+    tokenizer = load_tokenizer(save_deepseek_tokenizer(tmp_path))
+    text = "### Instruction:\nSort  a\tlist.\n\n    return x\n"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_a_tokenizer_that_loses_blanks_is_refused_with_the_versions_at_fault(tmp_path):
+    save_deepseek_tokenizer(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    saved["pre_tokenizer"] = {"type": "WhitespaceSplit"}  # what those versions made of the file
+    saved["decoder"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    message = rf"lose its blanks.*transformers {transformers.__version__}.*pip install -U 'transformers>=5\.22'"
+    with pytest.raises(ModelError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_one_function_chooses_cuda_then_mps_then_cpu(monkeypatch):
+    assert compute_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert compute_device() == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert compute_device() == torch.device("cuda", 3)
 
 
 @pytest.mark.parametrize("load", [load_base_model, load_tokenizer])

@@ -468,12 +468,21 @@ def test_a_bad_row_is_named_by_file_and_line(settings, tmp_path, line, message):
         fine_tune(**{**settings, "train_jsonl": path})
 
 
+def test_on_a_mac_training_asks_for_no_bfloat16_autocast_and_no_pinned_memory(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    args = training.make_arguments(tmp_path, {"bf16": True})
+    assert not args.bf16 and not args.use_cpu and not args.dataloader_pin_memory
+    assert "bf16 is left out" in capsys.readouterr().out
+    with pytest.raises(ProfileError, match="fp16 needs an NVIDIA GPU"):
+        training.make_arguments(tmp_path, {"fp16": True})
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"train_jsonl": "nowhere.jsonl"}, ArtifactError, "nowhere.jsonl.*notebook 03"),
         ({"learning_rat": 1.0}, ProfileError, "learning_rat"),
-        ({"fp16": True}, ProfileError, "fp16 needs a GPU"),
+        ({"fp16": True}, ProfileError, "fp16 needs an NVIDIA GPU"),
         ({"lr_scheduler_type": "zigzag"}, ProfileError, "zigzag"),
         ({"loss_normalization": "none"}, ProfileError, "step or micro_batch"),
         ({"strategy": "knapsack"}, DataError, "knapsack"),

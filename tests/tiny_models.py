@@ -21,6 +21,16 @@ def tiny_tokenizer(**special):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens)
 
 
+def save_deepseek_tokenizer(folder):
+    """A byte-level tokenizer whose configuration speaks of Llama's, as in the repositories of DeepSeek-Coder."""
+    tiny_tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "add_eos_token": False, "legacy": True}
+    settings |= {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "sp_model_kwargs": {}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    return folder
+
+
 def tiny_config(kind="llama", vocab_size=64):
     """Two layers, hidden size 32, four heads (two for keys and values in "llama")."""
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
