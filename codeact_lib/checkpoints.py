@@ -10,8 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .artifacts import read_json, sha256_file, write_json
-from .errors import ArtifactError
+from codeact_lib.artifacts import read_json, sha256_file, write_json
+from codeact_lib.errors import ArtifactError
 
 SEALED = "codeact_checkpoint.json"
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # each library has its own for a full disk

@@ -4,11 +4,11 @@ import csv
 import json
 from pathlib import Path
 
-from .artifacts import RunPaths, StageManifest
-from .config import load_profile
-from .errors import ArtifactError, ProfileError
-from .stages import STAGES, open_stage, short_path
-from .tables import load_metrics, run_facts
+from codeact_lib.artifacts import RunPaths, StageManifest
+from codeact_lib.config import load_profile
+from codeact_lib.errors import ArtifactError, ProfileError
+from codeact_lib.stages import STAGES, open_stage, short_path
+from codeact_lib.tables import load_metrics, run_facts
 
 CELL = "a cell is TABLE:ROW:COLUMN with the row counted from 1 and the column of the CSV, e.g. rq1:31:humaneval_plus"
 WITHOUT_A_RUN = {

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from .artifacts import atomic_write
+from codeact_lib.artifacts import atomic_write
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, INK = "#56B4E9", "#CC79A7", "#222222"
@@ -305,7 +305,7 @@ def padding_illustration(lengths, max_length: int, *, rows: Mapping[str, list[li
     """
     lengths = [int(length) for length in lengths]
     if rows is None:
-        from .packing import plan_rows  # imports torch, which the other figures do not need
+        from codeact_lib.packing import plan_rows  # imports torch, which the other figures do not need
 
         rows = {name: plan_rows(lengths, max_length, name) for name in ("traditional", "dynamic", "dynamic_pack")}
     heights = [len(planned) + 1.1 for planned in rows.values()]
@@ -720,7 +720,7 @@ def _box(ax, left: float, head: str, body: str, colour: str, ink: str) -> None:
 @_styled
 def cdas_illustration(seed: int = 0) -> Figure:
     """CDAS in its three steps on 48 made-up instructions: cluster, score, keep the hardest 40% of each cluster."""
-    from .sampling import cdas_sample  # imports pandas, which the other figures do not need
+    from codeact_lib.sampling import cdas_sample  # imports pandas, which the other figures do not need
 
     rng = np.random.default_rng(seed)
     cluster = np.repeat(np.arange(4), 12)

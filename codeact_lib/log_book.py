@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from .artifacts import environment_facts
-from .errors import ModelError
+from codeact_lib.artifacts import environment_facts
+from codeact_lib.errors import ModelError
 
 
 @dataclass

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .artifacts import atomic_write
+from codeact_lib.artifacts import atomic_write
 
 
 def write_model_card(folder, report, *, base_model, revision=None, title="CodeACT model", data=None, arguments=None):

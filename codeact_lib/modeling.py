@@ -26,9 +26,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import is_flash_attn_2_available
 
-from .errors import ModelError
-from .hub import hub_error, pinned_revision
-from .prompts import IGNORE_INDEX
+from codeact_lib.errors import ModelError
+from codeact_lib.hub import hub_error, pinned_revision
+from codeact_lib.prompts import IGNORE_INDEX
 
 SEGMENTS = "codeact_segments"
 FLASH = "flash_attention_2"
@@ -151,7 +151,7 @@ def resolve_path(path) -> str:
     """The folder or hub id behind a model path; "mini-base" is the model that ships with the package."""
     if str(path) != MINI_BASE:
         return str(path)
-    from .mini import base_model_dir
+    from codeact_lib.mini import base_model_dir
 
     return str(base_model_dir())
 

@@ -23,9 +23,9 @@ from heapq import heapify, heapreplace
 import numpy as np
 import torch
 
-from .errors import DataError
-from .extensions import is_own, load_own
-from .prompts import IGNORE_INDEX
+from codeact_lib.errors import DataError
+from codeact_lib.extensions import is_own, load_own
+from codeact_lib.prompts import IGNORE_INDEX
 
 
 class PaddingStrategy(StrEnum):

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from .errors import ArtifactError, ModelError
-from .hub import hub_error, pinned_revision
-from .modeling import CHUNK, evaluation_mode, resolve_path
-from .packing import DynamicPackCollator
-from .prompts import IGNORE_INDEX
+from codeact_lib.errors import ArtifactError, ModelError
+from codeact_lib.hub import hub_error, pinned_revision
+from codeact_lib.modeling import CHUNK, evaluation_mode, resolve_path
+from codeact_lib.packing import DynamicPackCollator
+from codeact_lib.prompts import IGNORE_INDEX
 
 GB = 1e9
 # Bytes of state per trained weight, by the name of the optimizer in TrainingArguments (its beginning).

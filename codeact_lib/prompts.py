@@ -14,8 +14,8 @@ template from `TEMPLATES` and records `PromptTemplate.sha256`.
 import hashlib
 from dataclasses import dataclass
 
-from .errors import DataError, ModelError
-from .extensions import is_own, load_own
+from codeact_lib.errors import DataError, ModelError
+from codeact_lib.extensions import is_own, load_own
 
 IGNORE_INDEX = -100  # the label that cross-entropy skips
 

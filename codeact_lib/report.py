@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .artifacts import atomic_write
+from codeact_lib.artifacts import atomic_write
 
 FORMATS = ("csv", "md", "tex", "html", "json")
 NOT_RUN = "not run"

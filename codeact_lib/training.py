@@ -30,13 +30,13 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from .artifacts import make_folder, read_json, sha256_file, sha256_json, write_json
-from .checkpoints import latest_checkpoint, save_model
-from .errors import ArtifactError, CodeActError, ModelError, ProfileError
-from .log_book import TrainReport
-from .memory_planner import BatchLayout, fit_layout, free_gpu_memory, plan_line
-from .model_card import write_model_card
-from .modeling import (
+from codeact_lib.artifacts import make_folder, read_json, sha256_file, sha256_json, write_json
+from codeact_lib.checkpoints import latest_checkpoint, save_model
+from codeact_lib.errors import ArtifactError, CodeActError, ModelError, ProfileError
+from codeact_lib.log_book import TrainReport
+from codeact_lib.memory_planner import BatchLayout, fit_layout, free_gpu_memory, plan_line
+from codeact_lib.model_card import write_model_card
+from codeact_lib.modeling import (
     FLASH,
     LORA_TARGETS,
     SEGMENTS,
@@ -46,12 +46,12 @@ from .modeling import (
     load_base_model,
     load_tokenizer,
 )
-from .packing import DynamicPackCollator, PaddingStrategy, as_strategy, strategy_name
-from .preflight import available_memory, check_disk, check_memory, memory_estimate, sharding_ranks
-from .prompts import get_template
-from .training_data import SeededOrder, existing, make_steps, read_rows, tokenize_rows
-from .training_process import fine_tune_in_child, leave_with
-from .utilization import model_flops, peak_flops_per_second
+from codeact_lib.packing import DynamicPackCollator, PaddingStrategy, as_strategy, strategy_name
+from codeact_lib.preflight import available_memory, check_disk, check_memory, memory_estimate, sharding_ranks
+from codeact_lib.prompts import get_template
+from codeact_lib.training_data import SeededOrder, existing, make_steps, read_rows, tokenize_rows
+from codeact_lib.training_process import fine_tune_in_child, leave_with
+from codeact_lib.utilization import model_flops, peak_flops_per_second
 
 __all__ = [
     "PROFILE_KEYS",
@@ -120,7 +120,7 @@ def fine_tune(
     """
     from transformers import set_seed
 
-    from .trainer import PackedTrainer
+    from codeact_lib.trainer import PackedTrainer
 
     output_dir, strategy, template = make_folder(output_dir), as_strategy(strategy), get_template(template)
     lora = {"lora_r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
@@ -196,7 +196,7 @@ def fine_tune(
 
 def train_and_save(trainer, tokenizer, output_dir) -> bool:
     """Run the training to its end and save the model; whether it went on from a checkpoint."""
-    from .trainer import run_trainer
+    from codeact_lib.trainer import run_trainer
 
     with trainer.args.main_process_first(local=False):  # it removes checkpoints that cannot be used
         checkpoint = latest_checkpoint(output_dir / "checkpoints", trainer.log_book.identity)

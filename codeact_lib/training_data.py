@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .errors import ArtifactError, DataError, ProfileError
-from .packing import fit_samples, plan_micro_batches, shape_of
-from .prompts import IGNORE_INDEX, tokenize_example
+from codeact_lib.errors import ArtifactError, DataError, ProfileError
+from codeact_lib.packing import fit_samples, plan_micro_batches, shape_of
+from codeact_lib.prompts import IGNORE_INDEX, tokenize_example
 
 PACKING_SCOPES = ("batch", "window")
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 
-from .artifacts import PACKAGE_DIR, make_folder, read_json, write_json
-from .errors import ModelError, ProfileError
-from .log_book import TrainReport
+from codeact_lib.artifacts import PACKAGE_DIR, make_folder, read_json, write_json
+from codeact_lib.errors import ModelError, ProfileError
+from codeact_lib.log_book import TrainReport
 
 # In half precision on a CPU, oneDNN compiles a kernel for every new shape and keeps a thousand: with batches of all
 # widths that is 0.5-1 GB of "peak memory" that is no memory of the training. Keeping 32 costs no measurable time.
