@@ -233,7 +233,7 @@ def select(
         codeact select data.jsonl --model mini-base --out chosen.jsonl --report report.html --export trl
         codeact select chats.parquet --model M --ratio 0.2 --out chosen.parquet --benchmark humaneval --drop-leaks
     """
-    from codeact_lib.select import select_rows
+    from codeact_lib.select.steps import select_rows
 
     columns = _columns(instruction_column, response_column, input_column, messages_column)
     names = ["model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision"]

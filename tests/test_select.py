@@ -19,7 +19,7 @@ from codeact_lib.errors import CodeActError
 from codeact_lib.evaluation import load_benchmark
 from codeact_lib.layouts import Columns
 from codeact_lib.mini import build_corpus
-from codeact_lib.select import ADDED_COLUMNS, OUT_FORMATS, select_rows
+from codeact_lib.select.steps import ADDED_COLUMNS, OUT_FORMATS, select_rows
 
 FAST = {"model": "mini-base", "n_clusters": 3}
 

@@ -161,7 +161,7 @@ def _select_rows(data, settings, work, out, report, exports):
     selection = _Steps(data, settings, work).run()
     _write_chosen(data, out, exports, selection)
     if report:
-        from codeact_lib.selection_report import write_selection_report
+        from codeact_lib.select.report import write_selection_report
 
         selection.files.append(write_selection_report(report, selection))
     write_frame(work.folder / "rows.csv", selection.every_row())
