@@ -419,7 +419,7 @@ def bench_train(
 
 def _columns(instruction, response, input_, messages):
     """The columns that were named; ``None`` where none was, and they are to be found by their usual names."""
-    from codeact_lib.layouts import Columns
+    from codeact_lib.data.rows import Columns
 
     if not any((instruction, response, input_, messages)):
         return None

@@ -41,7 +41,7 @@ def score_file(
     if parent:
         _leave_with(parent)
     from codeact_lib.artifacts import locked, make_folder, write_frame
-    from codeact_lib.data import load_instructions
+    from codeact_lib.data.instructions import load_instructions
     from codeact_lib.ifd import score_ifd
     from codeact_lib.modeling import compute_device, load_base_model, load_tokenizer
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codeact_lib import data
-from codeact_lib.data import COLUMNS, columns_of, load_instructions
+from codeact_lib.data.instructions import COLUMNS, columns_of, load_instructions
 from codeact_lib.errors import DataError
 
 ROWS = [{"q": f"Question {i}?", "a": f"answer {i}\nüß"} for i in range(5)]
@@ -271,7 +271,7 @@ def test_a_damaged_file_is_named(tmp_path, suffix):
 
 
 def test_a_hub_set_that_cannot_be_had_says_what_to_check():
-    code = "from codeact_lib.data import load_instructions; load_instructions('some-user/some-set', revision='abc')"
+    code = "from codeact_lib.data.instructions import load_instructions; load_instructions('some-user/some-set', revision='abc')"
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=offline, cwd=root, capture_output=True, text=True)

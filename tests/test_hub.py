@@ -23,7 +23,7 @@ from codeact_lib.stages import open_stage
 # Each call is made in a process of its own environment, and answers with its value or with the error's class and text.
 RUNNER = """
 import json, sys, time
-from codeact_lib.data import load_instructions
+from codeact_lib.data.instructions import load_instructions
 from codeact_lib.embedding import load_embedder
 from codeact_lib.errors import CodeActError
 from codeact_lib.hub import resolve_commit

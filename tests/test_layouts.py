@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from codeact_lib.layouts import EXPORTS, Columns, conversation, detect_columns, export
+from codeact_lib.data.rows import Columns, conversation, detect_columns
+from codeact_lib.select.export import EXPORTS, export
 
 TURN = [{"role": "user", "content": "Hi ü"}, {"role": "assistant", "content": "Hello"}]
 SEVERAL = [{"role": "system", "content": "Be brief."}, *TURN, *TURN]

@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import pytest
 
-from codeact_lib.overlap import LEAK_COLUMNS, NearDuplicates, drop_leaks, find_leaks, leak_table
+from codeact_lib.data.overlap import LEAK_COLUMNS, NearDuplicates, drop_leaks, find_leaks, leak_table
 
 # ---- near duplicates
 

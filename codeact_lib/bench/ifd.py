@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from codeact_lib.bench.harness import compare, contest, write_bench
-from codeact_lib.data import load_instructions
+from codeact_lib.data.instructions import load_instructions
 from codeact_lib.errors import CodeActError
 from codeact_lib.ifd import score_ifd
 from codeact_lib.prompts import TEMPLATES

@@ -37,12 +37,13 @@ from codeact_lib.artifacts import (
     write_json,
 )
 from codeact_lib.config import MINI_MODEL, Policy
-from codeact_lib.data import ValidationReport, columns_of, load_instructions, read_rows
+from codeact_lib.data.instructions import ValidationReport, columns_of, load_instructions, read_rows
+from codeact_lib.data.overlap import LEAK_COLUMNS, drop_leaks, find_leaks, leak_table
+from codeact_lib.data.rows import Columns, conversation
 from codeact_lib.errors import CodeActError, DataError
-from codeact_lib.layouts import EXPORTS, Columns, conversation, export
-from codeact_lib.overlap import LEAK_COLUMNS, drop_leaks, find_leaks, leak_table
 from codeact_lib.prompts import get_template
 from codeact_lib.sampling import POLICIES, PolicyComparison, compare_policies, select
+from codeact_lib.select.export import EXPORTS, export
 
 OUT_FORMATS = (".jsonl", ".json", ".parquet")
 ADDED_COLUMNS = ("codeact_cluster", "codeact_ifd", "codeact_reason")

@@ -23,9 +23,9 @@ from pathlib import Path
 import pandas as pd
 
 from codeact_lib.config import MINI_DATASETS, looks_local
+from codeact_lib.data.overlap import NearDuplicates, find_leaks
+from codeact_lib.data.rows import Columns, Unusable, detect_columns, row_texts
 from codeact_lib.errors import DataError
-from codeact_lib.layouts import Columns, Unusable, detect_columns, row_texts
-from codeact_lib.overlap import NearDuplicates, find_leaks
 
 __all__ = ["COLUMNS", "FILE_FORMATS", "ValidationReport", "columns_of", "find_leaks", "load_instructions", "read_rows"]
 

@@ -13,18 +13,16 @@ Whatever a row looks like, CodeACT scores one instruction and one response of it
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from codeact_lib.artifacts import atomic_write, write_json
-
-EXPORTS = ("trl", "axolotl", "llama-factory")
 INSTRUCTION_NAMES = ("instruction", "prompt", "question", "problem", "query")
+
 RESPONSE_NAMES = ("response", "output", "completion", "answer", "solution")
+
 MESSAGES_NAMES = ("messages", "conversations", "conversation")
+
 _ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's words for OpenAI's
 
 
@@ -60,8 +58,6 @@ def detect_columns(keys):
 
 
 # ---------------------------------------------------------------------------------------------- in
-
-
 def row_texts(row, columns):
     """(instruction, response) of a row (a dict), two texts that are not blank. Raises ``Unusable``."""
     if columns.messages:
@@ -128,67 +124,3 @@ def _first_turn(messages, key):
         if not message["content"].strip():
             raise Unusable(f"empty: the first {name} of {key}")
     return turn[0]["content"], turn[1]["content"]
-
-
-# ---------------------------------------------------------------------------------------------- out
-
-
-def export(layout, conversations, folder, name):
-    """Write conversations where a trainer reads them; returns the files.
-
-    - ``trl``: ``train.jsonl`` for ``SFTTrainer``. Rows of one turn are conversational prompt-completion pairs, on which
-      it computes the loss of the answer alone; as soon as one row has more turns, all are ``messages``.
-    - ``axolotl``: ``train.jsonl`` and ``dataset.yml``, the ``datasets`` entry to paste into a configuration.
-    - ``llama-factory``: ``train.json`` and ``dataset_info.json``: set ``dataset_dir`` to the folder, ``dataset`` to
-      ``name``.
-
-    Args:
-        layout: one of ``EXPORTS``.
-        conversations: lists of ``{"role", "content"}``, see ``conversation``.
-        folder: made where it does not exist.
-        name: of the data set, for LLaMA-Factory.
-    """
-    folder = Path(folder)
-    if layout == "trl":
-        single = all(len(messages) == 2 for messages in conversations)
-        split = [{"prompt": messages[:1], "completion": messages[1:]} for messages in conversations]
-        return [_lines(folder / "train.jsonl", split if single else _as_messages(conversations))]
-    if layout == "axolotl":
-        return [_lines(folder / "train.jsonl", _as_messages(conversations)), _axolotl_entry(folder)]
-    if layout == "llama-factory":
-        write_json(folder / "train.json", _as_messages(conversations))
-        write_json(folder / "dataset_info.json", {name: _LLAMA_FACTORY})
-        return [folder / "train.json", folder / "dataset_info.json"]
-    raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(EXPORTS)}")
-
-
-_LLAMA_FACTORY = {
-    "file_name": "train.json",
-    "formatting": "sharegpt",
-    "columns": {"messages": "messages"},
-    "tags": {
-        "role_tag": "role",
-        "content_tag": "content",
-        "user_tag": "user",
-        "assistant_tag": "assistant",
-        "system_tag": "system",
-    },
-}
-
-
-def _as_messages(conversations):
-    return [{"messages": messages} for messages in conversations]
-
-
-def _axolotl_entry(folder):
-    entry = f"datasets:\n  - path: {json.dumps(str(folder / 'train.jsonl'))}\n    ds_type: json\n"
-    with atomic_write(folder / "dataset.yml") as file:
-        file.write(f"{entry}    type: chat_template\n    field_messages: messages\n    roles_to_train: [assistant]\n")
-    return folder / "dataset.yml"
-
-
-def _lines(path, records):
-    with atomic_write(path) as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return path
