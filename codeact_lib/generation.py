@@ -150,7 +150,7 @@ def generate_solutions(
     Raises:
         ModelError: ``trained_with`` is not the hash of ``template``, or memory does not suffice for one answer.
     """
-    from codeact_lib.nll import unless_out_of_memory
+    from codeact_lib.ifd.nll import unless_out_of_memory
     from codeact_lib.prompts import get_template
 
     rules, template = get_protocol(protocol), get_template(template)

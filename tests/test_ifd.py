@@ -27,14 +27,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from codeact_lib import nll
 from codeact_lib.bench import ifd as bench
 from codeact_lib.errors import ArtifactError, CodeActError, DataError, ModelError
-from codeact_lib.ifd import IFD_COLUMNS, ifd_from_nll, score_ifd, scorer_agreement, scoring_seconds
+from codeact_lib.ifd.launch import score_file, score_in_processes
+from codeact_lib.ifd.nll import plan_batches, score_batches
+from codeact_lib.ifd.resume import scoring_seconds
+from codeact_lib.ifd.score import IFD_COLUMNS, ifd_from_nll, nll, score_ifd, scorer_agreement
 from codeact_lib.modeling import load_base_model
-from codeact_lib.nll import plan_batches, score_batches
 from codeact_lib.prompts import TEMPLATES
-from codeact_lib.scoring import score_file, score_in_processes
 
 TEMPLATE = TEMPLATES["deepseek-coder"]
 MAX_LENGTH = 48
@@ -304,7 +304,8 @@ SHORT_OF_MEMORY = """
 import json, resource, sys
 sys.path.insert(0, sys.argv[1])
 import psutil, test_ifd
-from codeact_lib import ifd, nll
+from codeact_lib import ifd
+from codeact_lib.ifd.score import nll
 tried, forward = [], nll._forward_nll
 def limited(core, batch, token_nll):  # the texts are tokens by now: it is the model that lacks memory
     if not tried:
@@ -475,7 +476,8 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 import test_ifd
-from codeact_lib import ifd, nll
+from codeact_lib import ifd
+from codeact_lib.ifd.score import nll
 forward, calls = nll._forward_nll, []
 def deadly(model, batch, token_nll):
     calls.append(1)
@@ -561,7 +563,7 @@ def test_a_smaller_model_agrees_with_a_larger_one_as_far_as_a_naive_count_says(m
 
 @pytest.fixture(scope="module")
 def on_disk(tmp_path_factory):
-    """A model folder and an instruction file, as `codeact_lib.scoring` takes them."""
+    """A model folder and an instruction file, as `codeact_lib.ifd.score.launch` takes them."""
     folder = tmp_path_factory.mktemp("scoring")
     make_model().save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")

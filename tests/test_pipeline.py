@@ -417,7 +417,7 @@ def test_profiles_are_listed_and_shown_with_their_comments():
 
 
 def test_code_hash_follows_imports_but_not_prose_or_outputs(toy_project):
-    path = write_notebook(toy_project, "02_ifd", "from codeact_lib.ifd import score_ifd")
+    path = write_notebook(toy_project, "02_ifd", "from codeact_lib.ifd.score import score_ifd")
     before = code_sha256(path)
     notebook = json.loads(path.read_text())
     notebook["cells"].append({"cell_type": "markdown", "id": "m", "metadata": {}, "source": ["text"]})

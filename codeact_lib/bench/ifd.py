@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from codeact_lib.bench.harness import compare, contest, write_bench
 from codeact_lib.data.instructions import load_instructions
 from codeact_lib.errors import CodeActError
-from codeact_lib.ifd import score_ifd
+from codeact_lib.ifd.score import score_ifd
 from codeact_lib.prompts import TEMPLATES
 
 # "small" suits two CPU cores, "1.3b" has the shape of DeepSeek-Coder-1.3B and wants a GPU. The weights are random:

@@ -363,7 +363,7 @@ def _embed_and_cluster(pool, settings, shard_dir):
 def _score(pool, settings, work):
     import torch
 
-    from codeact_lib.ifd import score_ifd
+    from codeact_lib.ifd.score import score_ifd
     from codeact_lib.modeling import compute_device, load_base_model, load_tokenizer
 
     _hush()
@@ -384,7 +384,7 @@ def _score(pool, settings, work):
 
 def _score_together(pool, settings, options, n_processes, work):
     """Fill the shards by several processes; whoever scores next finds there what it needs."""
-    from codeact_lib.scoring import score_in_processes
+    from codeact_lib.ifd.launch import score_in_processes
 
     data = work.folder / "pool.parquet"
     write_frame(data, pool)

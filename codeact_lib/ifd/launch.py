@@ -1,9 +1,9 @@
 """Score an instruction file from the shell, by one process or by several that share the rows.
 
-    torchrun --nproc-per-node 8 -m codeact_lib.scoring data.jsonl --model deepseek-ai/deepseek-coder-6.7b-base \\
+    torchrun --nproc-per-node 8 -m codeact_lib.ifd.score.launch data.jsonl --model deepseek-ai/deepseek-coder-6.7b-base \\
         --template deepseek-coder --max-length 2048 --dtype bfloat16 --shards ifd/shards --out ifd.parquet
 
-``accelerate launch -m codeact_lib.scoring ...`` does the same, ``python -m`` takes one process. The scores do not
+``accelerate launch -m codeact_lib.ifd.score.launch ...`` does the same, ``python -m`` takes one process. The scores do not
 depend on how many there are; killed at any moment, the same command (with as many processes as one likes) goes on from
 the shards. `score_in_processes` is the way from a notebook.
 """
@@ -42,7 +42,7 @@ def score_file(
         _leave_with(parent)
     from codeact_lib.artifacts import locked, make_folder, write_frame
     from codeact_lib.data.instructions import load_instructions
-    from codeact_lib.ifd import score_ifd
+    from codeact_lib.ifd.score import score_ifd
     from codeact_lib.modeling import compute_device, load_base_model, load_tokenizer
 
     first = int(os.environ.get("RANK", 0)) == 0
@@ -81,7 +81,7 @@ def score_in_processes(arguments, *, n_processes=None, say=print):
 
     n_processes = n_processes or max(torch.cuda.device_count(), 1)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
-    command += ["-m", "codeact_lib.scoring", str(arguments["data"]), f"--parent={os.getpid()}"]
+    command += ["-m", "codeact_lib.ifd.score.launch", str(arguments["data"]), f"--parent={os.getpid()}"]
     options = {name: value for name, value in arguments.items() if name != "data" and value is not None}
     command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     root = str(Path(__file__).resolve().parents[1])

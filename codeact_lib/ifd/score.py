@@ -10,7 +10,7 @@ Above 1: it misleads, and the pair is probably mismatched.
 
 Every answer is two token sequences, with and without its prompt. How they are summed fast is told in ``nll``, how a
 kill is survived in ``shards``; several GPUs share the work when the call is made under torchrun or accelerate
-(``python -m codeact_lib.scoring`` is such a program).
+(``python -m codeact_lib.ifd.score.launch`` is such a program).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from codeact_lib.errors import DataError, ModelError
-from codeact_lib.nll import Sequence, sum_nll
+from codeact_lib.ifd.nll import Sequence, sum_nll
+from codeact_lib.ifd.resume import SumShards, model_fingerprint, scoring_seconds, sequence_key  # noqa: F401
 from codeact_lib.prompts import TEMPLATES, encode, get_template
-from codeact_lib.shards import SumShards, model_fingerprint, scoring_seconds, sequence_key  # noqa: F401
 
 IFD_COLUMNS = ["example_id", "n_response_tokens", "nll_conditioned", "nll_direct", "ifd", "status"]
 PRESETS = ("corrected", "authors")
