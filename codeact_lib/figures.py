@@ -305,7 +305,7 @@ def padding_illustration(lengths, max_length: int, *, rows: Mapping[str, list[li
     """
     lengths = [int(length) for length in lengths]
     if rows is None:
-        from codeact_lib.packing import plan_rows  # imports torch, which the other figures do not need
+        from codeact_lib.packing.plan import plan_rows  # imports torch, which the other figures do not need
 
         rows = {name: plan_rows(lengths, max_length, name) for name in ("traditional", "dynamic", "dynamic_pack")}
     heights = [len(planned) + 1.1 for planned in rows.values()]

@@ -46,7 +46,8 @@ from codeact_lib.modeling import (
     load_base_model,
     load_tokenizer,
 )
-from codeact_lib.packing import DynamicPackCollator, PaddingStrategy, as_strategy, strategy_name
+from codeact_lib.packing.collate import DynamicPackCollator
+from codeact_lib.packing.plan import PaddingStrategy, as_strategy, strategy_name
 from codeact_lib.preflight import available_memory, check_disk, check_memory, memory_estimate, sharding_ranks
 from codeact_lib.prompts import get_template
 from codeact_lib.training_data import SeededOrder, existing, make_steps, read_rows, tokenize_rows

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from codeact_lib.errors import ArtifactError, DataError, ProfileError
-from codeact_lib.packing import fit_samples, plan_micro_batches, shape_of
+from codeact_lib.packing.collate import fit_samples
+from codeact_lib.packing.plan import plan_micro_batches, shape_of
 from codeact_lib.prompts import IGNORE_INDEX, tokenize_example
 
 PACKING_SCOPES = ("batch", "window")

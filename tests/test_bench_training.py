@@ -11,7 +11,7 @@ from codeact_lib.bench import packing, train
 from codeact_lib.bench.packing import bench_packing, read_lengths
 from codeact_lib.bench.train import LAYOUTS, Setting, bench_train, prepare, sample_steps
 from codeact_lib.errors import CodeActError, DataError
-from codeact_lib.packing import PaddingStrategy
+from codeact_lib.packing.plan import PaddingStrategy
 from codeact_lib.tables import load_reported
 
 

@@ -25,7 +25,7 @@ from torch.distributed.fsdp import fully_shard
 sys.path.insert(0, "tests")
 from tiny_models import tiny_model
 from codeact_lib.modeling import use_supervised_loss
-from codeact_lib.packing import DynamicPackCollator
+from codeact_lib.packing.collate import DynamicPackCollator
 
 dist.init_process_group("gloo")
 mesh, model = init_device_mesh("cpu", (2,)), tiny_model("llama", "codeact_segments")
@@ -93,7 +93,7 @@ def test_a_sharded_model_has_the_packed_loss_and_gradient_of_a_whole_one(tmp_pat
     from tiny_models import tiny_model
 
     from codeact_lib.modeling import supervised_loss
-    from codeact_lib.packing import DynamicPackCollator
+    from codeact_lib.packing.collate import DynamicPackCollator
 
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)

@@ -16,7 +16,8 @@ from codeact_lib.config import PROFILES_DIR, STRATEGIES, load_profile
 from codeact_lib.errors import CodeActError, DataError, ProfileError
 from codeact_lib.estimates import estimate_lines
 from codeact_lib.mini import build_corpus
-from codeact_lib.packing import DynamicPackCollator, PaddingStrategy, padding_report, plan_micro_batches, plan_rows
+from codeact_lib.packing.collate import DynamicPackCollator, padding_report
+from codeact_lib.packing.plan import PaddingStrategy, plan_micro_batches, plan_rows
 from codeact_lib.pipeline import plan, run
 from codeact_lib.prompts import get_template
 from codeact_lib.sampling import cdas_sample, select

@@ -26,7 +26,8 @@ from codeact_lib.modeling import (
     supervised_loss,
     use_supervised_loss,
 )
-from codeact_lib.packing import DynamicPackCollator, PaddingStrategy
+from codeact_lib.packing.collate import DynamicPackCollator
+from codeact_lib.packing.plan import PaddingStrategy
 
 LENGTHS = [4, 3, 5, 11, 7, 6]
 

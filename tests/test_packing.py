@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from tiny_models import tiny_tokenizer
 
 from codeact_lib.errors import DataError
-from codeact_lib.packing import (
-    DynamicPackCollator,
-    PaddingStrategy,
-    fit_samples,
-    padding_report,
-    plan_micro_batches,
-    plan_rows,
-)
+from codeact_lib.packing.collate import DynamicPackCollator, fit_samples, padding_report
+from codeact_lib.packing.plan import PaddingStrategy, plan_micro_batches, plan_rows
 
 thousands = settings(max_examples=1500, deadline=None)
 

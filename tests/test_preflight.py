@@ -12,7 +12,8 @@ from transformers import LlamaConfig, MistralConfig
 from codeact_lib import modeling, preflight, training
 from codeact_lib.errors import ArtifactError, ModelError
 from codeact_lib.modeling import FLASH, SEGMENTS, flash_attention_runs_here, load_base_model, use_supervised_loss
-from codeact_lib.packing import DynamicPackCollator, PaddingStrategy
+from codeact_lib.packing.collate import DynamicPackCollator
+from codeact_lib.packing.plan import PaddingStrategy
 from codeact_lib.preflight import check_disk, check_isolation, check_memory, isolation_error, memory_estimate
 
 

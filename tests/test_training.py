@@ -21,7 +21,8 @@ from codeact_lib.errors import ArtifactError, DataError, ModelError, ProfileErro
 from codeact_lib.log_book import LogBook
 from codeact_lib.memory import PeakMemory
 from codeact_lib.modeling import load_base_model, load_tokenizer, use_supervised_loss
-from codeact_lib.packing import DynamicPackCollator, padding_report, plan_rows
+from codeact_lib.packing.collate import DynamicPackCollator, padding_report
+from codeact_lib.packing.plan import plan_rows
 from codeact_lib.prompts import tokenize_example
 from codeact_lib.training import SeededOrder, TrainReport, fine_tune, fine_tune_in_child, latest_checkpoint
 

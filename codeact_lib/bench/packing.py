@@ -11,7 +11,8 @@ import numpy as np
 
 from codeact_lib.bench.harness import compare, contest, write_bench
 from codeact_lib.errors import DataError
-from codeact_lib.packing import PaddingStrategy, padding_report, plan_micro_batches
+from codeact_lib.packing.collate import padding_report
+from codeact_lib.packing.plan import PaddingStrategy, plan_micro_batches
 
 TEXT_KEYS = (("instruction", "output"), ("instruction", "response"), ("problem", "solution"))
 VOCAB_SIZE = 32_000

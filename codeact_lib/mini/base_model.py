@@ -142,7 +142,7 @@ def _trainer(recipe: Recipe, work_dir: Path, steps: int | None):
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from codeact_lib.modeling import use_supervised_loss
-    from codeact_lib.packing import DynamicPackCollator
+    from codeact_lib.packing.collate import DynamicPackCollator
 
     work_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(recipe)
