@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from codeact_lib.errors import ArtifactError, ModelError
-from codeact_lib.modeling import adapter_base, evaluation_mode, load_base_model, load_tokenizer, recorded_tuning
+from codeact_lib.modeling.load import adapter_base, evaluation_mode, load_base_model, load_tokenizer, recorded_tuning
 
 TOLERANCE = 1e-2  # of the largest logit: rounding of a merged weight, far below what the wrong base does
 

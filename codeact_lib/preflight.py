@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from codeact_lib.errors import ArtifactError, ModelError
 from codeact_lib.hub import hub_error, pinned_revision
-from codeact_lib.modeling import CHUNK, evaluation_mode, resolve_path
+from codeact_lib.modeling.load import evaluation_mode, resolve_path
+from codeact_lib.modeling.loss import CHUNK
 from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.prompts import IGNORE_INDEX
 

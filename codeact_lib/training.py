@@ -36,16 +36,8 @@ from codeact_lib.errors import ArtifactError, CodeActError, ModelError, ProfileE
 from codeact_lib.log_book import TrainReport
 from codeact_lib.memory_planner import BatchLayout, fit_layout, free_gpu_memory, plan_line
 from codeact_lib.model_card import write_model_card
-from codeact_lib.modeling import (
-    FLASH,
-    LORA_TARGETS,
-    SEGMENTS,
-    check_segment_support,
-    compute_device,
-    flash_attention_runs_here,
-    load_base_model,
-    load_tokenizer,
-)
+from codeact_lib.modeling.attention import FLASH, SEGMENTS, check_segment_support, flash_attention_runs_here
+from codeact_lib.modeling.load import LORA_TARGETS, compute_device, load_base_model, load_tokenizer
 from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.packing.plan import PaddingStrategy, as_strategy, strategy_name
 from codeact_lib.preflight import available_memory, check_disk, check_memory, memory_estimate, sharding_ranks

@@ -61,7 +61,7 @@ def load_vllm(path, *, revision=None, dtype="bfloat16", max_model_len=None) -> V
         raise ModelError(f"generation_engine is vllm, but vLLM is not installed here ({error}): {remedy}.") from error
     import torch
 
-    from codeact_lib.modeling import adapter_base, recorded_tuning, resolve_path
+    from codeact_lib.modeling.load import adapter_base, recorded_tuning, resolve_path
 
     gc.collect()
     torch.cuda.empty_cache()  # a model that the caller has let go of would still hold its share of the GPU

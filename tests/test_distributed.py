@@ -13,7 +13,7 @@ from test_training import make_rows, write_rows
 from tiny_models import save_tiny_base
 
 from codeact_lib.checkpoints import SEALED
-from codeact_lib.modeling import load_base_model
+from codeact_lib.modeling.load import load_base_model
 from codeact_lib.training import fine_tune
 from codeact_lib.training_process import ACCELERATE_CONFIGS, accelerate_config_path
 
@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 sys.path.insert(0, "tests")
 from tiny_models import tiny_model
-from codeact_lib.modeling import use_supervised_loss
+from codeact_lib.modeling.loss import use_supervised_loss
 from codeact_lib.packing.collate import DynamicPackCollator
 
 dist.init_process_group("gloo")
@@ -92,7 +92,7 @@ def test_a_sharded_model_has_the_packed_loss_and_gradient_of_a_whole_one(tmp_pat
     """FSDP2 by hand over gloo (accelerate has it on GPUs only): the loss reaches past the shards' hooks to the head."""
     from tiny_models import tiny_model
 
-    from codeact_lib.modeling import supervised_loss
+    from codeact_lib.modeling.loss import supervised_loss
     from codeact_lib.packing.collate import DynamicPackCollator
 
     script = tmp_path / "sharded.py"

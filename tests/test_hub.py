@@ -27,7 +27,7 @@ from codeact_lib.data.instructions import load_instructions
 from codeact_lib.embedding import load_embedder
 from codeact_lib.errors import CodeActError
 from codeact_lib.hub import resolve_commit
-from codeact_lib.modeling import load_base_model, load_tokenizer
+from codeact_lib.modeling.load import load_base_model, load_tokenizer
 
 def rows(name, revision="main"):
     return len(load_instructions(name, revision=revision, response_column="output")[0])

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM as Auto
 from codeact_lib.errors import ArtifactError, ModelError
 from codeact_lib.generation import generate_solutions
 from codeact_lib.merging import merge_adapter
-from codeact_lib.modeling import evaluation_mode, load_base_model, load_tokenizer
+from codeact_lib.modeling.load import evaluation_mode, load_base_model, load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -178,7 +178,7 @@ def test_the_first_steps_of_the_recipe_reach_the_recorded_loss(tmp_path):
 
 
 def test_the_tokenizer_splits_numbers_into_digits_and_restores_text():
-    from codeact_lib.modeling import load_tokenizer
+    from codeact_lib.modeling.load import load_tokenizer
 
     tokenizer = load_tokenizer("mini-base")
     text = 'def f(xs):\n    return [x * 1024 for x in xs if "é" != x]\n'

@@ -13,19 +13,15 @@ from transformers import GemmaConfig, MistralConfig, Qwen2Config
 
 from codeact_lib import modeling
 from codeact_lib.errors import ModelError
-from codeact_lib.modeling import (
+from codeact_lib.modeling.attention import (
     FLASH,
     SEGMENTS,
     check_segment_support,
-    compute_device,
     flash_varlen_arguments,
-    head_loss,
-    load_base_model,
-    load_tokenizer,
     segment_bounds,
-    supervised_loss,
-    use_supervised_loss,
 )
+from codeact_lib.modeling.load import compute_device, load_base_model, load_tokenizer
+from codeact_lib.modeling.loss import head_loss, supervised_loss, use_supervised_loss
 from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.packing.plan import PaddingStrategy
 

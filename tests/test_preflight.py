@@ -11,7 +11,9 @@ from transformers import LlamaConfig, MistralConfig
 
 from codeact_lib import modeling, preflight, training
 from codeact_lib.errors import ArtifactError, ModelError
-from codeact_lib.modeling import FLASH, SEGMENTS, flash_attention_runs_here, load_base_model, use_supervised_loss
+from codeact_lib.modeling.attention import FLASH, SEGMENTS, flash_attention_runs_here
+from codeact_lib.modeling.load import load_base_model
+from codeact_lib.modeling.loss import use_supervised_loss
 from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.packing.plan import PaddingStrategy
 from codeact_lib.preflight import check_disk, check_isolation, check_memory, isolation_error, memory_estimate

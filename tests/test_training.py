@@ -20,7 +20,8 @@ from codeact_lib.checkpoints import SEALED
 from codeact_lib.errors import ArtifactError, DataError, ModelError, ProfileError
 from codeact_lib.log_book import LogBook
 from codeact_lib.memory import PeakMemory
-from codeact_lib.modeling import load_base_model, load_tokenizer, use_supervised_loss
+from codeact_lib.modeling.load import load_base_model, load_tokenizer
+from codeact_lib.modeling.loss import use_supervised_loss
 from codeact_lib.packing.collate import DynamicPackCollator, padding_report
 from codeact_lib.packing.plan import plan_rows
 from codeact_lib.prompts import tokenize_example

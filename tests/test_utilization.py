@@ -6,7 +6,7 @@ from tiny_models import tiny_config, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM as Auto
 
-from codeact_lib.modeling import load_base_model
+from codeact_lib.modeling.load import load_base_model
 from codeact_lib.utilization import model_flops, peak_flops_per_second, peak_of
 
 

@@ -79,7 +79,7 @@ def prepare_batches(model, template, benchmark, limit, max_new_tokens, batch_siz
 
 def _load(model, benchmark, limit):
     from codeact_lib.benchmarks import load_benchmark
-    from codeact_lib.modeling import load_base_model, load_tokenizer
+    from codeact_lib.modeling.load import load_base_model, load_tokenizer
 
     loaded = load_base_model(model, dtype="float32", attn_implementation="sdpa").eval()
     return loaded, load_tokenizer(model), load_benchmark(benchmark, limit).tasks

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from codeact_lib.bench.harness import compare, contest, write_bench
 from codeact_lib.bench.packing import tokenize_instructions
 from codeact_lib.errors import CodeActError, DataError
-from codeact_lib.modeling import load_base_model, supervised_loss
+from codeact_lib.modeling.load import load_base_model
+from codeact_lib.modeling.loss import supervised_loss
 from codeact_lib.packing.collate import DynamicPackCollator, fit_samples
 from codeact_lib.packing.plan import plan_micro_batches
 from codeact_lib.prompts import IGNORE_INDEX

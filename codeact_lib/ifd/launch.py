@@ -43,7 +43,7 @@ def score_file(
     from codeact_lib.artifacts import locked, make_folder, write_frame
     from codeact_lib.data.instructions import load_instructions
     from codeact_lib.ifd.score import score_ifd
-    from codeact_lib.modeling import compute_device, load_base_model, load_tokenizer
+    from codeact_lib.modeling.load import compute_device, load_base_model, load_tokenizer
 
     first = int(os.environ.get("RANK", 0)) == 0
     busy = f"Another process is scoring into {shards}: wait for it, stop it, or give this one another --shards."

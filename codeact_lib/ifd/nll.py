@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from codeact_lib.modeling import _causal_lm
+from codeact_lib.modeling.loss import _causal_lm
 
 # Slots of a batch, positions and vocabulary entries of a block of logits. On a CPU a block (2 MiB in float32) stays in
 # the cache; a GPU wants enough work for all its units (128 MiB).

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from codeact_lib.errors import ArtifactError
-from codeact_lib.modeling import _causal_lm
+from codeact_lib.modeling.loss import _causal_lm
 
 
 def sequence_key(example_id, name, ids, start):

@@ -141,7 +141,7 @@ def build_base_model(output_dir, *, steps: int | None = None, work_dir=None, **c
 def _trainer(recipe: Recipe, work_dir: Path, steps: int | None):
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from codeact_lib.modeling import use_supervised_loss
+    from codeact_lib.modeling.loss import use_supervised_loss
     from codeact_lib.packing.collate import DynamicPackCollator
 
     work_dir.mkdir(parents=True, exist_ok=True)

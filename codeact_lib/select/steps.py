@@ -364,7 +364,7 @@ def _score(pool, settings, work):
     import torch
 
     from codeact_lib.ifd.score import score_ifd
-    from codeact_lib.modeling import compute_device, load_base_model, load_tokenizer
+    from codeact_lib.modeling.load import compute_device, load_base_model, load_tokenizer
 
     _hush()
     tokenizer = load_tokenizer(settings.model, revision=settings.revision)

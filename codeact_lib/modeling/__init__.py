@@ -1,0 +1,6 @@
+"""Stages 02, 04 and 05: base models, attention for packed rows, a loss at supervised positions only."""
+
+from codeact_lib.modeling.load import load_base_model, load_tokenizer
+from codeact_lib.modeling.loss import supervised_loss, use_supervised_loss
+
+__all__ = ["load_base_model", "load_tokenizer", "supervised_loss", "use_supervised_loss"]

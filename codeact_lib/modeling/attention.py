@@ -1,0 +1,138 @@
+"""Base models, attention for packed rows, and a loss that computes no logit it does not need.
+
+*Attention.* `codeact_segments` is registered with transformers as an attention implementation. It finds where samples
+start in a packed row (where `position_ids` stop counting up) and runs causal scaled-dot-product attention on each
+sample alone: no (L, L) mask is ever built, and cost grows with the sum of squared sample lengths, not of row lengths.
+
+*Loss.* In instruction tuning only response tokens are supervised, often fewer than half, yet the language-model head
+is usually applied to every slot: at 32,000 entries a token that is most of the memory. `supervised_loss` applies it to
+the supervised positions only, in chunks.
+
+    model = load_base_model("deepseek-ai/deepseek-coder-1.3b-base", attn_implementation="codeact_segments")
+    loss = supervised_loss(model, collator(features), num_items_in_batch=n_supervised)
+"""
+
+import torch
+import torch.nn.functional as F
+from transformers.utils import is_flash_attn_2_available
+
+from codeact_lib.errors import ModelError
+
+SEGMENTS = "codeact_segments"
+
+FLASH = "flash_attention_2"
+
+
+# ---- attention -----------------------------------------------------------------------------------------------------
+def segment_bounds(position_ids) -> list[list[tuple[int, int]]]:
+    """Start and end of every sample in each row of `position_ids` (rows, length).
+
+    A sample starts at the row's first slot and wherever the position is not one more than the one before it.
+    """
+    rows, length = position_ids.shape
+    starts = (position_ids[:, 1:] != position_ids[:, :-1] + 1).nonzero().tolist()  # one transfer from the device
+    cuts = [[0] for _ in range(rows)]
+    for row, index in starts:
+        cuts[row].append(index + 1)
+    return [list(zip(cut, [*cut[1:], length], strict=True)) for cut in cuts]
+
+
+def segment_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    """Causal attention inside each sample of packed rows; the signature is that of transformers' AttentionInterface.
+
+    `query` is (rows, heads, length, head_dim), `key` and `value` may have fewer heads (grouped-query attention). The
+    samples come from the keyword `segments` (as `segment_bounds` returns them) or else from `position_ids`. Returns
+    (rows, length, heads, head_dim) and None. Raises ModelError for anything it would compute wrongly: a mask, a
+    key-value cache, a sliding window, soft-capped or non-causal attention.
+    """
+    _refuse_other_attention(module, query, key, attention_mask, kwargs)
+    segments = kwargs.get("segments")
+    if segments is None:
+        if kwargs.get("position_ids") is None:
+            raise ModelError(f"{SEGMENTS} needs position_ids, which this architecture does not hand to its attention")
+        segments = segment_bounds(kwargs["position_ids"].expand(query.shape[0], -1))
+    options = {"dropout_p": dropout, "scale": scaling, "is_causal": True, "enable_gqa": key.shape[1] != query.shape[1]}
+    if all(len(row) == 1 for row in segments):
+        return _causal_attention(query, key, value, options).transpose(1, 2), None
+    samples = zip(*(_samples(tensor, segments) for tensor in (query, key, value)), strict=True)
+    attended = torch.cat([_causal_attention(q, k, v, options).transpose(1, 2) for q, k, v in samples], dim=1)
+    return attended.view(query.shape[0], query.shape[2], *attended.shape[2:]), None
+
+
+def _samples(tensor, segments):
+    """The samples of (rows, heads, length, head_dim), each (1, heads, tokens, head_dim).
+
+    Views made by `split`, whose gradients are put side by side once; those of slices would each be a tensor of the
+    full size, and all of them added up.
+    """
+    sizes = [[end - start for start, end in row] for row in segments]
+    return [sample for row, parts in zip(tensor.split(1), sizes, strict=True) for sample in row.split(parts, dim=2)]
+
+
+def _causal_attention(query, key, value, options):
+    """Causal attention among all slots of (rows, heads, length, head_dim), in the kernel that fits the device."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, **options)
+    # in half precision a CPU compiles, and keeps, kernels for every sample length it meets
+    dtype, query, key, value = query.dtype, query.float(), key.float(), value.float()
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(query, key, value, **options).to(dtype)
+
+
+def _refuse_other_attention(module, query, key, attention_mask, kwargs) -> None:
+    problem = None
+    if attention_mask is not None:
+        problem = "an attention mask was passed"
+    elif query.shape[2] != key.shape[2]:
+        problem = "a key-value cache is in use (generation): call model.set_attn_implementation('sdpa') first"
+    elif kwargs.get("sliding_window") is not None or kwargs.get("softcap") is not None:
+        problem = "the model uses a sliding window or soft-capped attention"
+    elif kwargs.get("position_bias") is not None or not getattr(module, "is_causal", True):
+        problem = "the attention is not plain causal attention"
+    if problem:
+        raise ModelError(f"{SEGMENTS} attends causally inside each packed sample and nothing else, but {problem}")
+
+
+def _no_mask(*args, attention_mask=None, **kwargs):
+    """The mask builder beside `segment_attention`: none is built, and one that hides something is refused."""
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise ModelError(f"{SEGMENTS} cannot hide padding by an attention mask: pad on the right and pass position_ids")
+
+
+def check_segment_support(config) -> None:
+    """Raise ModelError unless packed samples of this architecture can be isolated by `codeact_segments`."""
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    soft_cap = getattr(config, "attn_logit_softcapping", None)
+    problem = None
+    if layer_types != {"full_attention"}:
+        problem = f"layers of type {', '.join(sorted(layer_types - {'full_attention'}))}"
+    elif window is not None or getattr(config, "attention_chunk_size", None) is not None:
+        problem = "a sliding or chunked attention window"
+    elif soft_cap is not None or getattr(config, "alibi", False):
+        problem = "soft-capped or position-biased attention"
+    if problem:
+        raise ModelError(
+            f"{config.model_type} has {problem}, which {SEGMENTS} would compute wrongly: "
+            "use attn_implementation='sdpa' or 'eager', or strategy 'dynamic'"
+        )
+
+
+def flash_attention_runs_here(half_precision: bool) -> bool:
+    """Whether FlashAttention can serve: its package is installed, a GPU is there, and the precision is a half one."""
+    return half_precision and torch.cuda.is_available() and is_flash_attn_2_available()
+
+
+def flash_varlen_arguments(position_ids) -> dict:
+    """What FlashAttention's variable-length kernel must be told to keep packed samples apart.
+
+    The rows of `position_ids` (rows, length) count as one long row: `cu_seq_lens_q` and `cu_seq_lens_k` are where in it
+    each sample starts, and its end (samples + 1, int32); `max_length_q` and `max_length_k` the longest sample. The
+    names are those of transformers' FlashAttentionKwargs. Left to find the samples by itself, transformers looks for
+    them only in a batch of one row, and asks the device in every layer.
+    """
+    bounds, length = segment_bounds(position_ids), position_ids.shape[1]
+    starts = [row * length + start for row, samples in enumerate(bounds) for start, _ in samples]
+    lengths = torch.tensor([*starts, position_ids.numel()], dtype=torch.int32, device=position_ids.device)
+    longest = max(end - start for samples in bounds for start, end in samples)
+    return {"cu_seq_lens_q": lengths, "cu_seq_lens_k": lengths, "max_length_q": longest, "max_length_k": longest}

@@ -1,0 +1,214 @@
+"""Base models, attention for packed rows, and a loss that computes no logit it does not need.
+
+*Attention.* `codeact_segments` is registered with transformers as an attention implementation. It finds where samples
+start in a packed row (where `position_ids` stop counting up) and runs causal scaled-dot-product attention on each
+sample alone: no (L, L) mask is ever built, and cost grows with the sum of squared sample lengths, not of row lengths.
+
+*Loss.* In instruction tuning only response tokens are supervised, often fewer than half, yet the language-model head
+is usually applied to every slot: at 32,000 entries a token that is most of the memory. `supervised_loss` applies it to
+the supervised positions only, in chunks.
+
+    model = load_base_model("deepseek-ai/deepseek-coder-1.3b-base", attn_implementation="codeact_segments")
+    loss = supervised_loss(model, collator(features), num_items_in_batch=n_supervised)
+"""
+
+import json
+import os
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+
+from codeact_lib.errors import ModelError
+from codeact_lib.hub import hub_error, pinned_revision
+from codeact_lib.modeling.attention import SEGMENTS, _no_mask, check_segment_support, segment_attention
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+MINI_BASE = "mini-base"
+
+AttentionInterface.register(SEGMENTS, segment_attention)
+
+AttentionMaskInterface.register(SEGMENTS, _no_mask)
+
+
+# ---- loading -------------------------------------------------------------------------------------------------------
+def resolve_path(path) -> str:
+    """The folder or hub id behind a model path; "mini-base" is the model that ships with the package."""
+    if str(path) != MINI_BASE:
+        return str(path)
+    from codeact_lib.mini import base_model_dir
+
+    return str(base_model_dir())
+
+
+def compute_device() -> torch.device:
+    """Where scoring, training and generation work: a CUDA GPU (of several, this process's), mps, or the cpu."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_tokenizer(path, revision=None):
+    """Load the tokenizer of a model folder or hub id; one without a padding token pads with its end token.
+
+    Raises ModelError when it cannot be loaded, and when it does not give back the blanks of a piece of code.
+    """
+    path = resolve_path(path)
+    options = {"revision": pinned_revision(path, revision), "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise hub_error(error, path, revision, "tokenizer") from error
+    _check_blanks_survive(tokenizer, path)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _check_blanks_survive(tokenizer, path) -> None:
+    """Raise ModelError when indentation, tabs or line breaks are gone after encoding and decoding.
+
+    transformers 5.0 to 5.21 lose all of them with DeepSeek-Coder's tokenizer, and report no error: everything would be
+    scored and trained on text without blanks (huggingface/transformers#46489; 5.22 is right).
+    """
+    code = "def f(x):\n    if x:\n\t\treturn  x\n\n"
+    ids = tokenizer(code, add_special_tokens=False)["input_ids"]
+    decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if decoded.strip() != code.strip():  # a sentencepiece tokenizer may add a blank in front
+        raise ModelError(
+            f"the tokenizer of {path} turns {code!r} into {decoded!r}: text would lose its blanks. Versions here: "
+            f"transformers {transformers.__version__}, tokenizers {tokenizers.__version__}; 5.0 to 5.21 of the former "
+            "are known for it: pip install -U 'transformers>=5.22'"
+        )
+
+
+def load_base_model(
+    path,
+    *,
+    revision=None,
+    tuning="full",
+    dtype=None,
+    attn_implementation=None,
+    adapter=None,
+    lora_r=8,
+    lora_alpha=16,
+    lora_dropout=0.1,
+    lora_target_modules=LORA_TARGETS,
+    dequantize=False,
+    four_bits=False,
+):
+    """Load a causal language model for training or scoring.
+
+    `path` is a folder, a hub id or "mini-base"; a folder holding a saved adapter loads its base model, in 4 bits if the
+    training left word beside it that it was held so (`recorded_tuning`), and the adapter.
+    `tuning` is "full" (all weights train), "lora" (adapters on frozen weights) or "qlora" (the same on weights held in
+    4 bits: NF4, double quantisation). `dtype` is a torch dtype or its name, float32 by default. `adapter` is a folder
+    with a LoRA adapter to apply for inference; with tuning "qlora" it is applied to the base in 4 bits, and with
+    `dequantize` to those weights unpacked to floating point again. `four_bits` holds a model without an adapter as
+    QLoRA would: to score or judge the base that a QLoRA training starts from. The LoRA defaults are the authors'
+    (CodeACT, arXiv 2408.02193).
+
+    Returns the model in eval mode with `use_cache` off (a cache would silently undo the isolation of packed samples).
+    Raises ModelError when it cannot be loaded or cannot do what is asked.
+    """
+    if tuning not in ("full", "lora", "qlora"):
+        raise ModelError(f"unknown tuning {tuning!r}: choose full, lora or qlora")
+    if adapter is None and (Path(path) / "adapter_config.json").is_file():
+        adapter, tuning = path, (recorded_tuning(path) or tuning) if tuning == "full" else tuning
+        path, revision = adapter_base(path)
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+    options = {"dtype": dtype, "attn_implementation": attn_implementation, "revision": revision}
+    if tuning == "qlora" or four_bits:
+        options["quantization_config"] = _nf4(dtype)
+    model = _from_pretrained(path, options)
+    if dequantize and tuning == "qlora":
+        model = model.dequantize(dtype=dtype)
+    if attn_implementation == SEGMENTS:
+        check_segment_support(model.config)
+    model.config.use_cache = False
+    if adapter is not None:
+        return _with_adapter(model, adapter)
+    if tuning != "full":
+        model = _with_new_adapter(model, path, revision, tuning, lora_r, lora_alpha, lora_dropout, lora_target_modules)
+    return model.eval()
+
+
+def _from_pretrained(path, options):
+    path = resolve_path(path)
+    # A commit, not a branch: of "main" transformers would look for weights that a bot has converted.
+    options = options | {"revision": pinned_revision(path, options["revision"])}
+    options = {name: value for name, value in options.items() if value is not None}
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, **options)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise hub_error(error, path, options.get("revision")) from error
+
+
+def _nf4(dtype):
+    try:
+        import bitsandbytes  # noqa: F401  (transformers would only say so after reading the weights)
+        from transformers import BitsAndBytesConfig
+    except ImportError as error:
+        raise ModelError("tuning 'qlora' needs bitsandbytes: pip install 'codeact_lib[qlora]'") from error
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _with_new_adapter(model, path, revision, tuning, r, alpha, dropout, target_modules):
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if tuning == "qlora":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM", r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules)
+    )
+    try:
+        model = get_peft_model(model, lora)
+    except ValueError as error:
+        raise ModelError(f"LoRA finds nothing to adapt in {path}: set lora_target_modules ({error})") from error
+    # The adapter refers to its base by the name that was asked for, not by where it lies on this machine.
+    model.peft_config["default"].base_model_name_or_path = str(path)
+    model.peft_config["default"].revision = revision
+    return model
+
+
+def _with_adapter(model, adapter):
+    from peft import PeftModel
+
+    try:
+        model = PeftModel.from_pretrained(model, str(adapter))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the adapter in {adapter}: {_first_line(error)}") from error
+    evaluation_mode(model)
+    return model
+
+
+def adapter_base(adapter):
+    """Path and revision of the base model that an adapter folder names."""
+    config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    return config["base_model_name_or_path"], config.get("revision")
+
+
+def recorded_tuning(adapter):
+    """The tuning that the training wrote into train_metrics.json beside an adapter folder; None where that is not.
+
+    A QLoRA adapter has learnt to correct the base model as it looks in 4 bits, so that is the base it is judged on.
+    """
+    metrics = Path(adapter).parent / "train_metrics.json"
+    return json.loads(metrics.read_text(encoding="utf-8"))["tuning"] if metrics.is_file() else None
+
+
+def evaluation_mode(model) -> None:
+    """`model.eval()`, but for 4-bit layers: they would repack their weights for inference on a CPU, past training."""
+    model.eval()
+    for module in model.modules():
+        module.training = hasattr(getattr(module, "weight", None), "quant_state")
+
+
+def _first_line(error) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
