@@ -254,7 +254,7 @@ def merge_adapter(
     traceback: Traceback = False,
 ):
     """Join a LoRA or QLoRA adapter with its base model; the logits before and after are compared."""
-    from codeact_lib.merging import merge_adapter
+    from codeact_lib.training.merge import merge_adapter
 
     error = merge_adapter(adapter, output, tuning=tuning or None)
     _say(f"merged model written to {output}; its logits differ by at most {error:.1e} of the largest")

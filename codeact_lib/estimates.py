@@ -91,7 +91,7 @@ def _processes(profile):
     """Processes of a training: what the accelerate configuration names, one without a launcher."""
     if profile.launcher != "accelerate" or not profile.accelerate_config:
         return 1
-    from codeact_lib.training_process import accelerate_config_path
+    from codeact_lib.training.launch import accelerate_config_path
 
     text = accelerate_config_path(profile.accelerate_config).read_text(encoding="utf-8")
     return int(yaml.safe_load(text).get("num_processes") or 1)
@@ -145,7 +145,7 @@ class Costs:
     """Hours, bytes and their basis for one profile on one machine; ``shapes``: model -> its configuration."""
 
     def __init__(self, profile, paths, machine, shapes):
-        from codeact_lib.utilization import peak_of
+        from codeact_lib.measure_flops import peak_of
 
         self.profile, self.paths, self.machine = profile, paths, machine
         self.memory, self.bandwidth = GPUS[machine.gpu]
@@ -225,7 +225,7 @@ class Costs:
         """`preflight.memory_estimate` of a training of this profile, its micro-batches full."""
         import torch
 
-        from codeact_lib.preflight import memory_estimate
+        from codeact_lib.training.memory import memory_estimate
 
         profile = self.profile
         half = torch.bfloat16 if profile.bf16 else torch.float16 if profile.fp16 else None
@@ -257,7 +257,7 @@ class Costs:
 
     def _answering(self, name):
         """Whether evaluation fits: weights, and keys and values (16 bits) of a batch of answers at their longest."""
-        from codeact_lib.memory_planner import HEADROOM
+        from codeact_lib.training.layout import HEADROOM
 
         config, batch = self.shapes[name], self.profile.generation_batch_size
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -271,7 +271,7 @@ class Costs:
         return f"evaluation (estimate): weights {weights / 1e9:.1f} + {batch} answers {cache / 1e9:.1f} GB{verdict}"
 
     def _fitted(self, name):
-        from codeact_lib.memory_planner import BatchLayout, fit_layout
+        from codeact_lib.training.layout import BatchLayout, fit_layout
 
         profile = self.profile
         steps = profile.per_device_train_batch_size, profile.gradient_accumulation_steps

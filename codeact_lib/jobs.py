@@ -52,6 +52,6 @@ def _relay(job, prefix, say):
 def leave_with_parent():
     """In a job: end when the process that started it ends, or it would go on with nobody watching."""
     if os.environ.get(PARENT):
-        from codeact_lib.training_process import leave_with
+        from codeact_lib.training.launch import leave_with
 
         leave_with(int(os.environ.pop(PARENT)))

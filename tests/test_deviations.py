@@ -78,7 +78,9 @@ def test_what_decides_outside_of_profiles_exists():
         assert key in {field.name for field in fields(TrainingArguments)}
     for folder in re.findall(r"`(results/\w+/)`", text):
         assert list((REPO / folder).glob("*.csv"))
-    assert "loss_normalization" in importlib.import_module("codeact_lib.training").fine_tune.__code__.co_varnames
+    assert (
+        "loss_normalization" in importlib.import_module("codeact_lib.training.fine_tune").fine_tune.__code__.co_varnames
+    )
 
 
 def test_whatever_the_preset_authors_changes_in_a_training_has_its_row():

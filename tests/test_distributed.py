@@ -12,10 +12,10 @@ import yaml
 from test_training import make_rows, write_rows
 from tiny_models import save_tiny_base
 
-from codeact_lib.checkpoints import SEALED
 from codeact_lib.modeling.load import load_base_model
-from codeact_lib.training import fine_tune
-from codeact_lib.training_process import ACCELERATE_CONFIGS, accelerate_config_path
+from codeact_lib.training.checkpoints import SEALED
+from codeact_lib.training.fine_tune import fine_tune
+from codeact_lib.training.launch import ACCELERATE_CONFIGS, accelerate_config_path
 
 REPO = Path(__file__).resolve().parents[1]
 SHARDED = """
@@ -76,7 +76,7 @@ def test_two_processes_have_the_loss_curve_and_the_weights_of_one(tmp_path, scop
     config = tmp_path / "train.json"
     config.write_text(json.dumps({**settings, "output_dir": str(tmp_path / "two"), "gradient_accumulation_steps": 1}))
     ddp = "--config_file", str(accelerate_config_path("ddp"))  # as it ships; without GPUs it finds its way to gloo
-    said = in_two_processes(ACCELERATE, *ddp, "-m", "codeact_lib.training", "--config", str(config))
+    said = in_two_processes(ACCELERATE, *ddp, "-m", "codeact_lib.training.fine_tune", "--config", str(config))
     two = json.loads((tmp_path / "two" / "train_metrics.json").read_text())
     assert said.count("step 8/8") == 1 and two["processes"] == 2
     assert [p["loss"] for p in two["loss_curve"]] == pytest.approx([p["loss"] for p in one.loss_curve], abs=1e-5)

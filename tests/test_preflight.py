@@ -9,14 +9,16 @@ from tiny_models import save_tiny_base, tiny_model
 from transformers import AutoModelForCausalLM as Auto
 from transformers import LlamaConfig, MistralConfig
 
-from codeact_lib import modeling, preflight, training
+from codeact_lib import modeling, training
 from codeact_lib.errors import ArtifactError, ModelError
 from codeact_lib.modeling.attention import FLASH, SEGMENTS, flash_attention_runs_here
 from codeact_lib.modeling.load import load_base_model
 from codeact_lib.modeling.loss import use_supervised_loss
 from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.packing.plan import PaddingStrategy
-from codeact_lib.preflight import check_disk, check_isolation, check_memory, isolation_error, memory_estimate
+from codeact_lib.training.fine_tune import memory
+from codeact_lib.training.isolation import check_isolation, isolation_error
+from codeact_lib.training.memory import check_disk, check_memory, memory_estimate
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_what_cannot_fit_is_refused_with_the_sum_and_what_may_be_tight_is_said()
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_training(tmp_path, monkeypatch):
     estimate = {"weights": 4e9, "gradients": 4e9, "optimizer": 8e9, "activations": 0}
     need = 3 * 12e9 + 4e9  # two checkpoints, one being written, the model
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=need - 1e6))
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=need - 1e6))
     with pytest.raises(ArtifactError, match="need 40.0 GB.*save_total_limit"):
         check_disk(tmp_path, estimate, keep=2)
     check_disk(tmp_path, estimate, keep=1)

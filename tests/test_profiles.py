@@ -15,7 +15,7 @@ from hub import StandInHub
 from tiny_models import save_tiny_embedder
 
 from codeact_lib.mini import base_model_dir, build_corpus
-from codeact_lib.training_process import ACCELERATE_CONFIGS
+from codeact_lib.training.launch import ACCELERATE_CONFIGS
 
 ARMS = [{"policy": "cdas", "ratio": 0.4, "strategy": "dynamic_pack"}]
 SMALL = {

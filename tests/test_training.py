@@ -15,17 +15,19 @@ import torch.nn.functional as F
 from tiny_models import save_tiny_base
 from transformers import get_cosine_schedule_with_warmup
 
-from codeact_lib import trainer, training
-from codeact_lib.checkpoints import SEALED
+from codeact_lib import training
 from codeact_lib.errors import ArtifactError, DataError, ModelError, ProfileError
-from codeact_lib.log_book import LogBook
-from codeact_lib.memory import PeakMemory
+from codeact_lib.measure import PeakMemory
 from codeact_lib.modeling.load import load_base_model, load_tokenizer
 from codeact_lib.modeling.loss import use_supervised_loss
 from codeact_lib.packing.collate import DynamicPackCollator, padding_report
 from codeact_lib.packing.plan import plan_rows
 from codeact_lib.prompts import tokenize_example
-from codeact_lib.training import SeededOrder, TrainReport, fine_tune, fine_tune_in_child, latest_checkpoint
+from codeact_lib.training.checkpoints import SEALED, latest_checkpoint
+from codeact_lib.training.fine_tune import fine_tune, trainer
+from codeact_lib.training.launch import fine_tune_in_child
+from codeact_lib.training.report import LogBook, TrainReport
+from codeact_lib.training.steps import SeededOrder
 
 REPO = Path(__file__).resolve().parents[1]
 N_ROWS = 30
@@ -275,7 +277,7 @@ def training_command(settings):
     config = settings["output_dir"] / "train.json"
     config.parent.mkdir(parents=True)
     config.write_text(json.dumps({key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}))
-    return [sys.executable, "-m", "codeact_lib.training", "--config", str(config)]
+    return [sys.executable, "-m", "codeact_lib.training.fine_tune", "--config", str(config)]
 
 
 def kill_after_checkpoint(settings, step):
@@ -378,7 +380,7 @@ def test_saving_more_often_does_not_make_it_another_training(settings, interrupt
 
 FULL_DISK = """
 import resource, sys
-from codeact_lib.training import main
+from codeact_lib.training.fine_tune import main
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 sys.exit(main(["--config", sys.argv[1]]))
 """

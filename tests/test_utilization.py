@@ -6,8 +6,8 @@ from tiny_models import tiny_config, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM as Auto
 
+from codeact_lib.measure_flops import model_flops, peak_flops_per_second, peak_of
 from codeact_lib.modeling.load import load_base_model
-from codeact_lib.utilization import model_flops, peak_flops_per_second, peak_of
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -67,7 +67,7 @@ def _run_once(name, function, arguments, timeout) -> dict:
 
 def _child(task: dict) -> None:
     """Set up, work, measure, and leave the answer in a file (anything may print)."""
-    from codeact_lib.memory import PeakMemory
+    from codeact_lib.measure import PeakMemory
 
     module, function = task["function"].split(":")
     work = getattr(importlib.import_module(module), function)(**task["arguments"])

@@ -12,7 +12,7 @@ import psutil
 
 from codeact_lib.artifacts import PACKAGE_DIR, make_folder, read_json, write_json
 from codeact_lib.errors import ModelError, ProfileError
-from codeact_lib.log_book import TrainReport
+from codeact_lib.training.report import TrainReport
 
 # In half precision on a CPU, oneDNN compiles a kernel for every new shape and keeps a thousand: with batches of all
 # widths that is 0.5-1 GB of "peak memory" that is no memory of the training. Keeping 32 costs no measurable time.
@@ -33,7 +33,7 @@ def fine_tune_in_child(arguments: dict, *, launcher: str = "python", accelerate_
     output_dir = make_folder(arguments["output_dir"])
     config, log = output_dir / "train.json", output_dir / "training.log"
     write_json(config, {name: _plain(value) for name, value in arguments.items()})
-    command = [*_start(launcher, accelerate_config), "codeact_lib.training"]
+    command = [*_start(launcher, accelerate_config), "codeact_lib.training.fine_tune"]
     command += ["--config", str(config), "--with-parent", str(os.getpid())]
     search = os.pathsep.join(filter(None, [str(PACKAGE_DIR.parent), os.getenv("PYTHONPATH")]))
     environment = {**FEW_KERNELS, **os.environ, "PYTHONPATH": search}

@@ -1,7 +1,7 @@
 """Fine-tune a base model on instructions with any padding strategy, survive a kill, and measure what it cost.
 
-    python -m codeact_lib.training --config train.json          # train.json: the arguments of fine_tune, by name
-    accelerate launch --config_file fsdp2.yaml -m codeact_lib.training --config train.json      # several GPUs or nodes
+    python -m codeact_lib.training.fine_tune --config train.json          # train.json: the arguments of fine_tune, by name
+    accelerate launch --config_file fsdp2.yaml -m codeact_lib.training.fine_tune --config train.json      # several GPUs or nodes
 
 The parts: `training_data` (what an optimizer step is made of), `preflight` (what is checked first), `trainer` (the
 loop; imported only where it runs, for the Trainer takes seconds to import), `checkpoints`, `log_book` (what is
@@ -31,20 +31,20 @@ import torch
 from transformers.utils import logging
 
 from codeact_lib.artifacts import make_folder, read_json, sha256_file, sha256_json, write_json
-from codeact_lib.checkpoints import latest_checkpoint, save_model
 from codeact_lib.errors import ArtifactError, CodeActError, ModelError, ProfileError
-from codeact_lib.log_book import TrainReport
-from codeact_lib.memory_planner import BatchLayout, fit_layout, free_gpu_memory, plan_line
-from codeact_lib.model_card import write_model_card
+from codeact_lib.measure_flops import model_flops, peak_flops_per_second
 from codeact_lib.modeling.attention import FLASH, SEGMENTS, check_segment_support, flash_attention_runs_here
 from codeact_lib.modeling.load import LORA_TARGETS, compute_device, load_base_model, load_tokenizer
 from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.packing.plan import PaddingStrategy, as_strategy, strategy_name
-from codeact_lib.preflight import available_memory, check_disk, check_memory, memory_estimate, sharding_ranks
 from codeact_lib.prompts import get_template
-from codeact_lib.training_data import SeededOrder, existing, make_steps, read_rows, tokenize_rows
-from codeact_lib.training_process import fine_tune_in_child, leave_with
-from codeact_lib.utilization import model_flops, peak_flops_per_second
+from codeact_lib.training.checkpoints import latest_checkpoint, save_model
+from codeact_lib.training.launch import fine_tune_in_child, leave_with
+from codeact_lib.training.layout import BatchLayout, fit_layout, free_gpu_memory, plan_line
+from codeact_lib.training.memory import available_memory, check_disk, check_memory, memory_estimate, sharding_ranks
+from codeact_lib.training.model_card import write_model_card
+from codeact_lib.training.report import TrainReport
+from codeact_lib.training.steps import SeededOrder, existing, make_steps, read_rows, tokenize_rows
 
 __all__ = [
     "PROFILE_KEYS",
@@ -113,7 +113,7 @@ def fine_tune(
     """
     from transformers import set_seed
 
-    from codeact_lib.trainer import PackedTrainer
+    from codeact_lib.training.trainer import PackedTrainer
 
     output_dir, strategy, template = make_folder(output_dir), as_strategy(strategy), get_template(template)
     lora = {"lora_r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
@@ -189,7 +189,7 @@ def fine_tune(
 
 def train_and_save(trainer, tokenizer, output_dir) -> bool:
     """Run the training to its end and save the model; whether it went on from a checkpoint."""
-    from codeact_lib.trainer import run_trainer
+    from codeact_lib.training.trainer import run_trainer
 
     with trainer.args.main_process_first(local=False):  # it removes checkpoints that cannot be used
         checkpoint = latest_checkpoint(output_dir / "checkpoints", trainer.log_book.identity)
@@ -365,7 +365,9 @@ def leave_unimported(arguments) -> None:
 
 def main(argv=None) -> int:
     """The command line; returns the exit code, 1 after one line that says what is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m codeact_lib.training", description="Fine-tune one model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m codeact_lib.training.fine_tune", description="Fine-tune one model."
+    )
     parser.add_argument("--config", required=True, help="JSON file with the arguments of fine_tune")
     parser.add_argument("--with-parent", type=int, metavar="PID", help="end when that process ends")
     options = parser.parse_args(argv)

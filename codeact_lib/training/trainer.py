@@ -14,12 +14,12 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from codeact_lib.artifacts import read_json
-from codeact_lib.checkpoints import SEALED, WRITE_ERRORS, remove_old_checkpoints, seal_checkpoint, unwritten
-from codeact_lib.log_book import LogBook
-from codeact_lib.memory import PeakMemory
+from codeact_lib.measure import PeakMemory
 from codeact_lib.modeling.loss import use_supervised_loss
-from codeact_lib.preflight import check_isolation
-from codeact_lib.training_data import StepSampler, make_steps
+from codeact_lib.training.checkpoints import SEALED, WRITE_ERRORS, remove_old_checkpoints, seal_checkpoint, unwritten
+from codeact_lib.training.isolation import check_isolation
+from codeact_lib.training.report import LogBook
+from codeact_lib.training.steps import StepSampler, make_steps
 
 PRINT_EVERY = 5.0  # seconds between progress lines
 

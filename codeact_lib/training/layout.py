@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from codeact_lib.errors import ModelError
-from codeact_lib.preflight import GB
+from codeact_lib.training.memory import GB
 
 HEADROOM = 0.9  # of the free memory: fragments, workspaces of kernels, and what an estimate leaves out
 SHORTEST = 256  # tokens; a shorter max_length would cut most samples of an instruction set

@@ -1,0 +1,64 @@
+"""What is checked before a training costs anything: space on the disk, memory, and that packed samples stay apart.
+
+The first two come from the model's configuration alone, before any weight is read or a GPU is touched. The third runs
+on the user's own model and data, in the place and precision they are trained in, just before the first step.
+"""
+
+import torch
+
+from codeact_lib.errors import ModelError
+from codeact_lib.modeling.load import evaluation_mode
+from codeact_lib.packing.collate import DynamicPackCollator
+from codeact_lib.prompts import IGNORE_INDEX
+
+# Difference of a sample's loss that rounding explains. A neighbour that is seen moves it by far more.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+
+
+# ---- packed against unpacked ---------------------------------------------------------------------------------------
+@torch.no_grad()
+def isolation_error(model, collator, samples) -> float:
+    """Largest difference, over `samples`, between the loss of a sample packed with the others and alone.
+
+    `model(**batch)` must return a loss (`use_supervised_loss`, or any Hugging Face causal language model).
+    """
+    alone = DynamicPackCollator(collator.pad_id, collator.max_length, "dynamic", isolate=True)
+    errors = []
+    for i, sample in enumerate(samples):
+        batches = collator(_all_but_one_hidden(samples, i)), alone([sample])
+        packed_loss, own_loss = (float(model(**_on(model, batch)).loss) for batch in batches)
+        errors.append(abs(packed_loss - own_loss))
+    return max(errors)
+
+
+def _all_but_one_hidden(samples, i):
+    hidden = [{**sample, "labels": [IGNORE_INDEX] * len(sample["labels"])} for sample in samples]
+    return [*hidden[:i], samples[i], *hidden[i + 1 :]]
+
+
+def _on(model, batch):
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+def check_isolation(model, collator, samples, dtype=torch.float32) -> float | None:
+    """Refuse to train where packing would change the training; return the `isolation_error` that was measured.
+
+    The three shortest samples are packed as the collator does it, in the model's own attention and in the precision
+    `dtype` it computes in. Nothing is tested (None) when samples may see each other (`isolate=False`). Raises
+    ModelError on a mismatch.
+    """
+    if not collator.isolate:
+        return None
+    shortest = sorted(samples, key=lambda sample: len(sample["input_ids"]))[:3]
+    training = model.training
+    evaluation_mode(model)
+    error = isolation_error(model, collator, shortest)
+    model.train(training)
+    tolerance = TOLERANCE[dtype]
+    if not error <= tolerance:  # also when it is not a number
+        raise ModelError(
+            f"packed samples do not train as unpacked ones: their losses differ by {error:.4f} (rounding explains "
+            f"{tolerance}). attn_implementation {model.config._attn_implementation!r} does not keep samples apart in "
+            "this model: take 'sdpa' or 'eager', strategy 'dynamic', or isolate: false if that is what you want"
+        )
+    return error
