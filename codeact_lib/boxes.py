@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codeact_lib.errors import EvaluationError
-from codeact_lib.rungs import NAMESPACES
-from codeact_lib.sandbox import run_isolated
+from codeact_lib.sandbox.backends import NAMESPACES
+from codeact_lib.sandbox.run import run_isolated
 
 PROGRAMS = Path(__file__).with_name("boxed")
 SOLUTION_PROCESSES = 64  # beside the workers and the processes of the solutions themselves

@@ -4,7 +4,7 @@
     result = evaluate_solutions("samples.jsonl", benchmark, output_dir="eval/my-run/mini-humaneval")
     print(result.base, result.plus, result.isolation)      # (71, 160) (64, 160) bubblewrap
 
-Three programs (`codeact_lib.boxed`) run one after the other, each in boxes of `codeact_lib.sandbox`: *prepare* reads
+Three programs (`codeact_lib.boxed`) run one after the other, each in boxes of `codeact_lib.sandbox.run`: *prepare* reads
 the answers and computes the expected outputs, *answers* runs the solutions where no expected output is, *judge* gives
 EvalPlus's verdicts and says which passes the answers bear out. What comes out is JSON, which is checked and counted
 here. No pickle of a box is ever read, EvalPlus is not imported here, and no verdict of an earlier evaluation is reused.
@@ -28,7 +28,7 @@ from codeact_lib.errors import EvaluationError, require_package
 from codeact_lib.generation import get_protocol
 from codeact_lib.records import metrics_record, run_history
 from codeact_lib.reference import default_cache_dir, load_expected, save_expected
-from codeact_lib.sandbox import WRITE, choose_isolation, probe
+from codeact_lib.sandbox.run import WRITE, choose_isolation, probe
 
 __all__ = ["Benchmark", "PassAtOne", "evaluate_solutions", "load_benchmark", "metrics_record", "run_history"]
 
@@ -113,7 +113,7 @@ def evaluate_solutions(
         benchmark: a `Benchmark`, or what `load_benchmark` takes.
         output_dir: gets ``sanitized.jsonl`` and ``verdicts.json``.
         protocol: named in the record; one that ends in "+imports" puts the prompt's imports in front of the answer.
-        isolation: "auto" or a rung of `codeact_lib.sandbox.LADDER`; which one is in force is said and recorded.
+        isolation: "auto" or a rung of `codeact_lib.sandbox.run.LADDER`; which one is in force is said and recorded.
         parallel: solutions judged at a time, None for one per usable core.
         min_time_limit: seconds per input at least; EvalPlus's 1 s for MBPP gives false timeouts on a busy machine.
         sanitize: cut the answer down to the function and what it needs, by EvalPlus's ``sanitize``.

@@ -29,7 +29,7 @@ from codeact_lib.evaluation import (
     metrics_record,
     run_history,
 )
-from codeact_lib.sandbox import choose_isolation, probe_isolation
+from codeact_lib.sandbox.run import choose_isolation, probe_isolation
 
 REAL_DATA = os.environ.get("CODEACT_REAL_DATA")
 AVAILABLE = [rung.name for rung in probe_isolation() if rung.available]

@@ -22,8 +22,8 @@ from hostile import ATTACKS, HONEST, ONLY_IN_NAMESPACES
 
 from codeact_lib.benchmarks import Benchmark
 from codeact_lib.evaluation import evaluate_solutions
-from codeact_lib.rungs import NAMESPACES
-from codeact_lib.sandbox import probe_isolation
+from codeact_lib.sandbox.backends import NAMESPACES
+from codeact_lib.sandbox.run import probe_isolation
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the attacks are written for Linux")
 AVAILABLE = [report.name for report in probe_isolation() if report.available]

@@ -9,15 +9,16 @@ import psutil
 import pytest
 from conftest import REPO
 
-from codeact_lib import rungs, sandbox
+from codeact_lib import sandbox
 from codeact_lib.errors import SandboxError
-from codeact_lib.sandbox import (
+from codeact_lib.sandbox.backends import LADDER
+from codeact_lib.sandbox.run import (
     CONNECT,
     KILL,
-    LADDER,
     READ,
     WRITE,
     RungReport,
+    backends,
     choose_isolation,
     probe,
     probe_isolation,
@@ -46,7 +47,7 @@ def test_bubblewrap_stops_every_canary():
 
 def test_limits_claims_no_more_than_it_does():
     stops = probe_isolation(["limits"])[0].stops
-    another_user = rungs.unprivileged_user("limits", []) is not None
+    another_user = backends.unprivileged_user("limits", []) is not None
     assert stops[READ] == stops[KILL] == another_user and not stops[CONNECT]
 
 
@@ -207,7 +208,7 @@ def test_a_flood_of_output_is_cut():
 def test_an_unknown_or_missing_rung_is_refused_with_the_remedy(tmp_path, monkeypatch):
     with pytest.raises(SandboxError, match="auto, bubblewrap, unshare, landlock, limits or none"):
         run_isolated(python("1"), output_dir=tmp_path, isolation="chroot")
-    monkeypatch.setattr(rungs.shutil, "which", lambda name: None)
+    monkeypatch.setattr(backends.shutil, "which", lambda name: None)
     for cached in (sandbox.probe, sandbox.choose_isolation):
         cached.cache_clear()
     try:
@@ -225,7 +226,7 @@ def test_an_unknown_or_missing_rung_is_refused_with_the_remedy(tmp_path, monkeyp
 def test_as_root_each_box_runs_as_a_user_of_its_own_without_capabilities(tmp_path):
     code = "import os; print(os.getuid()); print(open('/proc/self/status').read())"
     output = run_isolated(python(code), output_dir=tmp_path, isolation="bubblewrap").stdout
-    assert int(output.splitlines()[0]) in rungs.PASSING_USERS
+    assert int(output.splitlines()[0]) in backends.PASSING_USERS
     assert "CapEff:\t0000000000000000" in output and "NoNewPrivs:\t1" in output
 
 
@@ -234,7 +235,7 @@ def test_a_root_without_other_users_has_a_rung_too():
     """In a namespace of an ordinary user root is the only user there is; it cannot become another one."""
     code = """
 import sys
-from codeact_lib.sandbox import probe_isolation, run_isolated
+from codeact_lib.sandbox.run import probe_isolation, run_isolated
 for report in probe_isolation():
     if report.available:
         print(report.name, run_isolated([sys.executable, "-c", "print(6 * 7)"], isolation=report.name).stdout.strip())

@@ -36,7 +36,7 @@ def bench_eval(*, benchmark="mini-humaneval", limit=None, isolation="auto", para
         CodeActError: the two counted differently.
     """
     from codeact_lib.evaluation import usable_cores
-    from codeact_lib.sandbox import choose_isolation
+    from codeact_lib.sandbox.run import choose_isolation
 
     what = {"benchmark": benchmark, "limit": limit, "parallel": parallel or usable_cores(), "min_time_limit": 4.0}
     isolation = choose_isolation(isolation)

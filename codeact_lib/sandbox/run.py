@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 
 from codeact_lib.errors import SandboxError
-from codeact_lib.rungs import (
+from codeact_lib.sandbox.backends import (
     DISK_BYTES,
     LADDER,
     NAMESPACES,
@@ -42,7 +42,7 @@ from codeact_lib.rungs import (
     box_environment,
     unprivileged_user,
 )
-from codeact_lib.watchdog import Watchdog, end_box
+from codeact_lib.sandbox.watchdog import Watchdog, end_box
 
 PROCESSES = 256  # in one box: the judge and its workers need a handful, a solution should need one
 MOST_OUTPUT = 1 << 30  # bytes of standard output that are taken back

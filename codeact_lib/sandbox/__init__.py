@@ -1,0 +1,5 @@
+"""Run a program apart from everything else on this machine; knows nothing of EvalPlus."""
+
+from codeact_lib.sandbox.run import probe_isolation, run_isolated
+
+__all__ = ["probe_isolation", "run_isolated"]
