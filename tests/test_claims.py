@@ -20,8 +20,8 @@ from codeact_lib.claims import Claims
 from codeact_lib.cli import app
 from codeact_lib.config import load_profile
 from codeact_lib.errors import ArtifactError, ProfileError
+from codeact_lib.evaluation.records import metrics_record, run_history
 from codeact_lib.pipeline import makers, open_stage, plan, run, select
-from codeact_lib.records import metrics_record, run_history
 from codeact_lib.tables.measured import hardware
 
 HOLD = """

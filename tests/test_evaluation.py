@@ -12,23 +12,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from codeact_lib.evaluation.judge.boxed.plain import Opaque, decode, encode
 from hostile import neighbours
 from hypothesis import given
 from hypothesis import strategies as st
 
 from codeact_lib.boxed import answers
-from codeact_lib.boxed.plain import Opaque, decode, encode
-from codeact_lib.boxes import _read_events
 from codeact_lib.errors import EvaluationError
-from codeact_lib.evaluation import (
-    Benchmark,
-    PassAtOne,
-    evaluate_solutions,
-    imports_of,
-    load_benchmark,
-    metrics_record,
-    run_history,
-)
+from codeact_lib.evaluation.benchmarks import Benchmark, load_benchmark
+from codeact_lib.evaluation.boxes import _read_events
+from codeact_lib.evaluation.judge import PassAtOne, evaluate_solutions, imports_of
+from codeact_lib.evaluation.records import metrics_record, run_history
 from codeact_lib.sandbox.run import choose_isolation, probe_isolation
 
 REAL_DATA = os.environ.get("CODEACT_REAL_DATA")
@@ -274,7 +268,9 @@ def test_a_solution_that_swallows_its_timeout_is_ended_when_its_time_is_over_aga
     """Without that it would go on until the time of all inputs together is over."""
     code = "from time import sleep\ndef add(a, b):\n while True:\n  try: sleep(99)\n  except BaseException: pass\n"
     asked = [code, "add", json.dumps(encode([(1, 2)])), [0.1]]
-    program = f"import os; os.dup2(1, 3)\nfrom codeact_lib.boxed.answers import outputs\noutputs(*{asked!r})"
+    program = (
+        f"import os; os.dup2(1, 3)\nfrom codeact_lib.evaluation.judge.boxed.answers import outputs\noutputs(*{asked!r})"
+    )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert json.loads(ended.stdout) == {"outputs": [], "why": "timeout"}
 
@@ -400,7 +396,7 @@ def test_the_imports_of_the_prompt_stand_in_front_only_where_the_protocol_says_s
 
 
 def test_expected_outputs_are_kept_without_times_and_not_where_a_solution_could_write(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr("codeact_lib.reference.WORTH_KEEPING", 0.0)
+    monkeypatch.setattr("codeact_lib.evaluation.expected.WORTH_KEEPING", 0.0)
     path = write_tasks(tmp_path / "bench.jsonl", humaneval_tasks())
     judge = {"output_dir": tmp_path / "out"}
     assert evaluate_solutions(canonical(humaneval_tasks()), path, isolation="limits", **judge).plus == (4, 4)
@@ -501,7 +497,9 @@ def test_a_benchmark_is_known_by_its_content(tmp_path):
 
 def test_both_versions_of_mbpp_are_fetched_once_and_told_apart(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("codeact_lib.benchmarks.EVALPLUS_URL", f"file://{tmp_path}/{{stem}}-{{version}}.jsonl.gz")
+    monkeypatch.setattr(
+        "codeact_lib.evaluation.benchmarks.EVALPLUS_URL", f"file://{tmp_path}/{{stem}}-{{version}}.jsonl.gz"
+    )
     versions = {"mbpp": ("v0.2.0", 378), "mbpp@v0.1.0": ("v0.1.0", 399)}
     for version, n in versions.values():
         lines = "".join(json.dumps({**mbpp_tasks()[0], "task_id": f"Mbpp/{i}"}) + "\n" for i in range(n))
@@ -533,11 +531,11 @@ def test_unusable_benchmarks_and_samples_are_refused_with_place_and_remedy(tmp_p
     with pytest.raises(EvaluationError, match="neither a benchmark"):
         load_benchmark(tmp_path / "absent.jsonl")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("codeact_lib.benchmarks.EVALPLUS_URL", "file:///absent/{repo}-{version}-{stem}")
+    monkeypatch.setattr("codeact_lib.evaluation.benchmarks.EVALPLUS_URL", "file:///absent/{repo}-{version}-{stem}")
     with pytest.raises(EvaluationError, match="put it at .*MbppPlus-v0.1.0.jsonl"):
         load_benchmark("mbpp@v0.1.0")
     (tmp_path / "half.gz").write_bytes(gzip.compress(b"x" * 999)[:-12])
-    monkeypatch.setattr("codeact_lib.benchmarks.EVALPLUS_URL", f"file://{tmp_path}/half.gz")
+    monkeypatch.setattr("codeact_lib.evaluation.benchmarks.EVALPLUS_URL", f"file://{tmp_path}/half.gz")
     with pytest.raises(EvaluationError, match="put it at .*MbppPlus-v0.1.0.jsonl"):
         load_benchmark("mbpp@v0.1.0")
     path = write_tasks(tmp_path / "bench.jsonl", good)
@@ -561,7 +559,7 @@ def test_a_canonical_solution_that_does_not_run_is_named(tmp_path):
 
 def test_the_record_of_a_run_is_json_and_leaves_the_loss_curve_out():
     from codeact_lib.config import load_profile
-    from codeact_lib.records import is_sealed
+    from codeact_lib.evaluation.records import is_sealed
 
     profile = load_profile("mini")
     run = profile.runs()[-1]

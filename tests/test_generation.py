@@ -11,17 +11,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from codeact_lib.decoding import StopStrings, greedy_decode, growing_cache
 from codeact_lib.errors import EvaluationError, ModelError
-from codeact_lib.generation import (
-    PROTOCOLS,
-    benchmark_instruction,
-    cut,
-    generate_solutions,
-    get_protocol,
-    task_kind,
-)
-from codeact_lib.prompts import TEMPLATES, tokenize_example
+from codeact_lib.evaluation.decoding import StopStrings, greedy_decode, growing_cache
+from codeact_lib.evaluation.generation import cut, generate_solutions
+from codeact_lib.prompts import PROTOCOLS, TEMPLATES, benchmark_instruction, get_protocol, task_kind, tokenize_example
 
 TEXTS = ["def add(a, b):\n    return a + b\n```\n### Instruction:\nWrite a Python function\n### Response:\n```python\n"]
 
@@ -131,7 +124,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_until_it_fits(model, tokeni
         sizes.append(len(prompts))
         return greedy_decode(model, tokenizer, prompts, *rules)
 
-    monkeypatch.setattr("codeact_lib.decoding.greedy_decode", with_little_memory)
+    monkeypatch.setattr("codeact_lib.evaluation.decoding.greedy_decode", with_little_memory)
     room = 2
     assert generate(model, tokenizer, tmp_path / "parts.jsonl", batch_size=7) == wanted
     assert sizes == [1] * 7  # 7, 3, and from there on 1
@@ -196,7 +189,7 @@ def test_a_change_of_model_protocol_or_limit_makes_old_lines_void(model, tokeniz
 
 def test_the_model_is_asked_as_it_was_trained(tokenizer):
     """Template, tokens and opening of the answer are those of a training sample that begins with a code block."""
-    from codeact_lib.generation import _encode, _prompt_text
+    from codeact_lib.evaluation.generation import _encode, _prompt_text
 
     asked = _encode(tokenizer, _prompt_text(tasks()[0], TEMPLATES["deepseek-coder"], "authors"), "```python\n")
     instruction = benchmark_instruction("mbpp", tasks()[0]["prompt"])
@@ -278,7 +271,7 @@ def test_each_protocol_has_a_twin_that_asks_the_same_and_keeps_the_imports():
 def test_vllm_is_asked_for_by_name_and_its_absence_is_said_with_the_remedy():
     if importlib.util.find_spec("vllm"):
         pytest.skip("vLLM is installed here")
-    from codeact_lib.vllm_engine import load_vllm
+    from codeact_lib.evaluation.vllm import load_vllm
 
     with pytest.raises(ModelError, match="not installed here .*generation_engine: transformers"):
         load_vllm("some/model")
@@ -289,7 +282,7 @@ def test_vllm_loads_an_adapter_on_the_base_it_was_trained_on(tuning, packed, tmp
     """vLLM needs a GPU: a stand-in with its call signature takes its place and keeps what it was asked for."""
     from types import ModuleType
 
-    from codeact_lib.vllm_engine import load_vllm
+    from codeact_lib.evaluation.vllm import load_vllm
 
     modules = {name: ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request")}
     modules["vllm"].LLM = lambda **named: named
@@ -310,7 +303,7 @@ def test_vllm_gets_token_ids_stop_strings_and_the_adapter(tokenizer, tmp_path, m
     """vLLM needs a GPU: a stand-in with its call signature takes its place and answers with fixed tokens."""
     from types import ModuleType, SimpleNamespace
 
-    from codeact_lib.vllm_engine import VllmModel
+    from codeact_lib.evaluation.vllm import VllmModel
 
     asked = []
 

@@ -20,8 +20,8 @@ import pytest
 from conftest import REPO
 from hostile import ATTACKS, HONEST, ONLY_IN_NAMESPACES
 
-from codeact_lib.benchmarks import Benchmark
-from codeact_lib.evaluation import evaluate_solutions
+from codeact_lib.evaluation.benchmarks import Benchmark
+from codeact_lib.evaluation.judge import evaluate_solutions
 from codeact_lib.sandbox.backends import NAMESPACES
 from codeact_lib.sandbox.run import probe_isolation
 

@@ -8,7 +8,7 @@ from tiny_models import tiny_config, tiny_tokenizer
 from transformers import AutoModelForCausalLM as Auto
 
 from codeact_lib.errors import ArtifactError, ModelError
-from codeact_lib.generation import generate_solutions
+from codeact_lib.evaluation.generation import generate_solutions
 from codeact_lib.modeling.load import evaluation_mode, load_base_model, load_tokenizer
 from codeact_lib.training.merge import merge_adapter
 

@@ -166,7 +166,7 @@ def test_the_table_counts_rows_and_tasks_of_each_set_and_dropping_leaves_none():
 
 
 def test_every_mini_task_is_found_in_a_row_that_copies_it():
-    from codeact_lib.evaluation import load_benchmark
+    from codeact_lib.evaluation.benchmarks import load_benchmark
 
     tasks = load_benchmark("mini-humaneval").tasks[:40]
     rows = [

@@ -19,9 +19,9 @@ from conftest import REPO, REPOSITORY
 from packaging.requirements import Requirement
 from typer.main import get_command
 
-from codeact_lib.benchmarks import EVALPLUS
 from codeact_lib.cli import app, bench_app, main
 from codeact_lib.config import load_profile
+from codeact_lib.evaluation.benchmarks import EVALPLUS
 from codeact_lib.mini import build_benchmark, build_corpus
 
 README = (REPO / "README.md").read_text(encoding="utf-8")

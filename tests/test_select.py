@@ -17,7 +17,7 @@ from conftest import held_elsewhere
 from codeact_lib import cli
 from codeact_lib.data.rows import Columns
 from codeact_lib.errors import CodeActError
-from codeact_lib.evaluation import load_benchmark
+from codeact_lib.evaluation.benchmarks import load_benchmark
 from codeact_lib.mini import build_corpus
 from codeact_lib.select.steps import ADDED_COLUMNS, OUT_FORMATS, select_rows
 

@@ -35,7 +35,7 @@ def bench_eval(*, benchmark="mini-humaneval", limit=None, isolation="auto", para
     Raises:
         CodeActError: the two counted differently.
     """
-    from codeact_lib.evaluation import usable_cores
+    from codeact_lib.evaluation.judge import usable_cores
     from codeact_lib.sandbox.run import choose_isolation
 
     what = {"benchmark": benchmark, "limit": limit, "parallel": parallel or usable_cores(), "min_time_limit": 4.0}
@@ -73,8 +73,8 @@ def prepare_plain(benchmark, limit, parallel, min_time_limit):
 
 
 def prepare_ours(benchmark, limit, parallel, min_time_limit, isolation):
-    """`codeact_lib.evaluation.evaluate_solutions`, canaries and second opinion included."""
-    from codeact_lib.evaluation import evaluate_solutions
+    """`codeact_lib.evaluation.judge.evaluate_solutions`, canaries and second opinion included."""
+    from codeact_lib.evaluation.judge import evaluate_solutions
 
     loaded, samples = _load(benchmark, limit)
     options = {"isolation": isolation, "parallel": parallel, "min_time_limit": min_time_limit, "say": None}
@@ -94,7 +94,7 @@ def _facts(unsolved, loaded):
 
 
 def _load(benchmark, limit):
-    from codeact_lib.benchmarks import load_benchmark
+    from codeact_lib.evaluation.benchmarks import load_benchmark
 
     loaded = load_benchmark(benchmark, limit)
     whole = [{"task_id": t["task_id"], "solution": t["prompt"] + t["canonical_solution"]} for t in loaded.tasks]

@@ -42,7 +42,8 @@ def prepare_single(model, template, benchmark, limit, max_new_tokens):
     """transformers' own ``generate`` with its key-value cache and stop strings, a prompt after the other."""
     import torch
 
-    from codeact_lib.generation import PROTOCOLS, cut, encode_task
+    from codeact_lib.evaluation.generation import cut, encode_task
+    from codeact_lib.prompts import PROTOCOLS
 
     loaded, tokenizer, tasks = _load(model, benchmark, limit)
     stop = PROTOCOLS["authors"].stop
@@ -63,7 +64,7 @@ def prepare_single(model, template, benchmark, limit, max_new_tokens):
 
 def prepare_batches(model, template, benchmark, limit, max_new_tokens, batch_size):
     """`codeact_lib.generation.generate_solutions`, with its file."""
-    from codeact_lib.generation import generate_solutions
+    from codeact_lib.evaluation.generation import generate_solutions
 
     loaded, tokenizer, tasks = _load(model, benchmark, limit)
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": None}
@@ -78,7 +79,7 @@ def prepare_batches(model, template, benchmark, limit, max_new_tokens, batch_siz
 
 
 def _load(model, benchmark, limit):
-    from codeact_lib.benchmarks import load_benchmark
+    from codeact_lib.evaluation.benchmarks import load_benchmark
     from codeact_lib.modeling.load import load_base_model, load_tokenizer
 
     loaded = load_base_model(model, dtype="float32", attn_implementation="sdpa").eval()

@@ -14,9 +14,9 @@ import builtins
 import random
 
 from codeact_lib.errors import DataError
-from codeact_lib.generation import benchmark_instruction
 from codeact_lib.mini import stdlib, text
 from codeact_lib.mini.operations import Program, sample_program
+from codeact_lib.prompts import benchmark_instruction
 
 CORPORA = ("mini-evol", "mini-oss")
 N_ROWS = 1200

@@ -276,7 +276,9 @@ class _Steps:
         """{benchmark: leaking rows}, and {benchmark: why it could not be looked at}."""
         leaks, unchecked = {}, {}
         if self.settings.benchmarks:
-            from codeact_lib.evaluation import load_benchmark  # brings torch, which a repeated call does not need
+            from codeact_lib.evaluation.benchmarks import (
+                load_benchmark,  # brings torch, which a repeated call does not need
+            )
 
         for name in self.settings.benchmarks:
             try:

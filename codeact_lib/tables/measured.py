@@ -13,7 +13,7 @@ import pandas as pd
 
 from codeact_lib.artifacts import project_root, read_frame, read_json, sha256_file
 from codeact_lib.errors import ArtifactError
-from codeact_lib.records import is_sealed
+from codeact_lib.evaluation.records import is_sealed
 
 # kind of benchmark, base or plus tests, column, heading
 BENCHMARKS = (

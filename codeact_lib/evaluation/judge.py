@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codeact_lib.artifacts import atomic_write, write_json
-from codeact_lib.benchmarks import Benchmark, load_benchmark, read_jsonl
-from codeact_lib.boxed.plain import OUT_OF_TIME
-from codeact_lib.boxes import Crew, boxed_programs
 from codeact_lib.errors import EvaluationError, require_package
-from codeact_lib.generation import get_protocol
-from codeact_lib.records import metrics_record, run_history
-from codeact_lib.reference import default_cache_dir, load_expected, save_expected
+from codeact_lib.evaluation.benchmarks import Benchmark, load_benchmark, read_jsonl
+from codeact_lib.evaluation.boxes import Crew, boxed_programs
+from codeact_lib.evaluation.expected import default_cache_dir, load_expected, save_expected
+from codeact_lib.evaluation.judge.boxed.plain import OUT_OF_TIME
+from codeact_lib.evaluation.records import metrics_record, run_history
+from codeact_lib.prompts import get_protocol
 from codeact_lib.sandbox.run import WRITE, choose_isolation, probe
 
 __all__ = ["Benchmark", "PassAtOne", "evaluate_solutions", "load_benchmark", "metrics_record", "run_history"]
@@ -293,7 +293,7 @@ def _plain_counts(judged, n):
 def _write_results(output_dir, result, prepared, judged):
     """``sanitized.jsonl``: what was judged; ``verdicts.json``: the record, with EvalPlus's own two statuses.
 
-    Its plus status is that of base where a solution ran out of time on the base inputs (`codeact_lib.boxed.judge`).
+    Its plus status is that of base where a solution ran out of time on the base inputs (`codeact_lib.evaluation.judge.boxed.judge`).
     """
     with atomic_write(output_dir / "sanitized.jsonl") as file:
         for task_id in filter(prepared.__contains__, result.verdicts):

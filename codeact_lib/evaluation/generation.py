@@ -7,108 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from codeact_lib.artifacts import atomic_write, sha256_json
-from codeact_lib.errors import EvaluationError, ModelError
+from codeact_lib.errors import ModelError
+from codeact_lib.prompts import PROTOCOLS, benchmark_instruction, get_protocol, task_kind
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a task is put to the model and how its answer is read; named in every record, because it moves pass@1.
-
-    The same completions scored 45/164 or 51/164 by the way the answer was read alone, so results of two protocols are
-    never set side by side.
-
-    Attributes:
-        name: the name written into records and tables.
-        instructions: task kind -> instruction text with one ``{prompt}``.
-        opening: the words that open the assistant's turn, tokenised apart as a response is in training.
-        stop: strings that end an answer; the answer is cut before the first of them.
-        imports_in_front: judge the answer with the imports of its prompt in front of it. Six of 164 real answers only
-            lacked ``from typing import List``.
-    """
-
-    name: str
-    instructions: dict[str, str]
-    opening: str
-    stop: tuple[str, ...]
-    imports_in_front: bool = False
-
-
-# "authors": the two requests of CodeACT (arXiv 2408.02193) in our words. A completion is asked for by showing the
-# function, a program by giving the text; both in a Markdown block, which is opened for the model.
-# "evalplus": the request of EvalPlus's own chat runs (evalplus.codegen, Apache-2.0), word for word, for comparison
-# with its leaderboard.
-_EVALPLUS_REQUEST = (
-    "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
-    "```\n{prompt}\n```"
-)
-PROTOCOLS = {
-    "authors": Protocol(
-        name="authors",
-        instructions={
-            "humaneval": "Complete this Python function in a Markdown code block:\n```python\n{prompt}\n```",
-            "mbpp": "Write a Python function in a Markdown code block for this text:\n{prompt}",
-        },
-        opening="```python\n",
-        stop=("\n```",),
-    ),
-    "evalplus": Protocol(
-        name="evalplus",
-        instructions={"humaneval": _EVALPLUS_REQUEST, "mbpp": _EVALPLUS_REQUEST},
-        opening=(
-            "Below is a Python script with a self-contained function that solves the problem and passes corresponding "
-            "tests:\n```python\n"
-        ),
-        stop=("\n```", "\nif __name__", "\ndef main(", "\nprint("),
-    ),
-}
 PROTOCOLS |= {
     f"{p.name}+imports": replace(p, name=f"{p.name}+imports", imports_in_front=True) for p in PROTOCOLS.values()
 }
 
 
-def get_protocol(name) -> Protocol:
-    """The protocol of that name; EvaluationError naming the known ones when there is none."""
-    if name not in PROTOCOLS:
-        raise EvaluationError(f"protocol: {name!r} is not known; use {', '.join(PROTOCOLS)}.")
-    return PROTOCOLS[name]
-
-
-def benchmark_instruction(kind: str, prompt: str, protocol: str = "authors") -> str:
-    """The instruction that asks for one benchmark task.
-
-    Args:
-        kind: "humaneval" (``prompt`` is a signature with its docstring) or "mbpp" (``prompt`` is a quoted text).
-        prompt: the task's ``prompt`` field; the quotes around an MBPP text are taken off under "authors".
-        protocol: a key of `PROTOCOLS`.
-
-    >>> text = "'''\\nWrite a function to add.\\nassert add(1, 2) == 3\\n'''"
-    >>> benchmark_instruction("mbpp", text).splitlines()[1:]
-    ['Write a function to add.', 'assert add(1, 2) == 3']
-    """
-    text = prompt.strip()
-    if protocol == "authors" and kind == "mbpp":
-        text = re.sub(r'^("""|\'\'\')|("""|\'\'\')$', "", text).strip()
-    return PROTOCOLS[protocol].instructions[kind].replace("{prompt}", text)
-
-
-def task_kind(task: dict) -> str:
-    """The kind "humaneval" or "mbpp": by the task id where it says so, else by whether the prompt has the function."""
-    task_id = str(task["task_id"]).lower()
-    for kind in ("humaneval", "mbpp"):
-        if kind in task_id:
-            return kind
-    return "humaneval" if f"def {task['entry_point']}(" in task["prompt"] else "mbpp"
-
-
 # ------------------------------------------------------------------------------------------------ decoding
-
-
 def generate_solutions(
     model,
     tokenizer,
@@ -127,7 +39,7 @@ def generate_solutions(
 
     Args:
         model: a Hugging Face causal LM (with or without an unmerged adapter) in eval mode, or what
-            `codeact_lib.vllm_engine.load_vllm` returns.
+            `codeact_lib.evaluation.judge.vllm.load_vllm` returns.
         tasks: dicts with task_id, prompt, entry_point.
         template: the `codeact_lib.prompts.PromptTemplate` the model was trained with, or its name.
         protocol: a key of `PROTOCOLS`.
@@ -212,14 +124,14 @@ def require_template(template, trained_with) -> None:
 
 
 def _decoder(model, tokenizer, stop, max_new_tokens):
-    """A function from prompts (lists of token ids) to answers (the same), by vLLM or by `codeact_lib.decoding`."""
-    from codeact_lib.vllm_engine import VllmModel
+    """A function from prompts (lists of token ids) to answers (the same), by vLLM or by `codeact_lib.evaluation.decoding`."""
+    from codeact_lib.evaluation.vllm import VllmModel
 
     if isinstance(model, VllmModel):
         return lambda prompts: model.greedy(prompts, max_new_tokens, stop)
     import torch
 
-    from codeact_lib.decoding import StopStrings, greedy_decode
+    from codeact_lib.evaluation.decoding import StopStrings, greedy_decode
 
     stops = StopStrings(tokenizer, stop)
     return torch.inference_mode()(lambda prompts: greedy_decode(model, tokenizer, prompts, max_new_tokens, stops))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from codeact_lib.artifacts import atomic_write
 from codeact_lib.errors import EvaluationError
-from codeact_lib.generation import task_kind
+from codeact_lib.prompts import task_kind
 
 # name -> (file stem of EvalPlus, {version: tasks in it}, the default first). MBPP+ v0.1.0 is the paper's; the change to
 # v0.2.0 is worth about 4 points: the version is part of every record.
