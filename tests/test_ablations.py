@@ -6,8 +6,8 @@ import pytest
 from test_tables import record
 
 from codeact_lib.figures import sampling_rate_curve
-from codeact_lib.report import NOT_RUN
 from codeact_lib.tables import HEADINGS, ablations, frames, load_reported, write_table
+from codeact_lib.tables.render import NOT_RUN
 
 FULL, PACKED = ("full", 1.0, "dynamic"), ("full", 1.0, "dynamic_pack")
 LESS, CODEACT = ("cdas", 0.4, "dynamic"), ("cdas", 0.4, "dynamic_pack")

@@ -22,7 +22,7 @@ from codeact_lib.config import load_profile
 from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.evaluation.records import metrics_record, run_history
 from codeact_lib.pipeline import makers, open_stage, plan, run, select
-from codeact_lib.tables.measured import hardware
+from codeact_lib.tables.results import hardware
 
 HOLD = """
 import sys, time

@@ -11,10 +11,10 @@ from conftest import REPO
 from transformers import TrainingArguments
 from typer.testing import CliRunner
 
-from codeact_lib import deviations
 from codeact_lib.cli import app
 from codeact_lib.config import Profile, load_profile, profile_names
 from codeact_lib.stages import KEYS, LORA_KEYS
+from codeact_lib.tables import deviations
 
 METHOD = [switch.key for switch in deviations.SWITCHES]
 # what the twelve subjects of a careful reader's list are known by, in its order
@@ -40,7 +40,7 @@ def rows():
 
 def test_the_document_is_what_the_parameters_say():
     assert (REPO / "docs/deviations.md").read_text(encoding="utf-8") == deviations.deviations_document(), (
-        "run `python -m codeact_lib.deviations`"
+        "run `python -m codeact_lib.tables.deviations`"
     )
 
 

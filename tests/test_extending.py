@@ -21,7 +21,7 @@ from codeact_lib.packing.plan import PaddingStrategy, plan_micro_batches, plan_r
 from codeact_lib.pipeline import plan, run
 from codeact_lib.prompts import get_template
 from codeact_lib.sampling import cdas_sample, select
-from codeact_lib.tables.measured import arm_label
+from codeact_lib.tables.results import arm_label
 
 PAGE = (REPO / "docs" / "extending.md").read_text(encoding="utf-8")
 REDUCED = {

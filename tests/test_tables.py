@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from codeact_lib import tables
 from codeact_lib.errors import ArtifactError
 from codeact_lib.evaluation.records import seal
-from codeact_lib.report import to_html, to_json, to_latex, to_markdown
 from codeact_lib.tables import load_metrics, load_reported, rq1_table, rq2_table, write_report, write_table
 from codeact_lib.tables.cells import cell_marks
+from codeact_lib.tables.render import to_html, to_json, to_latex, to_markdown
 
 REPORTED = load_reported()
 

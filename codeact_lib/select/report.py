@@ -11,8 +11,9 @@ from typing import Any
 
 from codeact_lib import figures
 from codeact_lib.artifacts import atomic_write, environment_facts
-from codeact_lib.report import ReportFigure, _template
 from codeact_lib.sampling import USABLE
+from codeact_lib.tables.render import _template
+from codeact_lib.tables.report import ReportFigure
 
 SHOWN_DROPPED = 40  # unusable rows listed on the page; rows.csv has them all
 SHOWN_LEAKS = 20

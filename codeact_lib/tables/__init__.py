@@ -21,13 +21,11 @@ Reported and measured numbers never share a row.
 | ``facts`` | runs and provenance of the report |
 """
 
-from codeact_lib.deviations import deviations_in_force
-from codeact_lib.report import ReportFigure, Table, write_report, write_table
 from codeact_lib.tables.ablations import arm_means, policy_table, rate_frame, rate_table, split_table
 from codeact_lib.tables.cells import bold_marks, fits, mbpp_task_counts, percent_cell
-from codeact_lib.tables.claims import derived_claims_table, followup_table, headline_table
 from codeact_lib.tables.comparisons import comparison_table, findings
 from codeact_lib.tables.costs import cost_table
+from codeact_lib.tables.deviations import deviations_in_force
 from codeact_lib.tables.facts import provenance, run_facts, run_groups
 from codeact_lib.tables.frames import (
     cost_frame,
@@ -37,7 +35,11 @@ from codeact_lib.tables.frames import (
     reported_time_memory_frame,
     time_memory_frame,
 )
-from codeact_lib.tables.measured import (
+from codeact_lib.tables.headline import derived_claims_table, followup_table, headline_table
+from codeact_lib.tables.render import Table, write_table
+from codeact_lib.tables.report import ReportFigure, write_report
+from codeact_lib.tables.research_questions import arms_table, rq1_table, rq2_table
+from codeact_lib.tables.results import (
     EFFICIENCY,
     HEADINGS,
     SCORES,
@@ -46,7 +48,6 @@ from codeact_lib.tables.measured import (
     load_reported,
     measured_row,
 )
-from codeact_lib.tables.research_questions import arms_table, rq1_table, rq2_table
 
 __all__ = [
     "EFFICIENCY",

@@ -10,9 +10,9 @@ import math
 
 import pandas as pd
 
-from codeact_lib.report import NOT_RUN, Table
 from codeact_lib.tables.cells import bold_marks, cell_marks, efficiency_cells, mark_notes, marks_text, score_cells
-from codeact_lib.tables.measured import (
+from codeact_lib.tables.render import NOT_RUN, Table
+from codeact_lib.tables.results import (
     BASELINE,
     CODEACT,
     EFFICIENCY,

@@ -9,8 +9,8 @@ import pandas as pd
 
 from codeact_lib.figures import memory_unit, number, time_unit
 from codeact_lib.mini.benchmark import N_TASKS
-from codeact_lib.report import NOT_RUN
-from codeact_lib.tables.measured import BENCHMARKS, EFFICIENCY, HEADINGS, KINDS, SCORES, is_missing
+from codeact_lib.tables.render import NOT_RUN
+from codeact_lib.tables.results import BENCHMARKS, EFFICIENCY, HEADINGS, KINDS, SCORES, is_missing
 
 # EvalPlus's numbers of tasks; MBPP+ v0.1.0 has 399, v0.2.0 has 378
 TASKS = {"humaneval": (164,), "mbpp": (399, 378)}

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from codeact_lib.report import Table
 from codeact_lib.tables.cells import percent_cell
-from codeact_lib.tables.measured import (
+from codeact_lib.tables.render import Table
+from codeact_lib.tables.results import (
     BASELINE,
     BENCHMARKS,
     BETWEEN_RUNS,

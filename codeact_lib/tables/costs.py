@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from codeact_lib.figures import number
-from codeact_lib.report import Table
 from codeact_lib.tables.cells import seconds_cell
-from codeact_lib.tables.measured import (
+from codeact_lib.tables.render import Table
+from codeact_lib.tables.results import (
     BASELINE,
     arm_label,
     arm_of,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codeact_lib.figures import number
-from codeact_lib.tables.measured import arm_label, benchmark_stamp, by_arm, hardware, setting
+from codeact_lib.tables.results import arm_label, benchmark_stamp, by_arm, hardware, setting
 
 
 def run_groups(metrics: list[dict]) -> list[dict]:

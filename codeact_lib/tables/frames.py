@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from codeact_lib.tables.costs import STEPS, cost_row
-from codeact_lib.tables.measured import (
+from codeact_lib.tables.results import (
     BENCHMARKS,
     CODEACT,
     arm_label,

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from codeact_lib.report import NOT_RUN, Table
 from codeact_lib.tables.cells import (
     bold_marks,
     cell_marks,
@@ -15,7 +14,8 @@ from codeact_lib.tables.cells import (
     marks_text,
     score_cells,
 )
-from codeact_lib.tables.measured import (
+from codeact_lib.tables.render import NOT_RUN, Table
+from codeact_lib.tables.results import (
     BASELINE,
     CODEACT,
     EFFICIENCY,

@@ -1,6 +1,6 @@
 """Where this project departs from the paper and from its authors' code: one list, for the document and for the reports.
 
-    python -m codeact_lib.deviations      # writes docs/deviations.md
+    python -m codeact_lib.tables.deviations      # writes docs/deviations.md
 
 ``DEVIATIONS`` says why, one entry a point; ``SWITCHES`` says for every profile key that changes the method what the
 paper or the released code has, so that values are read from the profiles and never copied. Keys that only change speed,
@@ -280,7 +280,7 @@ def _words(value) -> str:
 
 HEAD = """# Where this reproduction departs from the paper, and why
 
-Written by `python -m codeact_lib.deviations` from `codeact_lib/deviations.py` and the profiles; edit those.
+Written by `python -m codeact_lib.tables.deviations` from `codeact_lib/tables/deviations.py` and the profiles; edit those.
 
 Two presets cut across the profiles: `preset: authors` repeats the habits of the authors' released code (points 5, 6
 and 7), `preset: corrected` (the default) does what the column "We do" says. "Switch" names the profile keys that

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from codeact_lib.report import Table
 from codeact_lib.tables.cells import cell_marks, mark_notes, percent_cell
 from codeact_lib.tables.costs import selection_seconds
-from codeact_lib.tables.measured import (
+from codeact_lib.tables.render import Table
+from codeact_lib.tables.research_questions import arm_pair, own_block
+from codeact_lib.tables.results import (
     BASELINE,
     BETWEEN_RUNS,
     CODEACT,
@@ -25,7 +26,6 @@ from codeact_lib.tables.measured import (
     relative_change,
     run_sources,
 )
-from codeact_lib.tables.research_questions import arm_pair, own_block
 
 NOTE = (
     "The paper's headline is its row DeepSeek-Coder 6.7B on EVOL-Instruct; its 8.6% are points. The follow-up repeats "
