@@ -5,7 +5,7 @@ import statistics
 import pytest
 from test_tables import record
 
-from codeact_lib.figures import sampling_rate_curve
+from codeact_lib.figures.results import sampling_rate_curve
 from codeact_lib.tables import HEADINGS, ablations, frames, load_reported, write_table
 from codeact_lib.tables.render import NOT_RUN
 

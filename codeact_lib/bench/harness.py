@@ -116,7 +116,8 @@ def write_bench(name: str, table: pd.DataFrame, about: dict, folder=None) -> Pat
     with atomic_write(folder / f"{name}.md") as file:
         file.write(bench_page(name, facts, picture=drawn))
     if drawn:
-        from codeact_lib.figures import bench_bars, save_figure
+        from codeact_lib.figures.results import bench_bars
+        from codeact_lib.figures.style import save_figure
 
         save_figure(bench_bars(table, title=f"codeact bench {name}, {_place(facts)}"), folder / name, formats=("svg",))
     return folder / f"{name}.json"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from codeact_lib.figures import memory_unit, number, time_unit
+from codeact_lib.figures.style import memory_unit, number, time_unit
 from codeact_lib.mini.benchmark import N_TASKS
 from codeact_lib.tables.render import NOT_RUN
 from codeact_lib.tables.results import BENCHMARKS, EFFICIENCY, HEADINGS, KINDS, SCORES, is_missing

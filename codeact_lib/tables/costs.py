@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from codeact_lib.figures import number
+from codeact_lib.figures.style import number
 from codeact_lib.tables.cells import seconds_cell
 from codeact_lib.tables.render import Table
 from codeact_lib.tables.results import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from codeact_lib.figures import number
+from codeact_lib.figures.style import number
 from codeact_lib.tables.results import arm_label, benchmark_stamp, by_arm, hardware, setting
 
 

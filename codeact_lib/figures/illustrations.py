@@ -1,0 +1,91 @@
+"""Every plot of the project, in one style: plain arrays or frames in, a matplotlib ``Figure`` out.
+
+    from codeact_lib import figures
+    fig = figures.cluster_map(x, y, labels)      # the last line of a notebook cell shows it as PNG
+    figures.save_figure(fig, "figures/clusters") # writes .svg, .pdf and .png, the same bytes each time
+
+Colours are those of Okabe and Ito (2008) without the yellow, told apart with any common colour blindness, and nothing
+is said by colour alone: clusters carry numbers, bars carry values. No pyplot: nothing is global and nothing leaks.
+"""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from codeact_lib.figures.style import BLUE, FAINT, GREEN, INK, MUTED, PALETTE, RED, _canvas, _styled
+
+# Illustrations
+_STAGES = (
+    ("01", "Cluster", "embed instructions,\nK-Means, k = 10", "data set"),
+    ("02", "IFD", "answer perplexity with\nand without instruction", "data × model"),
+    ("03", "Sample", "CDAS: hardest 40%\nof every cluster", "data × model\n× policy"),
+    ("04", "Train", "Dynamic Pack in the\nHugging Face Trainer", "run"),
+    ("05", "Evaluate", "greedy pass@1 judged\nby EvalPlus", "run"),
+    ("06", "Tables", "RQ1, RQ2, figures,\nreport", "profile"),
+)
+
+
+@_styled
+def pipeline_diagram() -> Figure:
+    """The six notebooks from instruction data to tables, with what each does and how often it runs."""
+    fig, ax = _canvas(11.4, 2.55)
+    ax.set(xlim=(-1.0, 6.0), ylim=(-0.5, 1.75))
+    ax.axis("off")
+    _box(ax, -0.96, "Data", "instructions and\nanswers, base model", FAINT, INK)
+    for i, (number_, name, what, per) in enumerate(_STAGES):
+        colour = (BLUE, BLUE, BLUE, RED, GREEN, GREEN)[i]
+        _box(ax, i + 0.04, f"{number_}  {name}", what, colour, "white")
+        ax.text(i + 0.5, 0.04, f"once per {per}", ha="center", va="top", fontsize=8, color=MUTED)
+        arrow = FancyArrowPatch((i - 0.05, 0.55), (i + 0.05, 0.55), arrowstyle="-|>", mutation_scale=10, color=INK)
+        ax.add_patch(arrow)
+    for left, right, name, colour in (
+        (0, 3, "CDAS: which data", BLUE),
+        (3, 4, "how it is batched", RED),
+        (4, 6, "what came of it", GREEN),
+    ):
+        ax.plot([left + 0.05, right - 0.05], [1.42] * 2, color=colour, linewidth=2.2, solid_capstyle="butt")
+        ax.text((left + right) / 2, 1.49, name, ha="center", va="bottom", color=colour, fontweight="bold")
+    return fig
+
+
+def _box(ax, left: float, head: str, body: str, colour: str, ink: str) -> None:
+    shape = "round,pad=0,rounding_size=0.06"
+    for bottom, height, face in ((0.14, 1.12, "white"), (0.92, 0.34, colour)):
+        patch = {"boxstyle": shape, "facecolor": face, "edgecolor": colour, "linewidth": 1.4}
+        ax.add_patch(FancyBboxPatch((left, bottom), 0.92, height, **patch))
+    ax.text(left + 0.46, 1.09, head, ha="center", va="center", color=ink, fontweight="bold", fontsize=9.5)
+    ax.text(left + 0.46, 0.53, body, ha="center", va="center", fontsize=7.6, linespacing=1.35)
+
+
+@_styled
+def cdas_illustration(seed: int = 0) -> Figure:
+    """CDAS in its three steps on 48 made-up instructions: cluster, score, keep the hardest 40% of each cluster."""
+    from codeact_lib.sampling import cdas_sample  # imports pandas, which the other figures do not need
+
+    rng = np.random.default_rng(seed)
+    cluster = np.repeat(np.arange(4), 12)
+    centres = np.array([[0, 0], [2.6, 0.5], [0.6, 2.4], [3.0, 2.8]])
+    points = centres[cluster] + rng.normal(0, 0.42, (48, 2))
+    ifd = np.clip(rng.normal(0.62, 0.2, 48), 0.15, 0.97)
+    ifd[[5, 29]] = 1.06, 1.12  # two whose instruction does not help
+    keep = np.isin(np.arange(48), cdas_sample(ifd, cluster, 0.4))
+    fig, axes = _canvas(10.4, 3.5, 1, 3)
+    _cdas_panels(axes, points, cluster, ifd, keep)
+    return fig
+
+
+def _cdas_panels(axes, points, cluster, ifd, keep) -> None:
+    colours = np.array(PALETTE[:4])[cluster]
+    axes[0].scatter(*points.T, c=colours, s=26)
+    axes[0].set_title("1  Cluster the instructions")
+    axes[0].set(xlabel="embedding, two components", xticks=[], yticks=[])
+    order = np.lexsort((-ifd, cluster))
+    bars = np.where(ifd >= 1, RED, colours)[order]
+    axes[1].bar(range(48), ifd[order], color=bars, width=0.8)
+    axes[1].axhline(1, color=INK, linewidth=1, linestyle="--")
+    axes[1].set_title("2  Score and rank by IFD")
+    axes[1].set(xlabel="samples, cluster by cluster", ylabel="IFD (red: ≥ 1, dropped)", xticks=[])
+    axes[2].scatter(*points[~keep].T, c=FAINT, s=22)
+    axes[2].scatter(*points[keep].T, c=colours[keep], s=34, edgecolors=INK, linewidths=0.9)
+    axes[2].set_title(f"3  Keep the hardest 40%: {keep.sum()} of {len(keep)}")
+    axes[2].set(xlabel="kept (outlined) from every cluster", xticks=[], yticks=[])
