@@ -292,7 +292,7 @@ class RunPaths:
 
     @property
     def claims_dir(self):
-        """Where processes that share the artifacts say what they work on (``codeact_lib.claims``)."""
+        """Where processes that share the artifacts say what they work on (``codeact_lib.pipeline.claims``)."""
         return self.artifacts / ".claims"
 
     @property

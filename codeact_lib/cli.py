@@ -98,8 +98,8 @@ def run(
         codeact run --set num_train_epochs=1 --set name=trial
                                           a variant, kept in artifacts/trial and results/trial
     """
-    from codeact_lib import jobs as jobs_module
     from codeact_lib import pipeline
+    from codeact_lib.pipeline.run import jobs as jobs_module
 
     jobs_module.leave_with_parent()
     pipeline.run(
@@ -154,7 +154,7 @@ def plan(
         codeact plan --profile paper --gpu H100
     """
     from codeact_lib import pipeline
-    from codeact_lib.estimates import estimate_lines
+    from codeact_lib.pipeline.estimates import estimate_lines
 
     tasks = pipeline.plan(**_call(profile, set_, grid, artifacts_dir, results_dir))
     for line in (*pipeline.plan_lines(tasks), *estimate_lines(tasks, gpu)):
@@ -179,7 +179,7 @@ def explain(
         codeact explain mini-base__mini-evol__cdas-0.4__dynamic-pack
         codeact explain rq1:31:humaneval_plus
     """
-    from codeact_lib.explain import explain as chain
+    from codeact_lib.pipeline.explain import explain as chain
 
     for line in chain(what, **_call(profile, set_, grid, artifacts_dir, results_dir)):
         _say(line)

@@ -23,7 +23,7 @@ import yaml
 from conftest import REDUCED_MINI, REPO
 
 from codeact_lib.config import load_profile
-from codeact_lib.pipeline import STAGES
+from codeact_lib.pipeline.stages import STAGES
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -16,17 +16,18 @@ from conftest import REPO, write_notebook
 from typer.testing import CliRunner
 
 from codeact_lib.artifacts import StageManifest, write_json
-from codeact_lib.claims import Claims
 from codeact_lib.cli import app
 from codeact_lib.config import load_profile
 from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.evaluation.records import metrics_record, run_history
-from codeact_lib.pipeline import makers, open_stage, plan, run, select
+from codeact_lib.pipeline.claims import Claims
+from codeact_lib.pipeline.run import makers, plan, run, select
+from codeact_lib.pipeline.stages import open_stage
 from codeact_lib.tables.results import hardware
 
 HOLD = """
 import sys, time
-from codeact_lib.claims import Claims
+from codeact_lib.pipeline.claims import Claims
 claim = Claims(sys.argv[1]).take("04").__enter__()
 print("held" if claim else "refused", flush=True)
 time.sleep(60)
@@ -222,7 +223,7 @@ def test_a_held_stage_is_waited_for_with_a_plain_message_only_when_nothing_else_
 
 def test_a_run_whose_stage_was_taken_over_stops_its_notebook_and_says_who_has_it(toy_project):
     write_notebook(toy_project, "01_cluster", "import pathlib, time\npathlib.Path('../here').touch()\ntime.sleep(60)")
-    code = "from codeact_lib.claims import Claims; Claims.beat = 0.1; from codeact_lib.cli import main; main()"
+    code = "from codeact_lib.pipeline.claims import Claims; Claims.beat = 0.1; from codeact_lib.cli import main; main()"
     command = [sys.executable, "-c", code, "run", "-p", "toy.yaml", "--only", "01"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (toy_project / "here").exists():

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from codeact_lib.cli import app
 from codeact_lib.config import Profile, load_profile, profile_names
-from codeact_lib.stages import KEYS, LORA_KEYS
+from codeact_lib.pipeline.stages import KEYS, LORA_KEYS
 from codeact_lib.tables import deviations
 
 METHOD = [switch.key for switch in deviations.SWITCHES]

@@ -10,7 +10,7 @@ from conftest import REPO
 from codeact_lib.artifacts import read_json, write_json
 from codeact_lib.errors import CodeActError
 from codeact_lib.evaluation.records import seal
-from codeact_lib.explain import explain
+from codeact_lib.pipeline.explain import explain
 from codeact_lib.tables import arms_table, write_table
 
 RUN = "mini-base__mini-evol__cdas-0.4__dynamic-pack"

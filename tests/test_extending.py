@@ -14,11 +14,11 @@ from conftest import REPO
 from codeact_lib.artifacts import read_frame, read_json
 from codeact_lib.config import PROFILES_DIR, STRATEGIES, load_profile
 from codeact_lib.errors import CodeActError, DataError, ProfileError
-from codeact_lib.estimates import estimate_lines
 from codeact_lib.mini import build_corpus
 from codeact_lib.packing.collate import DynamicPackCollator, padding_report
 from codeact_lib.packing.plan import PaddingStrategy, plan_micro_batches, plan_rows
-from codeact_lib.pipeline import plan, run
+from codeact_lib.pipeline.estimates import estimate_lines
+from codeact_lib.pipeline.run import plan, run
 from codeact_lib.prompts import get_template
 from codeact_lib.sampling import cdas_sample, select
 from codeact_lib.tables.results import arm_label

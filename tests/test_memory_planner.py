@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from codeact_lib.config import load_profile
 from codeact_lib.errors import ModelError
-from codeact_lib.estimates import Costs, Machine, model_shape
 from codeact_lib.modeling.load import load_base_model
+from codeact_lib.pipeline.estimates import Costs, Machine, model_shape
 from codeact_lib.training.fine_tune import fine_tune
 from codeact_lib.training.layout import SHORTEST, BatchLayout, fit_layout, plan_line, smaller_layouts
 from codeact_lib.training.memory import memory_estimate

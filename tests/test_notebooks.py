@@ -13,8 +13,8 @@ import pytest
 from conftest import REPO
 from IPython.core.inputtransformer2 import TransformerManager
 
-from codeact_lib import stages
-from codeact_lib.pipeline import STAGES, open_stage
+from codeact_lib.pipeline.run import stages
+from codeact_lib.pipeline.stages import STAGES, open_stage
 
 NOTEBOOKS = REPO / "notebooks"
 BLOB = "https://github.com/codeact-repro/codeact/blob/main/"

@@ -15,8 +15,8 @@ import pytest
 from conftest import REPO, write_notebook
 
 from codeact_lib.errors import ArtifactError, ProfileError
-from codeact_lib.pipeline import StageFailed, open_stage, plan, run
-from codeact_lib.stages import code_sha256
+from codeact_lib.pipeline.run import StageFailed, plan, run
+from codeact_lib.pipeline.stages import code_sha256, open_stage
 
 CDAS = "toy-model__toy__cdas-0.4__dynamic-pack"
 
@@ -168,10 +168,10 @@ def test_keys_that_change_speed_only_repeat_nothing(toy_project):
 
 
 def test_two_processes_do_not_work_in_one_folder_and_a_dead_one_blocks_nothing(toy_project, monkeypatch):
-    monkeypatch.setattr("codeact_lib.stages.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("codeact_lib.pipeline.stages.PATIENCE_SECONDS", 0.1)
     holder = "\n".join(
         [
-            "from codeact_lib.pipeline import open_stage",
+            "from codeact_lib.pipeline.run import open_stage",
             "import time",
             "open_stage('01_cluster', profile='toy.yaml', dataset='toy').begin()",
             "print('held', flush=True)",
@@ -430,7 +430,7 @@ def test_code_hash_follows_imports_but_not_prose_or_outputs(toy_project):
 
 def test_code_hash_follows_relative_imports(toy_project, monkeypatch):
     package = toy_project / "codeact_lib"
-    monkeypatch.setattr("codeact_lib.stages.PACKAGE_DIR", package)
+    monkeypatch.setattr("codeact_lib.pipeline.stages.PACKAGE_DIR", package)
     (package / "outer.py").write_text("def work():\n    from .inner import constant\n")
     (package / "inner.py").write_text("constant = 1\n")
     path = write_notebook(toy_project, "02_ifd", "import codeact_lib.outer")

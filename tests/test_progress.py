@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from codeact_lib import progress
+from codeact_lib.pipeline.run import progress
 
 
 class Clock:

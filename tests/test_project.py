@@ -17,7 +17,7 @@ from conftest import REPO, REPOSITORY
 from packaging.requirements import Requirement
 
 import codeact_lib
-from codeact_lib.pipeline import repository
+from codeact_lib.pipeline.run import repository
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 OWNER_AND_NAME = REPOSITORY.removeprefix("https://github.com/")

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from conftest import REDUCED_MINI, REPO
 
-from codeact_lib.claims import Claims
-from codeact_lib.pipeline import plan, run
+from codeact_lib.pipeline.claims import Claims
+from codeact_lib.pipeline.run import plan, run
 
 CDAS = "mini-base__mini-evol__cdas-0.4__dynamic-pack"
 
@@ -177,7 +177,7 @@ def _kill_with_all_it_started(process):
 
 
 def _start(options, **pipes):
-    code = "import json, sys; from codeact_lib.pipeline import run; run(**json.loads(sys.argv[1]))"
+    code = "import json, sys; from codeact_lib.pipeline.run import run; run(**json.loads(sys.argv[1]))"
     command = [sys.executable, "-c", code, json.dumps(options)]
     return subprocess.Popen(command, cwd=REPO, **{"stdout": subprocess.DEVNULL, **pipes})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codeact_lib.artifacts import StageManifest, environment_facts, sha256_json
-from codeact_lib.claims import Claims
+from codeact_lib.pipeline.claims import Claims
 
 # What a record keeps of each manifest, so that a number can be followed where the artifacts were not kept.
 KEPT = ("key", "parameters", "inputs", "code_sha256", "started", "seconds")

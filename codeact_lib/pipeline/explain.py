@@ -7,7 +7,7 @@ from pathlib import Path
 from codeact_lib.artifacts import RunPaths, StageManifest
 from codeact_lib.config import load_profile
 from codeact_lib.errors import ArtifactError, ProfileError
-from codeact_lib.stages import STAGES, open_stage, short_path
+from codeact_lib.pipeline.stages import STAGES, open_stage, short_path
 from codeact_lib.tables import load_metrics, run_facts
 
 CELL = "a cell is TABLE:ROW:COLUMN with the row counted from 1 and the column of the CSV, e.g. rq1:31:humaneval_plus"

@@ -9,7 +9,7 @@ import time
 
 from codeact_lib.artifacts import StageManifest
 from codeact_lib.errors import ArtifactError
-from codeact_lib.stages import STAGES, clock, run_options, short_path
+from codeact_lib.pipeline.stages import STAGES, clock, run_options, short_path
 
 # What the stages of mini take on two cores: the first guess of the time left, scaled by what is measured.
 MINI_SECONDS = dict(zip(STAGES, (33, 23, 4, 60, 26, 21), strict=True))

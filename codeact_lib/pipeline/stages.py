@@ -32,7 +32,6 @@ from codeact_lib.artifacts import (
     utc_now,
     write_json,
 )
-from codeact_lib.claims import Claims, was_taken_over, works_under_a_claim
 from codeact_lib.config import (
     MINI_MODEL,
     Profile,
@@ -45,6 +44,7 @@ from codeact_lib.config import (
 from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.extensions import own_files
 from codeact_lib.hub import COMMITS_FILE, Commits, label, split_revision
+from codeact_lib.pipeline.claims import Claims, was_taken_over, works_under_a_claim
 
 STAGES = ("01_cluster", "02_ifd", "03_sample", "04_train_dynamic_pack", "05_eval", "06_tables")
 
