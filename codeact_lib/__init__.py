@@ -12,9 +12,8 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "config": ("load_profile", "Profile", "Run"),
-    "data": ("load_instructions", "ValidationReport", "find_leaks"),
+    "data": ("load_instructions", "ValidationReport", "find_leaks", "leak_table", "drop_leaks"),
     "prompts": ("PromptTemplate", "TEMPLATES", "tokenize_example"),
-    "overlap": ("leak_table", "drop_leaks"),
     "embedding": ("embed_instructions", "cluster_embeddings", "silhouette_by_k", "cluster_stability"),
     "ifd": ("score_ifd", "ifd_from_nll"),
     "sampling": ("cdas_sample", "random_sample", "longest_sample", "ifd_sample", "stratified_sample", "band_sample")

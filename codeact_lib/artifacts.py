@@ -11,33 +11,16 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import secrets
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from codeact_lib.errors import ArtifactError
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 # Packages whose version can change a number of a table; stored with each manifest.
-RECORDED_PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "peft",
-    "datasets",
-    "sentence-transformers",
-    "scikit-learn",
-    "numpy",
-    "pandas",
-    "evalplus",
-    "papermill",
-)
 
 
 # ---------------------------------------------------------------------------------------------- writing and reading
@@ -358,59 +341,3 @@ def stage_key(stage, parameters, inputs):
 
 def utc_now():
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-# ---------------------------------------------------------------------------------------------- provenance
-
-
-@lru_cache(maxsize=1)
-def environment_facts():
-    """Versions and hardware that a number depends on: python, packages, cpu, cores, gpu, ram_gib, platform.
-
-    Never the host name, the user or a path: this is published with the tables.
-    """
-    return {
-        "python": platform.python_version(),
-        "packages": _package_versions(),
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "gpu": _gpu_name(),
-        "ram_gib": _ram_gib(),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _package_versions():
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _cpu_name():
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-        return names[0] if names else platform.machine()
-    except OSError:
-        return platform.processor() or platform.machine()
-
-
-def _gpu_name():
-    """Name and number of the GPUs torch sees, ``None`` without one; does not import torch for the sake of asking."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return "Apple GPU (mps)" if torch is not None and torch.backends.mps.is_available() else None
-    return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-
-
-def _ram_gib():
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError, AttributeError):
-        return None

@@ -6,11 +6,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from codeact_lib.errors import CodeActError, require_package
+from codeact_lib.errors import CodeActError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,11 +30,7 @@ app = typer.Typer(
 )
 mini_app = typer.Typer(no_args_is_help=True, help="The parts of the mini profile that were made ahead of time.")
 profiles_app = typer.Typer(no_args_is_help=True, help="The profiles that ship with the package.")
-bench_app = typer.Typer(
-    no_args_is_help=True, help="Speed and memory, measured side by side in one run on this machine."
-)
 app.add_typer(mini_app, name="mini")
-app.add_typer(bench_app, name="bench")
 app.add_typer(profiles_app, name="profiles")
 
 Profile = Annotated[str, typer.Option("--profile", "-p", help="Name of a profile, or path of your own .yaml file.")]
@@ -99,7 +95,7 @@ def run(
                                           a variant, kept in artifacts/trial and results/trial
     """
     from codeact_lib import pipeline
-    from codeact_lib.pipeline.run import jobs as jobs_module
+    from codeact_lib.pipeline import jobs as jobs_module
 
     jobs_module.leave_with_parent()
     pipeline.run(
@@ -153,11 +149,12 @@ def plan(
         codeact plan --profile paper
         codeact plan --profile paper --gpu H100
     """
-    from codeact_lib import pipeline
     from codeact_lib.pipeline.estimates import estimate_lines
+    from codeact_lib.pipeline.run import plan as plan_stages
+    from codeact_lib.pipeline.run import plan_lines
 
-    tasks = pipeline.plan(**_call(profile, set_, grid, artifacts_dir, results_dir))
-    for line in (*pipeline.plan_lines(tasks), *estimate_lines(tasks, gpu)):
+    tasks = plan_stages(**_call(profile, set_, grid, artifacts_dir, results_dir))
+    for line in (*plan_lines(tasks), *estimate_lines(tasks, gpu)):
         _say(line)
 
 
@@ -281,19 +278,6 @@ def show_profile(
     _say(profile_path(name).read_text(encoding="utf-8").rstrip("\n"))
 
 
-@bench_app.command("select")
-def bench_select(
-    rows: Annotated[list[int] | None, typer.Option(help="Rows to choose from; repeatable [10k, 100k, 1M].")] = None,
-    dimensions: Annotated[int, typer.Option(help="Of the embeddings; 384 is MiniLM's, 768 MPNet's.")] = 384,
-    repeats: Annotated[int, typer.Option(help="Rounds; the table has medians.")] = 3,
-    traceback: Traceback = False,
-):
-    """Time and memory of choosing from up to a million rows; writes results/bench/select.json and .md."""
-    from codeact_lib.bench.select import SIZES, run
-
-    run(tuple(rows or SIZES), dimensions, repeats, say=_say)
-
-
 @mini_app.command("build-base")
 def build_base(
     output: Annotated[str, typer.Option(help="Folder to write the model to [default: the package's own].")] = "",
@@ -304,117 +288,7 @@ def build_base(
 
     folder = Path(output) if output else base_model_dir()
     build_base_model(folder)
-    _say(f"base model written to {folder}")
-
-
-@bench_app.command("ifd")
-def bench_ifd(
-    data: Annotated[str, typer.Argument(help="Instruction file whose rows are scored.")],
-    response_column: Annotated[str, typer.Option(help="Its column of answers.")] = "output",
-    rows: Annotated[int, typer.Option(help="How many rows, evenly spaced.")] = 200,
-    size: Annotated[str, typer.Option(help="Shape of the random model: small, or 1.3b for a GPU.")] = "small",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    tokens_per_batch: Annotated[int | None, typer.Option(help="Slots of our batches [default: by device].")] = None,
-    repeats: Annotated[int, typer.Option(help="Rounds of all contenders.")] = 3,
-    output: Annotated[Path | None, typer.Option(help="Folder for the table [default: results/bench].")] = None,
-    traceback: Traceback = False,
-):
-    """Our IFD scorer against a naive loop with a batch of one: speed and peak memory, on full-length and short rows."""
-    from codeact_lib.bench.ifd import run_bench
-
-    options = {"n_rows": rows, "size": size, "dtype": dtype, "tokens_per_batch": tokens_per_batch, "repeats": repeats}
-    _say(f"written: {run_bench(data, response_column=response_column, folder=output, say=_say, **options)}")
-
-
-@bench_app.command("generate")
-def bench_generate_command(
-    model: Annotated[str, typer.Option(help="Path or name of a model; it is loaded in float32.")] = "mini-base",
-    template: Annotated[str, typer.Option(help="Its prompt template.")] = "deepseek-coder",
-    benchmark: Annotated[str, typer.Option(help="A benchmark, or a file in EvalPlus's schema.")] = "mini-humaneval",
-    limit: Annotated[int, typer.Option(help="The first so many tasks.")] = 80,
-    batch_size: Annotated[int, typer.Option(help="Rows decoded together.")] = 80,
-    repeats: Annotated[int, typer.Option(help="Rounds.")] = 3,
-    traceback: Traceback = False,
-):
-    """Greedy solutions in batches against one prompt at a time: the time of both, and the same text of both."""
-    from codeact_lib.bench.generate import bench_generate
-
-    options = {"limit": limit, "batch_size": batch_size, "repeats": repeats}
-    table = bench_generate(model=model, template=template, benchmark=benchmark, **options)
-    _say(table.to_markdown(index=False, floatfmt=",.3g"))
-
-
-@bench_app.command("eval")
-def bench_eval_command(
-    benchmark: Annotated[str, typer.Option(help="A benchmark, or a file in EvalPlus's schema.")] = "mini-humaneval",
-    limit: Annotated[int | None, typer.Option(help="The first so many tasks [default: all].")] = None,
-    isolation: Annotated[str, typer.Option(help="A rung of the isolation ladder.")] = "auto",
-    repeats: Annotated[int, typer.Option(help="Rounds.")] = 3,
-    traceback: Traceback = False,
-):
-    """Judging all canonical solutions, base and plus: EvalPlus as it comes against ours, boxes included."""
-    require_package("evalplus", "eval")
-    from codeact_lib.bench.eval import bench_eval
-
-    table = bench_eval(benchmark=benchmark, limit=limit, isolation=isolation, repeats=repeats)
-    _say(table.to_markdown(index=False, floatfmt=",.3g"))
-
-
-@bench_app.command("packing")
-def bench_packing(
-    lengths: Annotated[Path, typer.Argument(help="Token counts (JSON list or a number a line), or instructions.")],
-    batch_size: Annotated[int, typer.Option(help="Samples per device and micro-batch.")] = 16,
-    max_length: Annotated[int, typer.Option(help="Tokens a row may have.")] = 2048,
-    accumulation_steps: Annotated[int, typer.Option(help="Batches packed together in the window.")] = 4,
-    repeats: Annotated[int, typer.Option(help="Fresh processes per strategy.")] = 3,
-    traceback: Traceback = False,
-):
-    """Padding and planning time of every strategy, within the batch and over the accumulation window."""
-    from codeact_lib.bench.packing import bench_packing
-
-    options = {"max_length": max_length, "accumulation_steps": accumulation_steps, "repeats": repeats}
-    _say(f"written to {bench_packing(lengths, batch_size=batch_size, **options, say=_say)}")
-
-
-@bench_app.command("train")
-def bench_train(
-    instructions: Annotated[Path, typer.Argument(help="JSONL file with instruction and output (or response).")],
-    architecture: Annotated[str, typer.Option(help="small, tiny, deepseek-coder-1.3b, deepseek-coder-6.7b.")] = "small",
-    random_init: Annotated[
-        bool, typer.Option(help="Random weights; otherwise --architecture is a model folder or hub id.")
-    ] = True,
-    max_length: Annotated[int, typer.Option(help="Tokens a row may have.")] = 1024,
-    batch_size: Annotated[int, typer.Option(help="Samples per micro-batch.")] = 16,
-    accumulation_steps: Annotated[int, typer.Option(help="Micro-batches per optimizer step.")] = 1,
-    steps: Annotated[int, typer.Option(help="Optimizer steps that are timed.")] = 1,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the weights.")] = "float32",
-    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
-    layout: Annotated[list[str] | None, typer.Option(help="Only this layout; repeatable [default: all].")] = None,
-    repeats: Annotated[int, typer.Option(help="Fresh processes per contender.")] = 3,
-    traceback: Traceback = False,
-):
-    """Step time, peak memory, padding and loss of every layout, with the plain and the supervised-position loss.
-
-    Examples:
-
-    \b
-        codeact bench train evol_instruct.jsonl
-        codeact bench train evol_instruct.jsonl --architecture deepseek-coder-6.7b --random-init \\
-            --dtype bfloat16 --gradient-checkpointing --max-length 2048 --accumulation-steps 4
-    """
-    from codeact_lib.bench.train import LAYOUTS, Setting, bench_train
-
-    shape: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
-    shape |= {
-        "accumulation_steps": accumulation_steps,
-        "steps": steps,
-        "dtype": dtype,
-        "gradient_checkpointing": gradient_checkpointing,
-    }
-    setting = Setting(architecture, random_init, **shape)
-    _say(
-        f"written to {bench_train(instructions, setting, layouts=layout or tuple(LAYOUTS), repeats=repeats, say=_say)}"
-    )
+    print(f"base model written to {folder}")
 
 
 def _columns(instruction, response, input_, messages):

@@ -1,12 +1,91 @@
-"""Peak memory of a piece of work: the allocator's on a GPU, the growth of resident memory elsewhere."""
+"""What a piece of work costs, and on what machine it was measured.
 
+Facts of the machine, peak memory, floating-point operations, and what to do when memory runs out. torch is imported
+where it is needed: the runner asks for facts and must start at once.
+"""
+
+import functools
 import gc
+import os
+import platform
 import resource
 import sys
 import threading
+from importlib.metadata import PackageNotFoundError, version
 
 import psutil
-import torch
+
+RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "sentence-transformers",
+    "scikit-learn",
+    "numpy",
+    "pandas",
+    "evalplus",
+    "papermill",
+)
+
+
+# ---- facts of the machine --------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+def environment_facts():
+    """Versions and hardware that a number depends on: python, packages, cpu, cores, gpu, ram_gib, platform.
+
+    Never the host name, the user or a path: this is published with the tables.
+    """
+    return {
+        "python": platform.python_version(),
+        "packages": _package_versions(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpu": _gpu_name(),
+        "ram_gib": _ram_gib(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _package_versions():
+    found = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        return names[0] if names else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def _gpu_name():
+    """Name and number of the GPUs torch sees, ``None`` without one; does not import torch for the sake of asking."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return "Apple GPU (mps)" if torch is not None and torch.backends.mps.is_available() else None
+    return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+
+
+def _ram_gib():
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 
 class PeakMemory:
@@ -18,9 +97,13 @@ class PeakMemory:
     """
 
     def __init__(self):
+        import torch
+
         self.kind = "cuda_allocated" if torch.cuda.is_available() else "rss_growth"
 
     def __enter__(self):
+        import torch
+
         if self.kind == "cuda_allocated":
             torch.cuda.reset_peak_memory_stats()
             return self
@@ -44,6 +127,8 @@ class PeakMemory:
 
     def bytes(self) -> int:
         """Peak up to now."""
+        import torch
+
         if self.kind == "cuda_allocated":
             return torch.cuda.max_memory_allocated()
         mark = _high_water_mark()
@@ -51,6 +136,8 @@ class PeakMemory:
 
     def reserved_bytes(self) -> int | None:
         """Peak of what the allocator had taken from the device, used or not; None without a GPU."""
+        import torch
+
         return torch.cuda.max_memory_reserved() if self.kind == "cuda_allocated" else None
 
 
@@ -62,7 +149,82 @@ def _high_water_mark() -> int:
 
 def _import_what_training_imports() -> None:
     """One optimizer step on one number: the modules it loads on first use are not memory of the training."""
+    import torch
+
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([weight])
     weight.sum().backward()
     optimizer.step()
+
+
+def unless_out_of_memory(score, batch):
+    """What `score` makes of a batch, or None where memory is out; the failed attempt's tensors are gone on return."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA, CPU, cuBLAS
+    try:
+        return score(batch)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+            raise
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+# ---- floating-point operations ---------------------------------------------------------------------------------------
+# Counted as usual (PaLM, arXiv 2204.02311, appendix B): real tokens only, so padding counts as nothing, and nothing for
+# what gradient checkpointing computes twice.
+
+# Dense half-precision TFLOP/s by the makers' data sheets; the first name found in the device's own is taken.
+PEAK_TFLOPS = {
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L4": 121,
+    "A10": 125,
+    "V100": 125,
+    "T4": 65,
+    "RTX 4090": 165,
+}
+
+
+def model_flops(model, tokens: int, pairs: int) -> float:
+    """Floating-point operations of forward and backward over `tokens` tokens in samples of squared length `pairs`.
+
+    Two per weight and token in the forward pass, and 4 d n^2 / 2 per layer for causal attention over n tokens (width
+    d). The backward pass costs twice that; half of it where the weights stand still, as under an adapter. The input
+    embedding is a look-up and counts nothing, unless the head shares it.
+    """
+    config = model.config
+    head = model.get_output_embeddings()
+    weights = _size(model) - _size(model.get_input_embeddings())
+    if head is not None and head.weight is model.get_input_embeddings().weight:
+        weights += _size(head)
+    forward = 2 * weights * tokens + 2 * config.num_hidden_layers * config.hidden_size * pairs
+    frozen = any(not parameter.requires_grad for parameter in model.parameters())
+    return float(forward * (2 if frozen else 3))
+
+
+def _size(module) -> int:
+    """Weights of a module; a 4-bit layer packs two into each number it holds."""
+    packed = sum(p.numel() for p in module.parameters() if hasattr(p, "quant_state"))
+    return sum(p.numel() for p in module.parameters()) + packed
+
+
+def peak_flops_per_second(half_precision: bool = True) -> float | None:
+    """The peak of the current GPU, or None without one, for an unknown one and in single precision."""
+    import torch
+
+    if not torch.cuda.is_available() or not half_precision:
+        return None
+    return peak_of(torch.cuda.get_device_name())
+
+
+def peak_of(name: str) -> float | None:
+    """FLOP/s of a GPU by its name, None when it is not in the table."""
+    tflops = next((value for key, value in PEAK_TFLOPS.items() if key in name), None)
+    return None if tflops is None else tflops * 1e12

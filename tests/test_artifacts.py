@@ -14,7 +14,6 @@ from codeact_lib.artifacts import (
     RunPaths,
     StageManifest,
     atomic_write,
-    environment_facts,
     make_folder,
     project_root,
     read_frame,
@@ -26,6 +25,7 @@ from codeact_lib.artifacts import (
     write_json,
 )
 from codeact_lib.errors import ArtifactError
+from codeact_lib.measure import environment_facts
 
 
 def test_a_lock_is_refused_while_another_process_has_it_and_dies_with_that_process(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from conftest import REPO
 from IPython.core.inputtransformer2 import TransformerManager
 
-from codeact_lib.pipeline.run import stages
+from codeact_lib.pipeline import stages
 from codeact_lib.pipeline.stages import STAGES, open_stage
 
 NOTEBOOKS = REPO / "notebooks"

@@ -90,11 +90,6 @@ def test_select_chooses_from_rows_without_the_repository(installed):
     assert "of 60 rows chosen" in said and (installed[1] / "report.html").stat().st_size > 10_000
 
 
-def test_bench_measures_without_the_repository(installed):
-    run(installed, "codeact", "bench", "select", "--rows", "500", "--dimensions", "8", "--repeats", "1")
-    assert "500 rows" in (installed[1] / "results" / "bench" / "select.md").read_text()
-
-
 TRAINING = """
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments

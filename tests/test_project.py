@@ -157,28 +157,6 @@ def imported_packages(path):
 # ---------------------------------------------------------------------------------------------- structure
 
 
-def own_imports(module):
-    """Names of the package's modules that one of them imports."""
-    return {
-        name.split(".")[1] for name in imports(REPO / "codeact_lib" / f"{module}.py") if name.startswith("codeact_lib.")
-    }
-
-
-def test_nothing_but_the_command_depends_on_the_pipeline():
-    for path in (REPO / "codeact_lib").glob("*.py"):
-        if path.stem not in ("cli", "pipeline", "progress", "stages", "__init__"):
-            assert not own_imports(path.stem) & {"pipeline", "stages", "cli"}, path.name
-
-
-@pytest.mark.parametrize("module", ["prompts", "packing", "modeling", "ifd", "nll", "shards"])
-def test_the_core_modules_run_where_only_torch_transformers_numpy_and_pandas_are(module):
-    path = REPO / "codeact_lib" / f"{module}.py"
-    inside_functions = {"peft", "bitsandbytes", "accelerate", "scipy"}
-    outside = imported_packages(path) - set(sys.stdlib_module_names) - inside_functions
-    assert outside <= {"torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "codeact_lib"}
-    assert own_imports(module) <= {"errors", "prompts", "packing", "modeling", "ifd", "nll", "shards", "mini"}
-
-
 def test_importing_the_package_loads_nothing_of_weight():
     code = "import sys, codeact_lib; print(*{'torch', 'pandas', 'numpy', 'pydantic'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

@@ -19,7 +19,8 @@ from conftest import REPO, REPOSITORY
 from packaging.requirements import Requirement
 from typer.main import get_command
 
-from codeact_lib.cli import app, bench_app, main
+from bench.__main__ import app as bench_app
+from codeact_lib.cli import app, main
 from codeact_lib.config import load_profile
 from codeact_lib.evaluation.benchmarks import EVALPLUS
 from codeact_lib.mini import build_benchmark, build_corpus
@@ -100,7 +101,7 @@ def conda_file(line):
 
 def existing_tests(line):
     """The test file is there; running it is not this test's work."""
-    assert (REPO / shlex.split(line)[-1]).is_file()
+    assert (REPO / shlex.split(line)[-1]).exists()
 
 
 def verified(line):
@@ -111,7 +112,7 @@ def verified(line):
 
 
 def script(line):
-    """A script of the repository; what it does has a test of its own (tests/test_claims.py)."""
+    """A script of the repository; what it does has a test of its own (tests/pipeline/test_claims.py)."""
     path = REPO / shlex.split(line)[0]
     assert path.stat().st_mode & 0o100, path
 
@@ -180,7 +181,7 @@ def test_every_page_with_commands_is_looked_at():
 def test_the_readme_names_every_bench_and_links_its_table(name):
     assert name in {command.name for command in bench_app.registered_commands}
     assert f"results/bench/{name}.md" in README
-    assert name in re.search(r"`codeact bench ([a-z|]+)`", README)[1].split("|")
+    assert name in re.search(r"`python -m bench ([a-z|]+)`", README)[1].split("|")
 
 
 def test_every_codeact_command_named_in_the_text_is_understood():

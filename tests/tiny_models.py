@@ -80,3 +80,19 @@ def save_tiny_embedder(folder):
     pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling | {"word_embedding_dimension": 32}))
     return folder
+
+
+N_ROWS = 30
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def make_rows(n=N_ROWS):
+    response = "```python\ndef add(x):\n    return x + {}\n```"
+    return [
+        {"example_id": f"e{i}", "instruction": f"Add {i}. " * (1 + i % 4), "response": response.format(i) * (1 + i % 3)}
+        for i in range(n)
+    ]

@@ -1,7 +1,6 @@
-"""The forms in which instruction rows come in and go out.
+"""The forms in which instruction rows come in.
 
-In: two text columns, Alpaca's three (an optional ``input`` beside the instruction), or a list of chat messages.
-Out: what TRL, axolotl and LLaMA-Factory read.
+Two text columns, Alpaca's three (an optional ``input`` beside the instruction), or a list of chat messages.
 
 Whatever a row looks like, CodeACT scores one instruction and one response of it:
 
@@ -18,11 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 INSTRUCTION_NAMES = ("instruction", "prompt", "question", "problem", "query")
-
 RESPONSE_NAMES = ("response", "output", "completion", "answer", "solution")
-
 MESSAGES_NAMES = ("messages", "conversations", "conversation")
-
 _ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's words for OpenAI's
 
 

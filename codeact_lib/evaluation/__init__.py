@@ -1,6 +1,14 @@
 """Stage 05: benchmark tasks, greedy answers, and their verdicts by EvalPlus inside boxes."""
 
-from codeact_lib.evaluation.benchmarks import load_benchmark
-from codeact_lib.evaluation.judge import evaluate_solutions
+from codeact_lib.evaluation.benchmarks import Benchmark, load_benchmark
+from codeact_lib.evaluation.judge import PassAtOne, evaluate_solutions
+from codeact_lib.evaluation.records import metrics_record, run_history
 
-__all__ = ["evaluate_solutions", "load_benchmark"]
+__all__ = [
+    "Benchmark",
+    "PassAtOne",
+    "evaluate_solutions",
+    "load_benchmark",
+    "metrics_record",
+    "run_history",
+]

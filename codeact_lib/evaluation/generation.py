@@ -62,7 +62,7 @@ def generate_solutions(
     Raises:
         ModelError: ``trained_with`` is not the hash of ``template``, or memory does not suffice for one answer.
     """
-    from codeact_lib.ifd.nll import unless_out_of_memory
+    from codeact_lib.measure import unless_out_of_memory
     from codeact_lib.prompts import get_template
 
     rules, template = get_protocol(protocol), get_template(template)
@@ -124,7 +124,7 @@ def require_template(template, trained_with) -> None:
 
 
 def _decoder(model, tokenizer, stop, max_new_tokens):
-    """A function from prompts (lists of token ids) to answers (the same), by vLLM or by `codeact_lib.evaluation.decoding`."""
+    """A function from prompts (lists of token ids) to answers (the same), by vLLM or by `decoding`."""
     from codeact_lib.evaluation.vllm import VllmModel
 
     if isinstance(model, VllmModel):

@@ -4,7 +4,7 @@
     result = evaluate_solutions("samples.jsonl", benchmark, output_dir="eval/my-run/mini-humaneval")
     print(result.base, result.plus, result.isolation)      # (71, 160) (64, 160) bubblewrap
 
-Three programs (`codeact_lib.boxed`) run one after the other, each in boxes of `codeact_lib.sandbox.run`: *prepare* reads
+Three programs (`boxed`) run one after the other, each in boxes of `codeact_lib.sandbox`: *prepare* reads
 the answers and computes the expected outputs, *answers* runs the solutions where no expected output is, *judge* gives
 EvalPlus's verdicts and says which passes the answers bear out. What comes out is JSON, which is checked and counted
 here. No pickle of a box is ever read, EvalPlus is not imported here, and no verdict of an earlier evaluation is reused.
@@ -23,9 +23,9 @@ from pathlib import Path
 from codeact_lib.artifacts import atomic_write, write_json
 from codeact_lib.errors import EvaluationError, require_package
 from codeact_lib.evaluation.benchmarks import Benchmark, load_benchmark, read_jsonl
+from codeact_lib.evaluation.boxed.plain import OUT_OF_TIME
 from codeact_lib.evaluation.boxes import Crew, boxed_programs
 from codeact_lib.evaluation.expected import default_cache_dir, load_expected, save_expected
-from codeact_lib.evaluation.judge.boxed.plain import OUT_OF_TIME
 from codeact_lib.evaluation.records import metrics_record, run_history
 from codeact_lib.prompts import get_protocol
 from codeact_lib.sandbox.run import WRITE, choose_isolation, probe
@@ -293,7 +293,7 @@ def _plain_counts(judged, n):
 def _write_results(output_dir, result, prepared, judged):
     """``sanitized.jsonl``: what was judged; ``verdicts.json``: the record, with EvalPlus's own two statuses.
 
-    Its plus status is that of base where a solution ran out of time on the base inputs (`codeact_lib.evaluation.judge.boxed.judge`).
+    Its plus status is that of base where a solution ran out of time on the base inputs (`boxed.judge`).
     """
     with atomic_write(output_dir / "sanitized.jsonl") as file:
         for task_id in filter(prepared.__contains__, result.verdicts):

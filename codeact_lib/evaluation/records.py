@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from codeact_lib.artifacts import StageManifest, environment_facts, sha256_json
+from codeact_lib.artifacts import StageManifest, sha256_json
+from codeact_lib.measure import environment_facts
 from codeact_lib.pipeline.claims import Claims
 
 # What a record keeps of each manifest, so that a number can be followed where the artifacts were not kept.

@@ -1,12 +1,4 @@
-"""Every plot of the project, in one style: plain arrays or frames in, a matplotlib ``Figure`` out.
-
-    from codeact_lib import figures
-    fig = figures.cluster_map(x, y, labels)      # the last line of a notebook cell shows it as PNG
-    figures.save_figure(fig, "figures/clusters") # writes .svg, .pdf and .png, the same bytes each time
-
-Colours are those of Okabe and Ito (2008) without the yellow, told apart with any common colour blindness, and nothing
-is said by colour alone: clusters carry numbers, bars carry values. No pyplot: nothing is global and nothing leaks.
-"""
+"""The two drawings that explain: the pipeline, and CDAS on points."""
 
 import numpy as np
 from matplotlib.figure import Figure

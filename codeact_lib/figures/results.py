@@ -1,12 +1,4 @@
-"""Every plot of the project, in one style: plain arrays or frames in, a matplotlib ``Figure`` out.
-
-    from codeact_lib import figures
-    fig = figures.cluster_map(x, y, labels)      # the last line of a notebook cell shows it as PNG
-    figures.save_figure(fig, "figures/clusters") # writes .svg, .pdf and .png, the same bytes each time
-
-Colours are those of Okabe and Ito (2008) without the yellow, told apart with any common colour blindness, and nothing
-is said by colour alone: clusters carry numbers, bars carry values. No pyplot: nothing is global and nothing leaks.
-"""
+"""Figures of stage 06: pass@1, seconds and memory by arm, sampling rates, costs, benches."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -244,7 +236,7 @@ def _spread_apart(values: list[float], gap: float, low: float, high: float) -> n
 def bench_bars(table, *, title: str | None = None) -> Figure:
     """Median seconds of each contender of a bench (whisker: fastest and slowest round), and its peak memory if known.
 
-    ``table`` is what ``codeact_lib.bench.harness.compare`` returns.
+    ``table`` is what ``bench.harness.compare`` returns.
     """
     names, places = table["contender"].tolist(), np.arange(len(table))[::-1]
     with_memory = "peak_memory_bytes" in table and bool((table["peak_memory_bytes"] > 0).any())

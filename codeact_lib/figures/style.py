@@ -1,8 +1,4 @@
-"""Every plot of the project, in one style: plain arrays or frames in, a matplotlib ``Figure`` out.
-
-    from codeact_lib import figures
-    fig = figures.cluster_map(x, y, labels)      # the last line of a notebook cell shows it as PNG
-    figures.save_figure(fig, "figures/clusters") # writes .svg, .pdf and .png, the same bytes each time
+"""One style for every figure, and files that come out as the same bytes each time.
 
 Colours are those of Okabe and Ito (2008) without the yellow, told apart with any common colour blindness, and nothing
 is said by colour alone: clusters carry numbers, bars carry values. No pyplot: nothing is global and nothing leaks.
@@ -19,15 +15,10 @@ from matplotlib.figure import Figure
 from codeact_lib.artifacts import atomic_write
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-
 SKY, PINK, INK = "#56B4E9", "#CC79A7", "#222222"
-
 MUTED, FAINT = "#6B7280", "#D9DCE1"
-
 PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, MUTED, "#004D73", "#8C6100", INK)
-
 FORMATS = ("svg", "pdf", "png")
-
 _STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so text has the same width everywhere
     "font.size": 9.5,

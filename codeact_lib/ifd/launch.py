@@ -1,25 +1,23 @@
 """Score an instruction file from the shell, by one process or by several that share the rows.
 
-    torchrun --nproc-per-node 8 -m codeact_lib.ifd.score.launch data.jsonl --model deepseek-ai/deepseek-coder-6.7b-base \\
+    torchrun --nproc-per-node 8 -m codeact_lib.ifd.launch data.jsonl --model deepseek-ai/deepseek-coder-6.7b-base \\
         --template deepseek-coder --max-length 2048 --dtype bfloat16 --shards ifd/shards --out ifd.parquet
 
-``accelerate launch -m codeact_lib.ifd.score.launch ...`` does the same, ``python -m`` takes one process. The scores do not
+``accelerate launch -m codeact_lib.ifd.launch ...`` does the same, ``python -m`` takes one process. The scores do not
 depend on how many there are; killed at any moment, the same command (with as many processes as one likes) goes on from
 the shards. `score_in_processes` is the way from a notebook.
 """
 
 import os
-import subprocess
 import sys
-import threading
-import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from codeact_lib.errors import CodeActError, ModelError
+from codeact_lib.processes import child_environment, end_with, pass_lines_on, start
 
 
 def score_file(
@@ -39,7 +37,7 @@ def score_file(
 ):
     """Score DATA into shards, and into one table if asked for; of several processes the first one writes it."""
     if parent:
-        _leave_with(parent)
+        end_with(parent)
     from codeact_lib.artifacts import locked, make_folder, write_frame
     from codeact_lib.data.instructions import load_instructions
     from codeact_lib.ifd.score import score_ifd
@@ -59,18 +57,6 @@ def score_file(
         print(f"saved {out} ({len(scores):,} rows)")
 
 
-def _leave_with(parent):
-    """End this process when the one that asked for it is gone: launchers in between do not pass a kill on."""
-    import psutil
-
-    def watch():
-        while psutil.pid_exists(parent):
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def score_in_processes(arguments, *, n_processes=None, say=print):
     """Run `score_file` in processes launched by torchrun, one for each GPU; what it leaves are the shards.
 
@@ -80,22 +66,21 @@ def score_in_processes(arguments, *, n_processes=None, say=print):
     import torch
 
     n_processes = n_processes or max(torch.cuda.device_count(), 1)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
-    command += ["-m", "codeact_lib.ifd.score.launch", str(arguments["data"]), f"--parent={os.getpid()}"]
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
+    command += ["-m", "codeact_lib.ifd.launch", str(arguments["data"]), f"--parent={os.getpid()}"]
     options = {name: value for name, value in arguments.items() if name != "data" and value is not None}
     command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    root = str(Path(__file__).resolve().parents[1])
-    search = os.pathsep.join(filter(None, [root, os.getenv("PYTHONPATH")]))
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
-    lines = []
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": search}, **pipes) as child:
-        for line in child.stdout or ():
-            lines.append(line.rstrip())
-            if line.startswith(("IFD", "saved")):
-                say(lines[-1])
-    if child.returncode:
+    lines: list[str] = []
+
+    def keep(line: str) -> None:
+        lines.append(line)
+        if line.startswith(("IFD", "saved")):
+            say(line)
+
+    status = pass_lines_on(start(command, env=child_environment()), keep)
+    if status:
         errors = [line for line in lines if "error: " in line.lower()] or lines or ["killed"]
-        raise ModelError(f"scoring in {n_processes} processes ended with exit code {child.returncode}: {errors[0]}")
+        raise ModelError(f"scoring in {n_processes} processes ended with exit code {status}: {errors[0]}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from codeact_lib.measure import unless_out_of_memory
 from codeact_lib.modeling.loss import _causal_lm
 
 # Slots of a batch, positions and vocabulary entries of a block of logits. On a CPU a block (2 MiB in float32) stays in
@@ -126,19 +127,6 @@ def score_batches(score, batches, sequences):
             waiting.extendleft([batch[len(batch) // 2 :], batch[: len(batch) // 2]])
         else:
             yield batch, sums or [None]
-
-
-def unless_out_of_memory(score, batch):
-    """What `score` makes of a batch, or None where memory is out; the failed attempt's tensors are gone on return."""
-    words = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA, CPU, cuBLAS
-    try:
-        return score(batch)
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
-            raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
 
 
 # ---------------------------------------------------------------------------------------------- one forward pass

@@ -10,7 +10,7 @@ Above 1: it misleads, and the pair is probably mismatched.
 
 Every answer is two token sequences, with and without its prompt. How they are summed fast is told in ``nll``, how a
 kill is survived in ``shards``; several GPUs share the work when the call is made under torchrun or accelerate
-(``python -m codeact_lib.ifd.score.launch`` is such a program).
+(``python -m codeact_lib.ifd.launch`` is such a program).
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import random
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from codeact_lib.artifacts import atomic_write, environment_facts
+from codeact_lib.artifacts import atomic_write
+from codeact_lib.measure import environment_facts
 from codeact_lib.mini.corpus import pretraining_texts
 from codeact_lib.prompts import TEMPLATES, encode
 

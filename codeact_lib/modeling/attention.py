@@ -1,25 +1,18 @@
-"""Base models, attention for packed rows, and a loss that computes no logit it does not need.
+"""Attention inside each sample of a packed row.
 
-*Attention.* `codeact_segments` is registered with transformers as an attention implementation. It finds where samples
-start in a packed row (where `position_ids` stop counting up) and runs causal scaled-dot-product attention on each
-sample alone: no (L, L) mask is ever built, and cost grows with the sum of squared sample lengths, not of row lengths.
-
-*Loss.* In instruction tuning only response tokens are supervised, often fewer than half, yet the language-model head
-is usually applied to every slot: at 32,000 entries a token that is most of the memory. `supervised_loss` applies it to
-the supervised positions only, in chunks.
-
-    model = load_base_model("deepseek-ai/deepseek-coder-1.3b-base", attn_implementation="codeact_segments")
-    loss = supervised_loss(model, collator(features), num_items_in_batch=n_supervised)
+`codeact_segments` is registered with transformers as an attention implementation. It finds where samples start in a
+packed row (where `position_ids` stop counting up) and runs causal scaled-dot-product attention on each sample alone: no
+(L, L) mask is ever built, and cost grows with the sum of squared sample lengths, not of row lengths.
 """
 
 import torch
 import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import is_flash_attn_2_available
 
 from codeact_lib.errors import ModelError
 
 SEGMENTS = "codeact_segments"
-
 FLASH = "flash_attention_2"
 
 
@@ -136,3 +129,7 @@ def flash_varlen_arguments(position_ids) -> dict:
     lengths = torch.tensor([*starts, position_ids.numel()], dtype=torch.int32, device=position_ids.device)
     longest = max(end - start for samples in bounds for start, end in samples)
     return {"cu_seq_lens_q": lengths, "cu_seq_lens_k": lengths, "max_length_q": longest, "max_length_k": longest}
+
+
+AttentionInterface.register(SEGMENTS, segment_attention)
+AttentionMaskInterface.register(SEGMENTS, _no_mask)

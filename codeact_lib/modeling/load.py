@@ -1,15 +1,6 @@
-"""Base models, attention for packed rows, and a loss that computes no logit it does not need.
+"""Base models and tokenizers: from a folder, the hub or the package, with adapters or in 4 bits.
 
-*Attention.* `codeact_segments` is registered with transformers as an attention implementation. It finds where samples
-start in a packed row (where `position_ids` stop counting up) and runs causal scaled-dot-product attention on each
-sample alone: no (L, L) mask is ever built, and cost grows with the sum of squared sample lengths, not of row lengths.
-
-*Loss.* In instruction tuning only response tokens are supervised, often fewer than half, yet the language-model head
-is usually applied to every slot: at 32,000 entries a token that is most of the memory. `supervised_loss` applies it to
-the supervised positions only, in chunks.
-
-    model = load_base_model("deepseek-ai/deepseek-coder-1.3b-base", attn_implementation="codeact_segments")
-    loss = supervised_loss(model, collator(features), num_items_in_batch=n_supervised)
+model = load_base_model("deepseek-ai/deepseek-coder-1.3b-base", attn_implementation="codeact_segments")
 """
 
 import json
@@ -20,19 +11,14 @@ import tokenizers
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codeact_lib.errors import ModelError
 from codeact_lib.hub import hub_error, pinned_revision
-from codeact_lib.modeling.attention import SEGMENTS, _no_mask, check_segment_support, segment_attention
+from codeact_lib.modeling.attention import SEGMENTS, check_segment_support
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 MINI_BASE = "mini-base"
-
-AttentionInterface.register(SEGMENTS, segment_attention)
-
-AttentionMaskInterface.register(SEGMENTS, _no_mask)
 
 
 # ---- loading -------------------------------------------------------------------------------------------------------

@@ -1,14 +1,9 @@
-"""Base models, attention for packed rows, and a loss that computes no logit it does not need.
+"""A loss that computes no logit it does not need.
 
-*Attention.* `codeact_segments` is registered with transformers as an attention implementation. It finds where samples
-start in a packed row (where `position_ids` stop counting up) and runs causal scaled-dot-product attention on each
-sample alone: no (L, L) mask is ever built, and cost grows with the sum of squared sample lengths, not of row lengths.
+In instruction tuning only response tokens are supervised, often fewer than half, yet the language-model head is usually
+applied to every slot: at 32,000 entries a token that is most of the memory. `supervised_loss` applies it to the
+supervised positions only, in chunks.
 
-*Loss.* In instruction tuning only response tokens are supervised, often fewer than half, yet the language-model head
-is usually applied to every slot: at 32,000 entries a token that is most of the memory. `supervised_loss` applies it to
-the supervised positions only, in chunks.
-
-    model = load_base_model("deepseek-ai/deepseek-coder-1.3b-base", attn_implementation="codeact_segments")
     loss = supervised_loss(model, collator(features), num_items_in_batch=n_supervised)
 """
 
@@ -22,7 +17,6 @@ from codeact_lib.modeling.attention import SEGMENTS, flash_varlen_arguments, seg
 from codeact_lib.prompts import IGNORE_INDEX
 
 CHUNK = 512  # supervised positions whose logits exist at one time, once there are too many for
-
 SMALL = 2**24  # logits (64 MiB in float32), which are cheaper to hold than to compute twice
 
 

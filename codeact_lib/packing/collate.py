@@ -1,20 +1,7 @@
-"""Padding strategies: how the samples of one batch fill a rectangle of tokens.
+"""The tensors of a batch, laid out as `plan.py` says, and what its padding costs.
 
-A batch of samples of unequal length must become rectangular tensors. Six samples of 4, 3, 5, 11, 7 and 6 tokens and a
-model length of 16 (the example of the paper's figure) can be laid out as
-
-    traditional    6 rows of 16 = 96 slots     every row padded to the model's maximum length
-    dynamic        6 rows of 11 = 66 slots     every row padded to the longest sample of the batch
-    dynamic_pack   3 rows of 13 = 39 slots     ascending lengths, next-fit: [3 4 5] [6 7] [11]
-    balanced_pack  3 rows of 13 = 39 slots     fewest rows, then the shortest longest row
-    flat           1 row  of 36 = 36 slots     one row, no padding at all
-
-The samples of an optimizer step never change, only the rectangle they fill: the schedule, the number of steps and, with
-`isolate=True`, the loss and the gradient are those of unpacked training. A batch is packed by itself (the paper), or
-all batches that are accumulated into one step are packed together, which pads less still (`plan_micro_batches`).
-
-    collator = DynamicPackCollator(tokenizer, max_length=2048)
-    Trainer(model, args, train_dataset=features, data_collator=collator)   # features: {"input_ids", "labels"}
+collator = DynamicPackCollator(tokenizer, max_length=2048)
+Trainer(model, args, train_dataset=features, data_collator=collator)   # features: {"input_ids", "labels"}
 """
 
 import numpy as np

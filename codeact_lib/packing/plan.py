@@ -12,9 +12,6 @@ model length of 16 (the example of the paper's figure) can be laid out as
 The samples of an optimizer step never change, only the rectangle they fill: the schedule, the number of steps and, with
 `isolate=True`, the loss and the gradient are those of unpacked training. A batch is packed by itself (the paper), or
 all batches that are accumulated into one step are packed together, which pads less still (`plan_micro_batches`).
-
-    collator = DynamicPackCollator(tokenizer, max_length=2048)
-    Trainer(model, args, train_dataset=features, data_collator=collator)   # features: {"input_ids", "labels"}
 """
 
 from enum import StrEnum

@@ -1,6 +1,14 @@
-"""The runner: six stages as declarations, what is done, and papermill for the rest."""
+"""The runner: six stages, what is done of them, and papermill for the rest."""
 
-from codeact_lib.pipeline.run import plan, run
-from codeact_lib.pipeline.stages import open_stage
+from codeact_lib.pipeline.run import StageFailed, plan, run
+from codeact_lib.pipeline.stages import STAGES, StageTask, open_stage, run_options
 
-__all__ = ["open_stage", "plan", "run"]
+__all__ = [
+    "STAGES",
+    "StageFailed",
+    "StageTask",
+    "open_stage",
+    "plan",
+    "run",
+    "run_options",
+]

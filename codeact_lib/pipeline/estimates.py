@@ -145,7 +145,7 @@ class Costs:
     """Hours, bytes and their basis for one profile on one machine; ``shapes``: model -> its configuration."""
 
     def __init__(self, profile, paths, machine, shapes):
-        from codeact_lib.measure_flops import peak_of
+        from codeact_lib.measure import peak_of
 
         self.profile, self.paths, self.machine = profile, paths, machine
         self.memory, self.bandwidth = GPUS[machine.gpu]
@@ -257,7 +257,7 @@ class Costs:
 
     def _answering(self, name):
         """Whether evaluation fits: weights, and keys and values (16 bits) of a batch of answers at their longest."""
-        from codeact_lib.training.layout import HEADROOM
+        from codeact_lib.training.memory import HEADROOM
 
         config, batch = self.shapes[name], self.profile.generation_batch_size
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -271,7 +271,7 @@ class Costs:
         return f"evaluation (estimate): weights {weights / 1e9:.1f} + {batch} answers {cache / 1e9:.1f} GB{verdict}"
 
     def _fitted(self, name):
-        from codeact_lib.training.layout import BatchLayout, fit_layout
+        from codeact_lib.training.memory import BatchLayout, fit_layout
 
         profile = self.profile
         steps = profile.per_device_train_batch_size, profile.gradient_accumulation_steps

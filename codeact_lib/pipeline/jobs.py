@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
-from typing import Any
 
 from codeact_lib.errors import CodeActError
+from codeact_lib.processes import child_environment, end_with, start
 
 PARENT = "CODEACT_PARENT"  # a job ends when the process of this id is gone
 
@@ -24,10 +22,9 @@ def run_jobs(number, options, *, cwd=None, say=print):
     each computes with 2 threads, unless OMP_NUM_THREADS says otherwise. ``JobsFailed`` when one of them failed.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // number)), **os.environ, PARENT: str(os.getpid())}
-    command = [sys.executable, "-m", "codeact_lib.cli", "run", *options]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
-    jobs = [subprocess.Popen(command, cwd=cwd, env=environment, **pipes) for _ in range(number)]
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // number)), **child_environment(), PARENT: str(os.getpid())}
+    command = ["-m", "codeact_lib.cli", "run", *options]
+    jobs = [start(command, cwd=cwd, env=environment) for _ in range(number)]
     threads = [threading.Thread(target=_relay, args=(job, f"{n}| ", say)) for n, job in enumerate(jobs, 1)]
     for thread in threads:
         thread.start()
@@ -52,6 +49,4 @@ def _relay(job, prefix, say):
 def leave_with_parent():
     """In a job: end when the process that started it ends, or it would go on with nobody watching."""
     if os.environ.get(PARENT):
-        from codeact_lib.training.launch import leave_with
-
-        leave_with(int(os.environ.pop(PARENT)))
+        end_with(int(os.environ.pop(PARENT)))

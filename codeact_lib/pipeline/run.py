@@ -28,10 +28,10 @@ from codeact_lib import errors
 from codeact_lib.artifacts import PACKAGE_DIR, atomic_write, make_folder, write_json
 from codeact_lib.config import load_profile
 from codeact_lib.errors import ArtifactError, CodeActError, ProfileError, require_package
+from codeact_lib.pipeline import claims
 from codeact_lib.pipeline.estimates import estimate_lines
 from codeact_lib.pipeline.jobs import run_jobs
 from codeact_lib.pipeline.progress import Progress
-from codeact_lib.pipeline.run import claims
 from codeact_lib.pipeline.stages import STAGES, StageTask, maker_of, open_stage, run_options, short_path
 
 __all__ = ["STAGES", "StageFailed", "StageTask", "open_stage", "plan", "run"]
@@ -145,7 +145,7 @@ def run(
     this machine. ``verbose`` streams what the notebooks print.
 
     Several processes may run in the same folders at the same time, on one machine or on many: each stage is executed by
-    one of them, and what a killed one leaves is taken over (``codeact_lib.pipeline.claims``). Raises ``StageFailed`` at the
+    one of them, and what a killed one leaves is taken over (``claims``). Raises ``StageFailed`` at the
     first notebook that does not finish its stage.
     """
     everything = plan(profile, overrides, artifacts_dir, results_dir)
@@ -241,7 +241,7 @@ def _require_notebooks(tasks):
     if absent:
         raise ArtifactError(
             f"{absent[0]} does not exist. `codeact run` executes the notebooks of a clone: change into its folder, or "
-            f"get one: git clone {repository()}. `codeact select`, `codeact bench` and the library work without."
+            f"get one: git clone {repository()}. `codeact select` and the library work without."
         )
 
 

@@ -23,7 +23,6 @@ from codeact_lib.artifacts import (
     HashCache,
     RunPaths,
     StageManifest,
-    environment_facts,
     make_folder,
     read_json,
     sha256_file,
@@ -44,6 +43,7 @@ from codeact_lib.config import (
 from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.extensions import own_files
 from codeact_lib.hub import COMMITS_FILE, Commits, label, split_revision
+from codeact_lib.measure import environment_facts
 from codeact_lib.pipeline.claims import Claims, was_taken_over, works_under_a_claim
 
 STAGES = ("01_cluster", "02_ifd", "03_sample", "04_train_dynamic_pack", "05_eval", "06_tables")
@@ -595,11 +595,11 @@ def _named_modules(source):
 
 def _module_files(name):
     parts = name.split(".")[1:]
-    if not parts or parts[0] in ("pipeline", "stages", "claims", "artifacts", "config", "errors", "cli"):
+    if not parts or parts[0] in ("pipeline", "artifacts", "config", "errors", "cli", "processes"):
         return []
     path = PACKAGE_DIR / parts[0]  # a sub-package counts as a whole
     if path.is_dir():
-        return sorted(path.glob("*.py"))
+        return sorted(path.rglob("*.py"))
     return [path.with_suffix(".py")] if path.with_suffix(".py").exists() else []
 
 

@@ -22,7 +22,7 @@ NAMESPACES, LANDLOCK = ("bubblewrap", "unshare"), ("unshare", "landlock")
 # processes a user has, so two boxes of one user could starve each other.
 PASSING_USERS = range(61184, 65520)
 DISK_BYTES = 512 << 20  # size of each in-memory folder, of all that a box writes, of the largest file in it
-ENTER = Path(__file__).with_name("boxed") / "enter.py"
+ENTER = Path(__file__).with_name("enter.py")
 _SYSTEM = (
     "/usr",
     "/bin",

@@ -1,5 +1,7 @@
-"""`codeact select`: CDAS on a file of one's own. Calls data, embedding, ifd and sampling."""
+"""`codeact select`: CDAS on a file of one's own, by the same functions as notebooks 01 to 03."""
 
 from codeact_lib.select.steps import select_rows
 
-__all__ = ["select_rows"]
+__all__ = [
+    "select_rows",
+]

@@ -1,15 +1,4 @@
-"""The forms in which instruction rows come in and go out.
-
-In: two text columns, Alpaca's three (an optional ``input`` beside the instruction), or a list of chat messages.
-Out: what TRL, axolotl and LLaMA-Factory read.
-
-Whatever a row looks like, CodeACT scores one instruction and one response of it:
-
-- columns: the two texts as they are;
-- Alpaca: where ``input`` holds text, the instruction is ``instruction``, a line break, ``input`` (as in LLaMA-Factory);
-- chat: the first message of the user and the assistant's message right after it. System messages and later turns
-  are not scored; they stay in the row and in what is exported.
-"""
+"""The forms in which chosen rows go out: what TRL, axolotl and LLaMA-Factory read."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from codeact_lib import figures
-from codeact_lib.artifacts import atomic_write, environment_facts
+from codeact_lib.artifacts import atomic_write
+from codeact_lib.measure import environment_facts
 from codeact_lib.sampling import USABLE
 from codeact_lib.tables.render import _template
 from codeact_lib.tables.report import ReportFigure

@@ -280,7 +280,7 @@ def _words(value) -> str:
 
 HEAD = """# Where this reproduction departs from the paper, and why
 
-Written by `python -m codeact_lib.tables.deviations` from `codeact_lib/tables/deviations.py` and the profiles; edit those.
+Written by `python -m codeact_lib.tables.deviations` from that module and the profiles; edit those.
 
 Two presets cut across the profiles: `preset: authors` repeats the habits of the authors' released code (points 5, 6
 and 7), `preset: corrected` (the default) does what the column "We do" says. "Switch" names the profile keys that

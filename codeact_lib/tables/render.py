@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from codeact_lib.artifacts import atomic_write
+from codeact_lib.artifacts import PACKAGE_DIR, atomic_write
 
 FORMATS = ("csv", "md", "tex", "html", "json")
-
 NOT_RUN = "not run"
 
 
@@ -180,7 +179,7 @@ def run_anchor(runs: str) -> str:
 def _template(name: str):
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    folder = Path(__file__).resolve().parent / "templates"
+    folder = PACKAGE_DIR / "templates"
     environment = Environment(
         loader=FileSystemLoader(folder),
         undefined=StrictUndefined,

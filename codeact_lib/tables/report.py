@@ -1,8 +1,4 @@
-"""Tables on paper and screen: Markdown, LaTeX, HTML and CSV of a ``Table``, and the self-contained ``report.html``.
-
-A ``Table`` holds one set of facts twice: ``frame`` for machines (numbers, counts, intervals, run ids; the CSV) and
-``cells`` for readers (text with units), with a mask for bold and a heading for each block of rows.
-"""
+"""The self-contained `report.html`: every table and figure of a profile on one page that opens offline."""
 
 import html
 import re

@@ -1,13 +1,10 @@
 """Fine-tune a base model on instructions with any padding strategy, survive a kill, and measure what it cost.
 
-    python -m codeact_lib.training.fine_tune --config train.json          # train.json: the arguments of fine_tune, by name
-    accelerate launch --config_file fsdp2.yaml -m codeact_lib.training.fine_tune --config train.json      # several GPUs or nodes
+    python -m codeact_lib.training --config train.json          # train.json: the arguments of fine_tune, by name
+    accelerate launch --config_file fsdp2.yaml -m codeact_lib.training --config train.json      # several GPUs or nodes
 
-The parts: `training_data` (what an optimizer step is made of), `preflight` (what is checked first), `trainer` (the
-loop; imported only where it runs, for the Trainer takes seconds to import), `checkpoints`, `log_book` (what is
-measured), `model_card`, `training_process` (starting it from a notebook). A training killed at any moment goes on from
-its last complete checkpoint when started again with the same arguments, and ends with the loss, the seconds and the
-token counts of an undisturbed one.
+A training killed at any moment goes on from its last complete checkpoint when started again with the same arguments,
+and ends with the loss, the seconds and the token counts of an undisturbed one.
 
 Files in `output_dir`: `checkpoints/` (while training), `model/` (weights as safetensors, or the LoRA adapter, the
 tokenizer and a model card), `train_metrics.json` (written last).
@@ -17,7 +14,6 @@ import argparse
 import copy
 import fcntl
 import inspect
-import os
 import re
 import shutil
 import sys
@@ -32,18 +28,27 @@ from transformers.utils import logging
 
 from codeact_lib.artifacts import make_folder, read_json, sha256_file, sha256_json, write_json
 from codeact_lib.errors import ArtifactError, CodeActError, ModelError, ProfileError
-from codeact_lib.measure_flops import model_flops, peak_flops_per_second
+from codeact_lib.measure import model_flops, peak_flops_per_second
 from codeact_lib.modeling.attention import FLASH, SEGMENTS, check_segment_support, flash_attention_runs_here
 from codeact_lib.modeling.load import LORA_TARGETS, compute_device, load_base_model, load_tokenizer
 from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.packing.plan import PaddingStrategy, as_strategy, strategy_name
+from codeact_lib.processes import end_with
 from codeact_lib.prompts import get_template
 from codeact_lib.training.checkpoints import latest_checkpoint, save_model
-from codeact_lib.training.launch import fine_tune_in_child, leave_with
-from codeact_lib.training.layout import BatchLayout, fit_layout, free_gpu_memory, plan_line
-from codeact_lib.training.memory import available_memory, check_disk, check_memory, memory_estimate, sharding_ranks
-from codeact_lib.training.model_card import write_model_card
-from codeact_lib.training.report import TrainReport
+from codeact_lib.training.launch import fine_tune_in_child
+from codeact_lib.training.memory import (
+    BatchLayout,
+    available_memory,
+    check_disk,
+    check_memory,
+    fit_layout,
+    free_gpu_memory,
+    memory_estimate,
+    plan_line,
+    sharding_ranks,
+)
+from codeact_lib.training.report import TrainReport, write_model_card
 from codeact_lib.training.steps import SeededOrder, existing, make_steps, read_rows, tokenize_rows
 
 __all__ = [
@@ -365,9 +370,7 @@ def leave_unimported(arguments) -> None:
 
 def main(argv=None) -> int:
     """The command line; returns the exit code, 1 after one line that says what is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m codeact_lib.training.fine_tune", description="Fine-tune one model."
-    )
+    parser = argparse.ArgumentParser(prog="python -m codeact_lib.training", description="Fine-tune one model.")
     parser.add_argument("--config", required=True, help="JSON file with the arguments of fine_tune")
     parser.add_argument("--with-parent", type=int, metavar="PID", help="end when that process ends")
     options = parser.parse_args(argv)
@@ -375,7 +378,7 @@ def main(argv=None) -> int:
     logging.disable_progress_bar()  # the progress lines are our own
     warnings.simplefilter("ignore", FutureWarning)
     if options.with_parent:
-        leave_with(options.with_parent)
+        end_with(options.with_parent)
     try:
         arguments = read_json(options.config)
         missing = sorted({"train_jsonl", "model_path", "output_dir", "template"} - set(arguments))
@@ -387,11 +390,3 @@ def main(argv=None) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    status = main()
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # several processes have a group to take leave of
-        sys.stdout.flush()
-        os._exit(status)  # all is on disk; an interpreter that holds torch takes seconds to take itself apart
-    sys.exit(status)

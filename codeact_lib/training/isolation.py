@@ -1,8 +1,5 @@
-"""What is checked before a training costs anything: space on the disk, memory, and that packed samples stay apart.
-
-The first two come from the model's configuration alone, before any weight is read or a GPU is touched. The third runs
-on the user's own model and data, in the place and precision they are trained in, just before the first step.
-"""
+"""Whether packed samples stay apart: checked on the user's own model and data, in the place and precision they are
+trained in, just before the first step."""
 
 import torch
 

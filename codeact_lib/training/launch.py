@@ -1,17 +1,11 @@
 """A training in a process of its own, or in several: started from a notebook, watched, and ended with it."""
 
 import os
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 from codeact_lib.artifacts import PACKAGE_DIR, make_folder, read_json, write_json
 from codeact_lib.errors import ModelError, ProfileError
+from codeact_lib.processes import child_environment, pass_lines_on, start
 from codeact_lib.training.report import TrainReport
 
 # In half precision on a CPU, oneDNN compiles a kernel for every new shape and keeps a thousand: with batches of all
@@ -33,31 +27,20 @@ def fine_tune_in_child(arguments: dict, *, launcher: str = "python", accelerate_
     output_dir = make_folder(arguments["output_dir"])
     config, log = output_dir / "train.json", output_dir / "training.log"
     write_json(config, {name: _plain(value) for name, value in arguments.items()})
-    command = [*_start(launcher, accelerate_config), "codeact_lib.training.fine_tune"]
+    command = [*_launcher(launcher, accelerate_config), "codeact_lib.training"]
     command += ["--config", str(config), "--with-parent", str(os.getpid())]
-    search = os.pathsep.join(filter(None, [str(PACKAGE_DIR.parent), os.getenv("PYTHONPATH")]))
-    environment = {**FEW_KERNELS, **os.environ, "PYTHONPATH": search}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}
-    with (
-        log.open("w", encoding="utf-8") as errors,
-        subprocess.Popen(command, stderr=errors, env=environment, **pipes) as child,
-    ):
-        try:
-            for line in child.stdout or ():
-                say(line.rstrip())
-        except BaseException:  # an interrupted cell must not leave a training behind
-            child.terminate()
-            raise
-    if child.returncode:
-        raise ModelError(f"training ended with exit code {child.returncode}: {_reason(log)}")
+    with log.open("w", encoding="utf-8") as errors:
+        status = pass_lines_on(start(command, env={**FEW_KERNELS, **child_environment()}, stderr=errors), say)
+    if status:
+        raise ModelError(f"training ended with exit code {status}: {_reason(log)}")
     return TrainReport(**read_json(output_dir / "train_metrics.json"))
 
 
-def _start(launcher, accelerate_config) -> list[str]:
+def _launcher(launcher, accelerate_config) -> list[str]:
     if launcher != "accelerate":
-        return [sys.executable, "-m"]
+        return ["-m"]
     config = ["--config_file", str(accelerate_config_path(accelerate_config))] if accelerate_config else []
-    return [sys.executable, "-m", "accelerate.commands.launch", *config, "-m"]
+    return ["-m", "accelerate.commands.launch", *config, "-m"]
 
 
 def accelerate_config_path(name_or_path) -> Path:
@@ -80,18 +63,3 @@ def _reason(log) -> str:
 def _plain(value):
     """Paths and templates as the text that names them."""
     return value.name if hasattr(value, "sha256") else str(value) if isinstance(value, os.PathLike) else value
-
-
-def leave_with(pid: int) -> None:
-    """End this process when that one is gone, or it would go on in a folder that someone else resumes."""
-    try:
-        owner = psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        os._exit(1)
-
-    def watch():
-        while owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from codeact_lib.artifacts import environment_facts
+from codeact_lib.artifacts import atomic_write
 from codeact_lib.errors import ModelError
+from codeact_lib.measure import environment_facts
 
 
 @dataclass
@@ -142,3 +145,15 @@ class LogBook:
             }
             for window in windows
         ]
+
+
+def write_model_card(folder, report, *, base_model, revision=None, title="CodeACT model", data=None, arguments=None):
+    """Write `folder`/README.md from a `TrainReport`; `data` and `arguments` are shown line by line as given."""
+    environment = Environment(
+        loader=PackageLoader("codeact_lib"), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    card = environment.get_template("model_card.md.j2").render(
+        report=report, base_model=base_model, revision=revision, title=title, data=data or {}, arguments=arguments or {}
+    )
+    with atomic_write(Path(folder) / "README.md") as file:
+        file.write(card)

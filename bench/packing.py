@@ -1,0 +1,112 @@
+"""`python -m bench packing`: the planner alone over a file of lengths, what each strategy pads and how long it plans.
+
+The file is a JSONL or JSON list of token counts, or a JSONL of instructions, for which a byte-level BPE is trained on
+the spot (any tokenizer of that size gives nearly these lengths). Each strategy plans in a fresh process.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from bench.harness import compare, contest, write_bench
+from codeact_lib.errors import DataError
+from codeact_lib.packing.collate import padding_report
+from codeact_lib.packing.plan import PaddingStrategy, plan_micro_batches
+
+TEXT_KEYS = (("instruction", "output"), ("instruction", "response"), ("problem", "solution"))
+VOCAB_SIZE = 32_000
+
+
+def bench_packing(
+    path, *, batch_size=16, max_length=2048, accumulation_steps=4, seed=0, repeats=3, folder=None, say=print
+) -> Path:
+    """Plan all strategies within the batch and over the accumulation window; return the JSON file of the results.
+
+    Batches are drawn in an order that depends on `seed` alone, the same for all. Seconds are those of planning one
+    whole epoch, `microseconds_per_batch` those for `batch_size` samples. The baseline is the paper's pack.
+    """
+    lengths = read_lengths(path, max_length)
+    shuffled = [lengths[i] for i in np.random.default_rng(seed).permutation(len(lengths))]
+    setting = {"lengths": shuffled, "max_length": max_length, "batch_size": batch_size}
+    scopes = {"batch": None, "window": accumulation_steps}
+    contenders = {
+        f"{strategy.value}, {scope}": (
+            "bench.packing:prepare",
+            {**setting, "strategy": strategy.value, "accumulation_steps": steps},
+        )
+        for scope, steps in scopes.items()
+        for strategy in PaddingStrategy
+    }
+    table = compare(contest(contenders, repeats=repeats, say=say), baseline="dynamic_pack, batch")
+    table.insert(2, "microseconds_per_batch", table["seconds"] / len(lengths) * batch_size * 1e6)
+    about = {"samples": len(lengths), "mean length": round(float(np.mean(lengths)), 1), "longest": max(lengths)}
+    about |= {"max_length": max_length, "batch_size": batch_size, "accumulation_steps": accumulation_steps}
+    return write_bench("packing", table, about, folder)
+
+
+def prepare(lengths, max_length, batch_size, strategy, accumulation_steps):
+    """A contender: returns the planning of one epoch, which returns what the plan pads."""
+    report = padding_report(lengths, max_length, batch_size, [strategy], accumulation_steps=accumulation_steps)
+    window = batch_size * (accumulation_steps or 1)
+    steps = [lengths[start : start + window] for start in range(0, len(lengths), window)]
+
+    def work():
+        for step in steps:
+            plan_micro_batches(step, max_length, strategy, batch_size=None if accumulation_steps else batch_size)
+        return report.drop(columns="strategy").iloc[0].to_dict()
+
+    return work
+
+
+def read_lengths(path, max_length: int) -> list[int]:
+    """Token counts, none above `max_length`, from a JSON list, a JSONL of numbers, or a JSONL of instructions."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: give a file of token counts or of instructions")
+    try:
+        first = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{path}, line 1: neither a number, a list of numbers nor an instruction") from error
+    if isinstance(first, dict):
+        return lengths_of_instructions(path, max_length)
+    numbers = first if isinstance(first, list) else [json.loads(line) for line in path.read_text().splitlines()]
+    return [min(int(n), max_length) for n in numbers]
+
+
+def lengths_of_instructions(path, max_length: int, vocab_size: int = VOCAB_SIZE) -> list[int]:
+    """Tokens of each row with text on both sides, in the DeepSeek-Coder template and cut to `max_length`."""
+    return [min(len(ids), max_length) for ids, _ in tokenize_instructions(path, vocab_size)]
+
+
+def tokenize_instructions(path, vocab_size: int = VOCAB_SIZE) -> list[tuple[list[int], int]]:
+    """Token ids of each usable row and how many of them are its prompt, by a tokenizer trained on the file itself."""
+    from codeact_lib.prompts import TEMPLATES
+
+    rows = _read_texts(path)
+    tokenizer = _train_tokenizer([text for row in rows for text in row], vocab_size)
+    prompts = tokenizer.encode_batch([TEMPLATES["deepseek-coder"].prompt(prompt) for prompt, _ in rows])
+    answers = tokenizer.encode_batch([answer for _, answer in rows])
+    return [([0, *p.ids, *a.ids, 1], 1 + len(p.ids)) for p, a in zip(prompts, answers, strict=True)]
+
+
+def _read_texts(path) -> list[tuple[str, str]]:
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    for keys in TEXT_KEYS:
+        if set(keys) <= set(rows[0]):
+            pairs = [tuple(row[key] for key in keys) for row in rows]
+            return [pair for pair in pairs if all(text.strip() for text in pair)]
+    raise DataError(f"{path}: rows have {', '.join(rows[0])}; wanted are instruction and response")
+
+
+def _train_tokenizer(texts, vocab_size):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer

@@ -1,1 +1,0 @@
-"""Side-by-side measurements: each contender in a fresh process, ratios from one run (`codeact bench`)."""
