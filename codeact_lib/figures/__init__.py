@@ -16,7 +16,7 @@ from codeact_lib.figures.results import (
     time_memory_bars,
 )
 from codeact_lib.figures.selection import cluster_map, ifd_against_length, ifd_histogram, selection_bars
-from codeact_lib.figures.style import memory_unit, number, save_figure, style, time_unit
+from codeact_lib.figures.style import memory_unit, number, save_figure, time_unit
 
 __all__ = [
     "bench_bars",
@@ -36,7 +36,6 @@ __all__ = [
     "sampling_rate_curve",
     "save_figure",
     "selection_bars",
-    "style",
     "time_memory_bars",
     "time_unit",
 ]

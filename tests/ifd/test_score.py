@@ -29,10 +29,11 @@ from transformers import (
 
 from bench import ifd as bench
 from codeact_lib.errors import ArtifactError, CodeActError, DataError, ModelError
+from codeact_lib.ifd import nll
 from codeact_lib.ifd.launch import score_file, score_in_processes
 from codeact_lib.ifd.nll import plan_batches, score_batches
 from codeact_lib.ifd.resume import scoring_seconds
-from codeact_lib.ifd.score import IFD_COLUMNS, ifd_from_nll, nll, score_ifd, scorer_agreement
+from codeact_lib.ifd.score import IFD_COLUMNS, ifd_from_nll, score_ifd, scorer_agreement
 from codeact_lib.modeling.load import load_base_model
 from codeact_lib.prompts import TEMPLATES
 

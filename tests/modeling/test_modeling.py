@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM as Auto
 from transformers import GemmaConfig, MistralConfig, Qwen2Config
 
 from codeact_lib.errors import ModelError
-from codeact_lib.modeling import loss
+from codeact_lib.modeling import loss as loss_module
 from codeact_lib.modeling.attention import (
     FLASH,
     SEGMENTS,
@@ -213,8 +213,8 @@ def test_a_window_that_reaches_the_attention_anyway_is_refused_there():
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_the_chunked_loss_is_the_loss_of_the_full_logits(monkeypatch, fused, with_bias):
-    monkeypatch.setattr(loss, "SMALL", 0)
-    monkeypatch.setattr(loss, "CHUNK", 16)
+    monkeypatch.setattr(loss_module, "SMALL", 0)
+    monkeypatch.setattr(loss_module, "CHUNK", 16)
     if not fused:
         monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
     torch.manual_seed(0)
@@ -230,7 +230,7 @@ def test_the_chunked_loss_is_the_loss_of_the_full_logits(monkeypatch, fused, wit
 
 
 def test_in_half_precision_the_sum_is_kept_in_single_precision(monkeypatch):
-    monkeypatch.setattr(loss, "SMALL", 0)
+    monkeypatch.setattr(loss_module, "SMALL", 0)
     torch.manual_seed(0)
     head, hidden = torch.nn.Linear(32, 64, bias=False).bfloat16(), torch.randn(2000, 32).bfloat16()
     target = torch.randint(64, (2000,))
@@ -255,7 +255,7 @@ def test_micro_batches_divided_by_the_tokens_of_the_step_equal_one_large_batch()
 
 @pytest.mark.parametrize("small", [0, 2**24])
 def test_a_batch_with_nothing_supervised_costs_nothing_and_is_no_nan(monkeypatch, small):
-    monkeypatch.setattr(loss, "SMALL", small)
+    monkeypatch.setattr(loss_module, "SMALL", small)
     model = tiny_model("llama", SEGMENTS)
     batch = DynamicPackCollator(0, 16)([{"input_ids": [4, 5, 6], "labels": [-100] * 3}])
     loss = supervised_loss(model, batch)

@@ -19,7 +19,6 @@ from codeact_lib.sandbox.run import (
     WRITE,
     RungReport,
     _tail,
-    backends,
     choose_isolation,
     probe,
     probe_isolation,
@@ -69,7 +68,7 @@ def test_what_is_in_force_is_said_in_plain_words():
 def test_no_isolation_at_all_is_to_be_had_by_name_only(tmp_path, monkeypatch):
     assert run_isolated(python("print(1)"), isolation="none").stdout == "1\n"
     gone = {rung: RungReport(rung, False, f"{rung} is missing") for rung in LADDER}
-    monkeypatch.setattr(sandbox, "probe", gone.__getitem__)
+    monkeypatch.setattr(sys.modules["codeact_lib.sandbox.run"], "probe", gone.__getitem__)
     choose_isolation.cache_clear()
     try:
         with pytest.raises(SandboxError, match="landlock is missing.*isolation: none does without"):
