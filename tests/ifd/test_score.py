@@ -303,7 +303,7 @@ def test_a_row_whose_scores_are_not_finite_gets_the_status_nan(tokenizer):
 
 SHORT_OF_MEMORY = """
 import json, resource, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 import psutil, test_score
 from codeact_lib import ifd
 from codeact_lib.ifd import nll
@@ -329,7 +329,7 @@ LONG_ROWS = [
 
 def test_where_memory_is_really_short_batches_shrink_and_only_a_hopeless_row_is_given_up(model, tokenizer):
     expected = score_ifd(model, tokenizer, LONG_ROWS[1:], TEMPLATE, max_length=10**6)
-    command = [sys.executable, "-c", SHORT_OF_MEMORY, os.path.dirname(__file__), "32"]
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, HERE_AND_SHARED, "32"]
     process = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     tried, status, scores = json.loads(process.stdout.splitlines()[-1])
@@ -473,9 +473,10 @@ def test_sums_of_another_model_or_of_changed_texts_are_never_reused(model, token
         pd.testing.assert_frame_equal(shared, fresh)
 
 
+HERE_AND_SHARED = f"{REPO}/tests/ifd:{REPO}/tests"
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2].split(":")
 import test_score
 from codeact_lib import ifd
 from codeact_lib.ifd import nll
@@ -492,7 +493,7 @@ ifd.score_ifd(test_score.make_model(), test_score.make_tokenizer(), test_score.E
 
 
 def test_a_process_killed_in_a_batch_loses_that_batch_only(model, tokenizer, tmp_path, monkeypatch):
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), os.path.dirname(__file__)]
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), HERE_AND_SHARED]
     process = subprocess.run(command, cwd=REPO, capture_output=True)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     options = {"max_length": MAX_LENGTH, "tokens_per_batch": 60}

@@ -1,6 +1,7 @@
 """What cannot work is said before it costs anything: memory, disk, and packed samples that would see each other."""
 
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -152,7 +153,11 @@ def test_the_fastest_attention_that_keeps_samples_apart_is_chosen(
     )
     asked = ["sdpa"]
     monkeypatch.setattr(model, "set_attn_implementation", asked.append)  # the package is asked for there, and a GPU
-    monkeypatch.setattr(training, "flash_attention_runs_here", lambda half_precision: flash and half_precision)
+    monkeypatch.setattr(
+        sys.modules["codeact_lib.training.fine_tune"],
+        "flash_attention_runs_here",
+        lambda half_precision: flash and half_precision,
+    )
     choose_attention(model, PaddingStrategy(strategy), isolate, SimpleNamespace(bf16=True, fp16=False))
     assert asked[-1] == chosen
 
