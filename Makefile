@@ -1,7 +1,7 @@
 # `make` lists the targets. Each makes the environment (.venv) itself when it is missing or older than requirements.lock.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-browser lab check readme lock-check python-check colab-check repository clean
+.PHONY: help reproduce test test-browser bench lab check readme lock-check python-check colab-check repository clean
 
 PROFILE ?= mini
 SCREENSHOTS ?= artifacts/screenshots
@@ -21,14 +21,18 @@ test: $(STAMP)  ## Run all tests, offline, two at a time
 test-browser: $(STAMP)  ## Run every notebook in JupyterLab in a headless Chromium; pictures in artifacts/screenshots
 	@CODEACT_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest tests/test_browser.py $(PYTEST_ARGS)
 
+bench: $(STAMP)  ## Measure one part side by side with the plain way of doing it: make bench NAME=packing BENCH_ARGS=...
+	@$(BIN)/python -m bench $(or $(NAME),--help) $(BENCH_ARGS)
+
 lab: $(STAMP)  ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks
 
-check: $(STAMP)  ## Lint, format and type check; notebooks must be stripped of outputs
+check: $(STAMP)  ## Lint, format, types, the direction of imports; notebooks must be stripped of outputs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(NBSTRIPOUT) --verify notebooks/*.ipynb
 	@$(BIN)/mypy --no-error-summary
+	@said=$$($(BIN)/lint-imports) || { echo "$$said"; exit 1; }
 
 readme: $(STAMP)  ## Put the tables of results/ that README.md shows into it
 	@$(BIN)/python -c "import re, pathlib as p; r = p.Path('README.md'); \

@@ -20,6 +20,7 @@ from pathlib import Path
 from codeact_lib.errors import ArtifactError
 
 PACKAGE_DIR = Path(__file__).resolve().parent
+MINI_BASE_DIR = PACKAGE_DIR / "mini" / "mini-base"  # the base model that ships with the package
 # Packages whose version can change a number of a table; stored with each manifest.
 
 

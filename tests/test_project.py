@@ -1,6 +1,7 @@
 """The project around the code: versions that agree, no trace of the machine it was made on, targets that work."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -157,6 +158,68 @@ def imported_packages(path):
 # ---------------------------------------------------------------------------------------------- structure
 
 
+def imports_are_in_order(folder):
+    """The import contract of pyproject.toml, on a copy of the package."""
+    shutil.copyfile(REPO / "pyproject.toml", folder / "pyproject.toml")
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True)
+    return done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "said"),
+    [
+        (None, "", "2 kept, 0 broken"),
+        ("errors", "import codeact_lib.config", "errors is not allowed to import codeact_lib.config"),
+        ("data/rows", "import codeact_lib.training", "data is not allowed to import codeact_lib.training"),
+        ("mini/text", "import codeact_lib.data", "No circles BROKEN"),
+    ],
+)
+def test_imports_point_one_way_and_a_turned_arrow_is_found(tmp_path, module, line, said):
+    shutil.copytree(
+        REPO / "codeact_lib", tmp_path / "codeact_lib", ignore=shutil.ignore_patterns("__pycache__", "mini-base")
+    )
+    if module:
+        path = tmp_path / "codeact_lib" / f"{module}.py"
+        path.write_text(path.read_text(encoding="utf-8") + f"\n{line}\n", encoding="utf-8")
+    kept, text = imports_are_in_order(tmp_path)
+    assert kept == (module is None) and said in " ".join(text.split()), text
+
+
+CONTRACT = {
+    "config": "load_profile Profile Run",
+    "data": "load_instructions ValidationReport find_leaks",
+    "prompts": "PromptTemplate TEMPLATES tokenize_example",
+    "embedding": "embed_instructions cluster_embeddings",
+    "ifd": "score_ifd ifd_from_nll",
+    "sampling": "cdas_sample random_sample longest_sample ifd_sample stratified_sample",
+    "packing": "plan_rows PaddingStrategy DynamicPackCollator padding_report",
+    "modeling": "load_base_model supervised_loss use_supervised_loss",
+    "training": "fine_tune TrainReport",
+    "generation": "generate_solutions",
+    "evaluation": "evaluate_solutions PassAtOne",
+    "sandbox": "run_isolated probe_isolation",
+    "statistics": "pass_interval paired_test",
+    "tables": "rq1_table rq2_table write_table",
+    "figures": "save_figure",
+    "artifacts": "RunPaths StageManifest",
+    "pipeline": "plan run open_stage",
+    "mini": "build_corpus build_benchmark build_base_model",
+    "select": "select_rows",
+}
+
+
+@pytest.mark.parametrize("module", CONTRACT)
+def test_names_in_users_hands_stay_importable_from_where_they_were(module):
+    home = importlib.import_module(f"codeact_lib.{module}")
+    assert [name for name in CONTRACT[module].split() if not callable(getattr(home, name, None))] in ([], ["TEMPLATES"])
+
+
+def test_no_folder_holds_more_than_thirteen_python_files():
+    folders = [REPO / "codeact_lib", *(path for path in (REPO / "codeact_lib").rglob("*") if path.is_dir())]
+    assert {folder.name: n for folder in folders if (n := len(list(folder.glob("*.py")))) > 13} == {}
+
+
 def test_importing_the_package_loads_nothing_of_weight():
     code = "import sys, codeact_lib; print(*{'torch', 'pandas', 'numpy', 'pydantic'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
@@ -273,7 +336,7 @@ def test_the_ci_script_is_executable_and_calls_make_check_before_make_test():
 
 def test_make_check_lints_looks_at_notebooks_and_checks_types():
     recipe = subprocess.run(["make", "-n", "check"], cwd=REPO, capture_output=True, text=True, check=True).stdout
-    for tool in ("ruff check", "ruff format --check", "nbstripout", "mypy"):
+    for tool in ("ruff check", "ruff format --check", "nbstripout", "mypy", "lint-imports"):
         assert f"bin/{tool}" in recipe
 
 

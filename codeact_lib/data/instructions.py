@@ -26,6 +26,8 @@ from codeact_lib.config import MINI_DATASETS, looks_local
 from codeact_lib.data.overlap import NearDuplicates, find_leaks
 from codeact_lib.data.rows import Columns, Unusable, detect_columns, row_texts
 from codeact_lib.errors import DataError
+from codeact_lib.hub import hub_error, pinned_revision
+from codeact_lib.mini import build_corpus
 
 __all__ = ["COLUMNS", "FILE_FORMATS", "ValidationReport", "columns_of", "find_leaks", "load_instructions", "read_rows"]
 
@@ -261,8 +263,6 @@ def read_rows(path, revision=None, split="train"):
     ``DataError`` where the source as a whole cannot be read.
     """
     if path in MINI_DATASETS:
-        from codeact_lib.mini import build_corpus
-
         return enumerate(build_corpus(path).to_dict("records"), 1)
     if _is_file(path):
         return _read_file(Path(path))
@@ -334,8 +334,6 @@ def _read_parquet(path):
 
 def _read_hub(path, revision, split):
     import datasets
-
-    from codeact_lib.hub import hub_error, pinned_revision
 
     commit = pinned_revision(path, revision, "dataset")
     try:

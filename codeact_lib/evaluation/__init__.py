@@ -2,7 +2,7 @@
 
 from codeact_lib.evaluation.benchmarks import Benchmark, load_benchmark
 from codeact_lib.evaluation.judge import PassAtOne, evaluate_solutions
-from codeact_lib.evaluation.records import metrics_record, run_history
+from codeact_lib.evaluation.records import metrics_record
 
 __all__ = [
     "Benchmark",
@@ -10,5 +10,4 @@ __all__ = [
     "evaluate_solutions",
     "load_benchmark",
     "metrics_record",
-    "run_history",
 ]

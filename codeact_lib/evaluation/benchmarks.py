@@ -21,6 +21,7 @@ from pathlib import Path
 
 from codeact_lib.artifacts import atomic_write
 from codeact_lib.errors import EvaluationError
+from codeact_lib.mini import build_benchmark
 from codeact_lib.prompts import task_kind
 
 # name -> (file stem of EvalPlus, {version: tasks in it}, the default first). MBPP+ v0.1.0 is the paper's; the change to
@@ -57,8 +58,6 @@ def load_benchmark(name_or_path, limit=None) -> Benchmark:
     """
     name = str(name_or_path)
     if name.startswith("mini-"):
-        from codeact_lib.mini import build_benchmark
-
         tasks, version = build_benchmark(name), "mini"
     elif name.partition("@")[0] in EVALPLUS:
         name, tasks, version = _evalplus_tasks(*name.partition("@")[::2])

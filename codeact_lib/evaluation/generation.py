@@ -13,7 +13,10 @@ from pathlib import Path
 
 from codeact_lib.artifacts import atomic_write, sha256_json
 from codeact_lib.errors import ModelError
-from codeact_lib.prompts import PROTOCOLS, benchmark_instruction, get_protocol, task_kind
+from codeact_lib.evaluation.decoding import StopStrings, greedy_decode
+from codeact_lib.evaluation.vllm import VllmModel
+from codeact_lib.measure import unless_out_of_memory
+from codeact_lib.prompts import PROTOCOLS, benchmark_instruction, get_protocol, get_template, task_kind
 
 PROTOCOLS |= {
     f"{p.name}+imports": replace(p, name=f"{p.name}+imports", imports_in_front=True) for p in PROTOCOLS.values()
@@ -62,9 +65,6 @@ def generate_solutions(
     Raises:
         ModelError: ``trained_with`` is not the hash of ``template``, or memory does not suffice for one answer.
     """
-    from codeact_lib.measure import unless_out_of_memory
-    from codeact_lib.prompts import get_template
-
     rules, template = get_protocol(protocol), get_template(template)
     require_template(template, trained_with)
     prompts = {t["task_id"]: _prompt_text(t, template, protocol) for t in tasks}
@@ -125,13 +125,9 @@ def require_template(template, trained_with) -> None:
 
 def _decoder(model, tokenizer, stop, max_new_tokens):
     """A function from prompts (lists of token ids) to answers (the same), by vLLM or by `decoding`."""
-    from codeact_lib.evaluation.vllm import VllmModel
-
     if isinstance(model, VllmModel):
         return lambda prompts: model.greedy(prompts, max_new_tokens, stop)
     import torch
-
-    from codeact_lib.evaluation.decoding import StopStrings, greedy_decode
 
     stops = StopStrings(tokenizer, stop)
     return torch.inference_mode()(lambda prompts: greedy_decode(model, tokenizer, prompts, max_new_tokens, stops))
@@ -150,8 +146,6 @@ def _stamp(model, batch_size):
 
 def encode_task(tokenizer, task, template, protocol="authors") -> list[int]:
     """Token ids of a task up to the answer. Prompt and opening apart, as prompt and response are in training."""
-    from codeact_lib.prompts import get_template
-
     return _encode(tokenizer, _prompt_text(task, get_template(template), protocol), PROTOCOLS[protocol].opening)
 
 

@@ -26,11 +26,10 @@ from codeact_lib.evaluation.benchmarks import Benchmark, load_benchmark, read_js
 from codeact_lib.evaluation.boxed.plain import OUT_OF_TIME
 from codeact_lib.evaluation.boxes import Crew, boxed_programs
 from codeact_lib.evaluation.expected import default_cache_dir, load_expected, save_expected
-from codeact_lib.evaluation.records import metrics_record, run_history
 from codeact_lib.prompts import get_protocol
 from codeact_lib.sandbox.run import WRITE, choose_isolation, probe
 
-__all__ = ["Benchmark", "PassAtOne", "evaluate_solutions", "load_benchmark", "metrics_record", "run_history"]
+__all__ = ["Benchmark", "PassAtOne", "evaluate_solutions", "load_benchmark"]
 
 STATUSES = ("pass", "fail", "timeout", "error")  # EvalPlus's words, and "error" for a judging that was lost
 FAILURES = ("", "wrong", "error", "timeout", "syntax", "empty", "missing", "crash", "unconfirmed")

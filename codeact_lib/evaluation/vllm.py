@@ -14,6 +14,7 @@ from typing import Any
 
 from codeact_lib.artifacts import read_json
 from codeact_lib.errors import ModelError
+from codeact_lib.modeling.load import adapter_base, recorded_tuning, resolve_path
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,6 @@ def load_vllm(path, *, revision=None, dtype="bfloat16", max_model_len=None) -> V
         remedy = "`pip install vllm` on a machine with a GPU, or set generation_engine: transformers"
         raise ModelError(f"generation_engine is vllm, but vLLM is not installed here ({error}): {remedy}.") from error
     import torch
-
-    from codeact_lib.modeling.load import adapter_base, recorded_tuning, resolve_path
 
     gc.collect()
     torch.cuda.empty_cache()  # a model that the caller has let go of would still hold its share of the GPU

@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from codeact_lib.figures.style import BLUE, FAINT, GREEN, INK, MUTED, PALETTE, RED, _canvas, _styled
+from codeact_lib.sampling import cdas_sample
 
 # Illustrations
 _STAGES = (
@@ -52,8 +53,6 @@ def _box(ax, left: float, head: str, body: str, colour: str, ink: str) -> None:
 @_styled
 def cdas_illustration(seed: int = 0) -> Figure:
     """CDAS in its three steps on 48 made-up instructions: cluster, score, keep the hardest 40% of each cluster."""
-    from codeact_lib.sampling import cdas_sample  # imports pandas, which the other figures do not need
-
     rng = np.random.default_rng(seed)
     cluster = np.repeat(np.arange(4), 12)
     centres = np.array([[0, 0], [2.6, 0.5], [0.6, 2.4], [3.0, 2.8]])

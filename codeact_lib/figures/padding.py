@@ -8,6 +8,7 @@ from matplotlib.patches import Rectangle
 
 from codeact_lib.figures.results import _name_bars, _places
 from codeact_lib.figures.style import BLUE, FAINT, GREEN, INK, MUTED, PALETTE, RED, _canvas, _headline, _styled
+from codeact_lib.packing.plan import plan_rows
 
 # Stage 04: how it is batched
 STRATEGY_NAMES = {
@@ -28,8 +29,6 @@ def padding_illustration(lengths, max_length: int, *, rows: Mapping[str, list[li
     """
     lengths = [int(length) for length in lengths]
     if rows is None:
-        from codeact_lib.packing.plan import plan_rows  # imports torch, which the other figures do not need
-
         rows = {name: plan_rows(lengths, max_length, name) for name in ("traditional", "dynamic", "dynamic_pack")}
     heights = [len(planned) + 1.1 for planned in rows.values()]
     fig, axes = _canvas(7.6, 0.24 * sum(heights) + 0.5, len(rows), 1, squeeze=False, height_ratios=heights, sharex=True)

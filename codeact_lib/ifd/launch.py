@@ -16,7 +16,11 @@ from typing import Annotated
 
 import typer
 
+from codeact_lib.artifacts import locked, make_folder, write_frame
+from codeact_lib.data.instructions import load_instructions
 from codeact_lib.errors import CodeActError, ModelError
+from codeact_lib.ifd.score import score_ifd
+from codeact_lib.modeling.load import compute_device, load_base_model, load_tokenizer
 from codeact_lib.processes import child_environment, end_with, pass_lines_on, start
 
 
@@ -38,10 +42,6 @@ def score_file(
     """Score DATA into shards, and into one table if asked for; of several processes the first one writes it."""
     if parent:
         end_with(parent)
-    from codeact_lib.artifacts import locked, make_folder, write_frame
-    from codeact_lib.data.instructions import load_instructions
-    from codeact_lib.ifd.score import score_ifd
-    from codeact_lib.modeling.load import compute_device, load_base_model, load_tokenizer
 
     first = int(os.environ.get("RANK", 0)) == 0
     busy = f"Another process is scoring into {shards}: wait for it, stop it, or give this one another --shards."

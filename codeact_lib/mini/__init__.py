@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from codeact_lib.artifacts import MINI_BASE_DIR
 from codeact_lib.mini.benchmark import BENCHMARKS, build_benchmark
 from codeact_lib.mini.corpus import CORPORA, build_corpus
 
@@ -10,7 +11,7 @@ __all__ = ["BENCHMARKS", "CORPORA", "base_model_dir", "build_base_model", "build
 
 def base_model_dir() -> Path:
     """The folder of the base model that ships with the package (safetensors, tokenizer, card)."""
-    return Path(__file__).parent / "mini-base"
+    return MINI_BASE_DIR
 
 
 def build_base_model(*args, **kwargs):

@@ -14,6 +14,8 @@ from pathlib import Path
 from codeact_lib.artifacts import atomic_write
 from codeact_lib.measure import environment_facts
 from codeact_lib.mini.corpus import pretraining_texts
+from codeact_lib.modeling.loss import use_supervised_loss
+from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.prompts import TEMPLATES, encode
 
 TEMPLATE = "deepseek-coder"
@@ -141,9 +143,6 @@ def build_base_model(output_dir, *, steps: int | None = None, work_dir=None, **c
 
 def _trainer(recipe: Recipe, work_dir: Path, steps: int | None):
     from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    from codeact_lib.modeling.loss import use_supervised_loss
-    from codeact_lib.packing.collate import DynamicPackCollator
 
     work_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(recipe)

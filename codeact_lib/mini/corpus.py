@@ -15,6 +15,7 @@ import random
 
 from codeact_lib.errors import DataError
 from codeact_lib.mini import stdlib, text
+from codeact_lib.mini.benchmark import example_input, humaneval_prompt, run_program, task_inputs
 from codeact_lib.mini.operations import Program, sample_program
 from codeact_lib.prompts import benchmark_instruction
 
@@ -146,15 +147,11 @@ def ask_to_complete(program: Program, rng: random.Random) -> str:
 
 def ask_with_examples(program: Program, rng: random.Random) -> str:
     """A signature with a docstring and examples, as HumanEval asks."""
-    from codeact_lib.mini.benchmark import humaneval_prompt, task_inputs
-
     return benchmark_instruction("humaneval", humaneval_prompt(program, task_inputs(program, rng)[0][:2], rng))
 
 
 def ask_by_example(program: Program, rng: random.Random) -> str:
     """A text followed by an assertion, as MBPP asks."""
-    from codeact_lib.mini.benchmark import example_input, run_program
-
     value = example_input(program.source.name, rng)
     test = f"assert {program.name}({value!r}) == {run_program(program, value)!r}"
     sentence = f"Write a function to {text.sequence_phrase(program, rng, form=str)}, given {program.source.phrase}."

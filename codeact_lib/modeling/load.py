@@ -13,6 +13,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from codeact_lib.artifacts import MINI_BASE_DIR
 from codeact_lib.errors import ModelError
 from codeact_lib.hub import hub_error, pinned_revision
 from codeact_lib.modeling.attention import SEGMENTS, check_segment_support
@@ -24,11 +25,7 @@ MINI_BASE = "mini-base"
 # ---- loading -------------------------------------------------------------------------------------------------------
 def resolve_path(path) -> str:
     """The folder or hub id behind a model path; "mini-base" is the model that ships with the package."""
-    if str(path) != MINI_BASE:
-        return str(path)
-    from codeact_lib.mini import base_model_dir
-
-    return str(base_model_dir())
+    return str(MINI_BASE_DIR if str(path) == MINI_BASE else path)
 
 
 def compute_device() -> torch.device:

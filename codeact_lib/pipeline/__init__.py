@@ -1,5 +1,6 @@
 """The runner: six stages, what is done of them, and papermill for the rest."""
 
+from codeact_lib.pipeline.history import run_history
 from codeact_lib.pipeline.run import StageFailed, plan, run
 from codeact_lib.pipeline.stages import STAGES, StageTask, open_stage, run_options
 
@@ -10,5 +11,6 @@ __all__ = [
     "open_stage",
     "plan",
     "run",
+    "run_history",
     "run_options",
 ]

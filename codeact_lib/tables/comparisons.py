@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from codeact_lib.statistics import paired_bootstrap, sign_flip_test
 from codeact_lib.tables.cells import percent_cell
 from codeact_lib.tables.render import Table
 from codeact_lib.tables.results import (
@@ -120,8 +121,6 @@ def _passed(record: dict, kinds: tuple[str, ...], side: str) -> dict[str, bool]:
 
 
 def _one_test(ours: list[dict[str, bool]], other: list[dict[str, bool]], heading: str) -> dict:
-    from codeact_lib.statistics import paired_bootstrap, sign_flip_test
-
     test, interval = sign_flip_test(ours, other), paired_bootstrap(ours, other)
     k, k_other = (sum(sum(run.values()) for run in runs) / len(runs) for runs in (ours, other))
     direction = "ahead" if k > k_other else "behind"

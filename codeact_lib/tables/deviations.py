@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from codeact_lib.artifacts import atomic_write, project_root
+from codeact_lib.config import load_profile, profile_names
 
 NOT_STATED = "not stated"
 
@@ -298,8 +299,6 @@ Keys that are not listed change speed, names or places only.
 
 def deviations_document() -> str:
     """The text of docs/deviations.md."""
-    from codeact_lib.config import load_profile, profile_names
-
     profiles = {name: load_profile(name) for name in sorted(profile_names(), key=lambda name: name != "paper")}
     columns = ["#", "Paper says", "Authors' code does", "We do", "Switch", "Effect"]
     rows = [[str(e.point), e.paper, e.authors, e.ours, _switch_cell(e), e.effect] for e in DEVIATIONS]

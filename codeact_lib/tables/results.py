@@ -14,6 +14,7 @@ import pandas as pd
 from codeact_lib.artifacts import project_root, read_frame, read_json, sha256_file
 from codeact_lib.errors import ArtifactError
 from codeact_lib.evaluation.records import is_sealed
+from codeact_lib.statistics import pass_interval, seed_average
 
 # kind of benchmark, base or plus tests, column, heading
 BENCHMARKS = (
@@ -252,8 +253,6 @@ def _score(column: str, side: str, found: list[dict], comparable: bool) -> dict:
 
 
 def _interval(verdicts: list[dict], ks: list[int], n: int, side: str) -> tuple[float, float]:
-    from codeact_lib.statistics import pass_interval
-
     if len(ks) == 1:
         return pass_interval(ks[0], n)
     tasks = sorted(verdicts[0])
@@ -263,8 +262,6 @@ def _interval(verdicts: list[dict], ks: list[int], n: int, side: str) -> tuple[f
 @lru_cache(maxsize=1024)
 def _seeds_interval(solved: tuple[tuple[bool, ...], ...]) -> tuple[float, float]:
     """Kept: several tables and figures ask for the same arm, and the bootstrap takes a tenth of a second."""
-    from codeact_lib.statistics import seed_average
-
     found = seed_average([dict(enumerate(flags)) for flags in solved])
     return found["low"], found["high"]
 

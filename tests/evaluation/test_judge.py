@@ -22,7 +22,8 @@ from codeact_lib.evaluation.boxed import answers
 from codeact_lib.evaluation.boxed.plain import Opaque, decode, encode
 from codeact_lib.evaluation.boxes import _read_events
 from codeact_lib.evaluation.judge import PassAtOne, evaluate_solutions, imports_of
-from codeact_lib.evaluation.records import metrics_record, run_history
+from codeact_lib.evaluation.records import metrics_record
+from codeact_lib.pipeline.history import run_history
 from codeact_lib.sandbox.run import choose_isolation, probe_isolation
 
 REAL_DATA = os.environ.get("CODEACT_REAL_DATA")

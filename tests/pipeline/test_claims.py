@@ -19,8 +19,9 @@ from codeact_lib.artifacts import StageManifest, write_json
 from codeact_lib.cli import app
 from codeact_lib.config import load_profile
 from codeact_lib.errors import ArtifactError, ProfileError
-from codeact_lib.evaluation.records import metrics_record, run_history
+from codeact_lib.evaluation.records import metrics_record
 from codeact_lib.pipeline.claims import Claims
+from codeact_lib.pipeline.history import run_history
 from codeact_lib.pipeline.run import makers, plan, run, select
 from codeact_lib.pipeline.stages import open_stage
 from codeact_lib.tables.results import hardware

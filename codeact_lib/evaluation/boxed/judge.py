@@ -53,7 +53,6 @@ def load():
     import multiprocessing.heap
 
     import evalplus.eval
-    import evalplus.gen.util
 
     # A box may hide /dev/shm and /proc, which these would use: locks and shared memory, the size of the memory.
     multiprocessing.heap.Arena._dir_candidates = []

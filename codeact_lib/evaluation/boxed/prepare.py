@@ -29,8 +29,6 @@ def load():
     """The part of EvalPlus that reads answers and inputs."""
     # evalplus.data imports `datasets` for a leaderboard this program never asks for: 1.3 s and 100 MB in every fork.
     sys.modules.setdefault("datasets", types.SimpleNamespace(load_dataset=None))
-    import evalplus.data.mbpp
-    import evalplus.eval.utils
     import evalplus.sanitize
 
     # EvalPlus 0.3.1 throws away a helper without `return`, even if it is a generator that the solution needs.
