@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,7 @@ def bench_select(
     rows: Annotated[list[int] | None, typer.Option(help="Rows to choose from; repeatable [10k, 100k, 1M].")] = None,
     dimensions: Annotated[int, typer.Option(help="Of the embeddings; 384 is MiniLM's, 768 MPNet's.")] = 384,
     repeats: Annotated[int, typer.Option(help="Rounds; the table has medians.")] = 3,
-):
+) -> None:
     """Time and memory of choosing from up to a million rows; writes results/bench/select.json and .md."""
     from bench.select import SIZES, run
 
@@ -39,12 +39,21 @@ def bench_ifd(
     tokens_per_batch: Annotated[int | None, typer.Option(help="Slots of our batches [default: by device].")] = None,
     repeats: Annotated[int, typer.Option(help="Rounds of all contenders.")] = 3,
     output: Annotated[Path | None, typer.Option(help="Folder for the table [default: results/bench].")] = None,
-):
+) -> None:
     """Our IFD scorer against a naive loop with a batch of one: speed and peak memory, on full-length and short rows."""
     from bench.ifd import run_bench
 
-    options = {"n_rows": rows, "size": size, "dtype": dtype, "tokens_per_batch": tokens_per_batch, "repeats": repeats}
-    print(f"written: {run_bench(data, response_column=response_column, folder=output, say=print, **options)}")
+    path = run_bench(
+        data,
+        response_column=response_column,
+        n_rows=rows,
+        size=size,
+        dtype=dtype,
+        tokens_per_batch=tokens_per_batch,
+        repeats=repeats,
+        folder=output,
+    )
+    print(f"written: {path}")
 
 
 @app.command("generate")
@@ -55,12 +64,13 @@ def bench_generate_command(
     limit: Annotated[int, typer.Option(help="The first so many tasks.")] = 80,
     batch_size: Annotated[int, typer.Option(help="Rows decoded together.")] = 80,
     repeats: Annotated[int, typer.Option(help="Rounds.")] = 3,
-):
+) -> None:
     """Greedy solutions in batches against one prompt at a time: the time of both, and the same text of both."""
     from bench.generate import bench_generate
 
-    options = {"limit": limit, "batch_size": batch_size, "repeats": repeats}
-    table = bench_generate(model=model, template=template, benchmark=benchmark, **options)
+    table = bench_generate(
+        model=model, template=template, benchmark=benchmark, limit=limit, batch_size=batch_size, repeats=repeats
+    )
     print(table.to_markdown(index=False, floatfmt=",.3g"))
 
 
@@ -70,7 +80,7 @@ def bench_eval_command(
     limit: Annotated[int | None, typer.Option(help="The first so many tasks [default: all].")] = None,
     isolation: Annotated[str, typer.Option(help="A rung of the isolation ladder.")] = "auto",
     repeats: Annotated[int, typer.Option(help="Rounds.")] = 3,
-):
+) -> None:
     """Judging all canonical solutions, base and plus: EvalPlus as it comes against ours, boxes included."""
     require_package("evalplus", "eval")
     from bench.eval import bench_eval
@@ -86,12 +96,18 @@ def bench_packing(
     max_length: Annotated[int, typer.Option(help="Tokens a row may have.")] = 2048,
     accumulation_steps: Annotated[int, typer.Option(help="Batches packed together in the window.")] = 4,
     repeats: Annotated[int, typer.Option(help="Fresh processes per strategy.")] = 3,
-):
+) -> None:
     """Padding and planning time of every strategy, within the batch and over the accumulation window."""
     from bench.packing import bench_packing
 
-    options = {"max_length": max_length, "accumulation_steps": accumulation_steps, "repeats": repeats}
-    print(f"written to {bench_packing(lengths, batch_size=batch_size, **options, say=print)}")
+    path = bench_packing(
+        lengths,
+        batch_size=batch_size,
+        max_length=max_length,
+        accumulation_steps=accumulation_steps,
+        repeats=repeats,
+    )
+    print(f"written to {path}")
 
 
 @app.command("train")
@@ -109,7 +125,7 @@ def bench_train(
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
     layout: Annotated[list[str] | None, typer.Option(help="Only this layout; repeatable [default: all].")] = None,
     repeats: Annotated[int, typer.Option(help="Fresh processes per contender.")] = 3,
-):
+) -> None:
     """Step time, peak memory, padding and loss of every layout, with the plain and the supervised-position loss.
 
     Examples:
@@ -121,17 +137,18 @@ def bench_train(
     """
     from bench.train import LAYOUTS, Setting, bench_train
 
-    shape: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
-    shape |= {
-        "accumulation_steps": accumulation_steps,
-        "steps": steps,
-        "dtype": dtype,
-        "gradient_checkpointing": gradient_checkpointing,
-    }
-    setting = Setting(architecture, random_init, **shape)
-    print(
-        f"written to {bench_train(instructions, setting, layouts=layout or tuple(LAYOUTS), repeats=repeats, say=print)}"
+    setting = Setting(
+        architecture,
+        random_init,
+        max_length=max_length,
+        batch_size=batch_size,
+        accumulation_steps=accumulation_steps,
+        steps=steps,
+        dtype=dtype,
+        gradient_checkpointing=gradient_checkpointing,
     )
+    path = bench_train(instructions, setting, layouts=layout or tuple(LAYOUTS), repeats=repeats, say=print)
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":

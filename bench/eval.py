@@ -5,10 +5,17 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from bench.harness import compare, contest, write_bench
+import pandas as pd
+
+from bench.harness import Work, compare, contest, write_bench
 from codeact_lib.errors import CodeActError
+from codeact_lib.evaluation.benchmarks import Benchmark, load_benchmark
+from codeact_lib.evaluation.judge import evaluate_solutions, usable_cores
+from codeact_lib.sandbox.run import choose_isolation
 
 BASELINE = "EvalPlus"
 # As its command line runs it, but for the end: EvalPlus then waits up to 20 s in a thread, which is not counted.
@@ -21,11 +28,19 @@ os._exit(0)
 """
 
 
-def bench_eval(*, benchmark="mini-humaneval", limit=None, isolation="auto", parallel=None, repeats=3, folder=None):
+def bench_eval(
+    *,
+    benchmark: str = "mini-humaneval",
+    limit: int | None = None,
+    isolation: str = "auto",
+    parallel: int | None = None,
+    repeats: int = 3,
+    folder: str | Path | None = None,
+) -> pd.DataFrame:
     """Measure both, require that they count the same, and write results/bench/eval.json.
 
     Args:
-        benchmark, limit: the first ``limit`` tasks of a benchmark (None: all); their canonical solutions are judged.
+        benchmark, limit: the first `limit` tasks of a benchmark (None: all); their canonical solutions are judged.
         isolation: a rung, or "auto".
         parallel: solutions at a time for both, None for one per usable core.
 
@@ -35,14 +50,12 @@ def bench_eval(*, benchmark="mini-humaneval", limit=None, isolation="auto", para
     Raises:
         CodeActError: the two counted differently.
     """
-    from codeact_lib.evaluation.judge import usable_cores
-    from codeact_lib.sandbox.run import choose_isolation
-
     what = {"benchmark": benchmark, "limit": limit, "parallel": parallel or usable_cores(), "min_time_limit": 4.0}
     isolation = choose_isolation(isolation)
-    here, name = "bench.eval", f"ours, in {isolation}"
-    contenders = {BASELINE: (f"{here}:prepare_plain", what)}
-    contenders[name] = (f"{here}:prepare_ours", {**what, "isolation": isolation})
+    contenders = {
+        BASELINE: ("bench.eval:prepare_plain", what),
+        f"ours, in {isolation}": ("bench.eval:prepare_ours", {**what, "isolation": isolation}),
+    }
     rows = contest(contenders, repeats=repeats)
     if rows["unsolved"].nunique() != 1:
         raise CodeActError(f"The two count differently: {rows[['contender', 'unsolved']].to_dict('records')}.")
@@ -53,11 +66,11 @@ def bench_eval(*, benchmark="mini-humaneval", limit=None, isolation="auto", para
     return table
 
 
-def prepare_plain(benchmark, limit, parallel, min_time_limit):
-    """``evalplus.evaluate`` in a process of its own; nothing of an earlier run is there to be reused."""
+def prepare_plain(benchmark: str, limit: int | None, parallel: int, min_time_limit: float) -> Work:
+    """`evalplus.evaluate` in a process of its own; nothing of an earlier run is there to be reused."""
     loaded, samples = _load(benchmark, limit)
 
-    def work():
+    def work() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as made:
             folder = Path(made)
             tasks = _write(folder / "tasks.data", loaded.tasks)
@@ -72,35 +85,31 @@ def prepare_plain(benchmark, limit, parallel, min_time_limit):
     return work
 
 
-def prepare_ours(benchmark, limit, parallel, min_time_limit, isolation):
+def prepare_ours(benchmark: str, limit: int | None, parallel: int, min_time_limit: float, isolation: str) -> Work:
     """`codeact_lib.evaluation.judge.evaluate_solutions`, canaries and second opinion included."""
-    from codeact_lib.evaluation.judge import evaluate_solutions
-
     loaded, samples = _load(benchmark, limit)
-    options = {"isolation": isolation, "parallel": parallel, "min_time_limit": min_time_limit, "say": None}
+    options: dict[str, Any] = {"isolation": isolation, "parallel": parallel, "min_time_limit": min_time_limit}
 
-    def work():
+    def work() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            options.update(output_dir=folder, cache_dir=folder, sanitize=False)
+            options.update(output_dir=folder, cache_dir=folder, sanitize=False, say=None)
             result = evaluate_solutions(samples, loaded, **options)
         return _facts([task_id for task_id, verdict in result.verdicts.items() if verdict["failure"]], loaded)
 
     return work
 
 
-def _facts(unsolved, loaded):
+def _facts(unsolved: Iterable[str], loaded: Benchmark) -> dict[str, Any]:
     """Of EvalPlus 0.3.1 a known fault is left out: it can never pass HumanEval/32."""
     return {"tasks": len(loaded.tasks), "unsolved": " ".join(sorted({*unsolved} - {"HumanEval/32"})) or "none"}
 
 
-def _load(benchmark, limit):
-    from codeact_lib.evaluation.benchmarks import load_benchmark
-
+def _load(benchmark: str, limit: int | None) -> tuple[Benchmark, list[dict[str, str]]]:
     loaded = load_benchmark(benchmark, limit)
     whole = [{"task_id": t["task_id"], "solution": t["prompt"] + t["canonical_solution"]} for t in loaded.tasks]
     return loaded, whole
 
 
-def _write(path, rows):
+def _write(path: Path, rows: Iterable[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

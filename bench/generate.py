@@ -1,23 +1,42 @@
-"""Greedy solutions of benchmark tasks: one prompt at a time by transformers' ``generate``, and in batches by ours."""
+"""Greedy solutions of benchmark tasks: one prompt at a time by transformers' `generate`, and in batches by ours."""
 
 import hashlib
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from bench.harness import compare, contest, write_bench
+import pandas as pd
+import torch
+
+from bench.harness import Work, compare, contest, write_bench
 from codeact_lib.errors import CodeActError
+from codeact_lib.evaluation.benchmarks import load_benchmark
+from codeact_lib.evaluation.generation import cut, encode_task, generate_solutions
+from codeact_lib.modeling.load import load_base_model, load_tokenizer
+from codeact_lib.prompts import PROTOCOLS
 
 BASELINE = "one prompt at a time"
 
 
-def bench_generate(*, model="mini-base", template="deepseek-coder", benchmark="mini-humaneval", limit=80, **options):
+def bench_generate(
+    *,
+    model: str = "mini-base",
+    template: str = "deepseek-coder",
+    benchmark: str = "mini-humaneval",
+    limit: int = 80,
+    batch_size: int = 80,
+    max_new_tokens: int = 160,
+    repeats: int = 3,
+    folder: str | Path | None = None,
+) -> pd.DataFrame:
     """Measure both, require the same text of them, and write results/bench/generate.json.
 
     Args:
         model: path or name of a model; float32.
         template: its prompt template.
-        benchmark, limit: the first ``limit`` tasks of a benchmark.
-        options: ``batch_size`` and ``max_new_tokens`` of generation, ``repeats`` of the contest, ``folder`` of results.
+        benchmark, limit: the first `limit` tasks of a benchmark.
+        batch_size, max_new_tokens: of generation.
+        repeats, folder: rounds of the contest, and where its results go.
 
     Returns:
         The table of `bench.harness.compare`.
@@ -25,32 +44,28 @@ def bench_generate(*, model="mini-base", template="deepseek-coder", benchmark="m
     Raises:
         CodeActError: the two gave different text.
     """
-    size, tokens = options.get("batch_size", 80), options.get("max_new_tokens", 160)
-    what = {"model": model, "template": template, "benchmark": benchmark, "limit": limit, "max_new_tokens": tokens}
-    here = "bench.generate"
-    contenders = {BASELINE: (f"{here}:prepare_single", what)}
-    contenders[f"batches of {size}"] = (f"{here}:prepare_batches", {**what, "batch_size": size})
-    rows = contest(contenders, repeats=options.get("repeats", 3))
+    what = {"model": model, "template": template, "benchmark": benchmark, "limit": limit}
+    what["max_new_tokens"] = max_new_tokens
+    contenders = {
+        BASELINE: ("bench.generate:prepare_single", what),
+        f"batches of {batch_size}": ("bench.generate:prepare_batches", {**what, "batch_size": batch_size}),
+    }
+    rows = contest(contenders, repeats=repeats)
     if rows["text_sha256"].nunique() != 1:
         raise CodeActError("The batches gave other text than one prompt at a time: this must not be, please report it.")
     table = compare(rows, BASELINE)
-    write_bench("generate", table, {**what, "same text": True}, options.get("folder"))
+    write_bench("generate", table, {**what, "same text": True}, folder)
     return table
 
 
-def prepare_single(model, template, benchmark, limit, max_new_tokens):
-    """transformers' own ``generate`` with its key-value cache and stop strings, a prompt after the other."""
-    import torch
-
-    from codeact_lib.evaluation.generation import cut, encode_task
-    from codeact_lib.prompts import PROTOCOLS
-
+def prepare_single(model: str, template: str, benchmark: str, limit: int, max_new_tokens: int) -> Work:
+    """transformers' own `generate` with its key-value cache and stop strings, a prompt after the other."""
     loaded, tokenizer, tasks = _load(model, benchmark, limit)
     stop = PROTOCOLS["authors"].stop
     rules = {"do_sample": False, "max_new_tokens": max_new_tokens, "stop_strings": list(stop), "tokenizer": tokenizer}
 
     @torch.inference_mode()
-    def work():
+    def work() -> dict[str, Any]:
         texts = []
         for task in tasks:
             ids = torch.tensor([encode_task(tokenizer, task, template)])
@@ -62,14 +77,14 @@ def prepare_single(model, template, benchmark, limit, max_new_tokens):
     return work
 
 
-def prepare_batches(model, template, benchmark, limit, max_new_tokens, batch_size):
+def prepare_batches(
+    model: str, template: str, benchmark: str, limit: int, max_new_tokens: int, batch_size: int
+) -> Work:
     """`codeact_lib.generation.generate_solutions`, with its file."""
-    from codeact_lib.evaluation.generation import generate_solutions
-
     loaded, tokenizer, tasks = _load(model, benchmark, limit)
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": None}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": None}
 
-    def work():
+    def work() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "samples.jsonl"
             rows = generate_solutions(loaded, tokenizer, tasks, template, output_path=path, **options)
@@ -78,13 +93,10 @@ def prepare_batches(model, template, benchmark, limit, max_new_tokens, batch_siz
     return work
 
 
-def _load(model, benchmark, limit):
-    from codeact_lib.evaluation.benchmarks import load_benchmark
-    from codeact_lib.modeling.load import load_base_model, load_tokenizer
-
+def _load(model: str, benchmark: str, limit: int) -> tuple[Any, Any, list[dict[str, Any]]]:
     loaded = load_base_model(model, dtype="float32", attn_implementation="sdpa").eval()
     return loaded, load_tokenizer(model), load_benchmark(benchmark, limit).tasks
 
 
-def _facts(texts):
+def _facts(texts: list[str]) -> dict[str, Any]:
     return {"tasks": len(texts), "text_sha256": hashlib.sha256("\0".join(texts).encode()).hexdigest()}

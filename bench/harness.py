@@ -14,19 +14,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from codeact_lib.artifacts import atomic_write, project_root, write_json
 from codeact_lib.errors import CodeActError
-from codeact_lib.measure import environment_facts
+from codeact_lib.measure import PeakMemory, environment_facts
 from codeact_lib.processes import child_environment
 
+Work = Callable[[], dict[str, Any]]  # what is timed; returns facts for the table
+Say = Callable[[str], None]
 
-def contest(contenders: dict, *, repeats: int = 3, timeout: float = 3600, say=print) -> pd.DataFrame:
+
+def contest(
+    contenders: Mapping[str, tuple[str, dict[str, Any]]], *, repeats: int = 3, timeout: float = 3600, say: Say = print
+) -> pd.DataFrame:
     """Run every contender `repeats` times, interleaved; one line a run.
 
     `contenders` maps a name to (`"module:function"`, arguments as plain JSON values). Returns a frame with `contender`,
@@ -43,7 +50,7 @@ def contest(contenders: dict, *, repeats: int = 3, timeout: float = 3600, say=pr
     return pd.DataFrame(rows)
 
 
-def _run_once(name, function, arguments, timeout) -> dict:
+def _run_once(name: str, function: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         task = json.dumps({"function": function, "arguments": arguments, "answer": str(answer)})
@@ -64,10 +71,8 @@ def _run_once(name, function, arguments, timeout) -> dict:
         return json.loads(answer.read_text())
 
 
-def _child(task: dict) -> None:
+def _child(task: dict[str, Any]) -> None:
     """Set up, work, measure, and leave the answer in a file (anything may print)."""
-    from codeact_lib.measure import PeakMemory
-
     module, function = task["function"].split(":")
     work = getattr(importlib.import_module(module), function)(**task["arguments"])
     with PeakMemory() as memory:
@@ -101,7 +106,7 @@ def compare(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return table
 
 
-def write_bench(name: str, table: pd.DataFrame, about: dict, folder=None) -> Path:
+def write_bench(name: str, table: pd.DataFrame, about: dict[str, Any], folder: str | Path | None = None) -> Path:
     """Write `<name>.json` (table, `about`, versions, hardware), `<name>.md` and `<name>.svg`; return the first's path.
 
     `table` is what `compare` returns; columns that are left out of it are left out of the page too. The folder is
@@ -122,7 +127,7 @@ def write_bench(name: str, table: pd.DataFrame, about: dict, folder=None) -> Pat
     return folder / f"{name}.json"
 
 
-def bench_page(name: str, facts: dict, picture: bool = True) -> str:
+def bench_page(name: str, facts: dict[str, Any], picture: bool = True) -> str:
     """The Markdown page of a bench from the facts in its JSON: where it was measured, what all share, the table."""
     table = pd.DataFrame(facts["rows"]).dropna(axis="columns", how="all")
     shared = [key for key in table.columns.drop("contender") if len(table) > 1 and table[key].nunique() == 1]
@@ -135,20 +140,23 @@ def bench_page(name: str, facts: dict, picture: bool = True) -> str:
     return f"# bench {name}\n\nMeasured on {_place(facts)}.\n\n{figure}{lines}\n{rows}\n"
 
 
-def _place(facts) -> str:
+def _place(facts: dict[str, Any]) -> str:
     environment = facts["environment"]
     return environment["gpu"] or f"{environment['cpu']}, {environment['cores']} cores"
 
 
-def _shown(key, value) -> tuple[str, str]:
+def _shown(key: str, value: Any) -> tuple[str, str]:
     """Heading and text of a value for a reader: bytes in MB, whole numbers whole, three digits of others."""
     if key.endswith("_bytes"):
-        key, value = f"{key.removesuffix('_bytes')}_mb", value / 1e6
+        key = f"{key.removesuffix('_bytes')}_mb"
+        value = value / 1e6
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        return key.replace("_", " "), str(value)
-    if float(value).is_integer() or abs(float(value)) >= 1000:
-        return key.replace("_", " "), f"{value:,.0f}"
-    return key.replace("_", " "), f"{value:.3g}"
+        text = str(value)
+    elif float(value).is_integer() or abs(float(value)) >= 1000:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.3g}"
+    return key.replace("_", " "), text
 
 
 if __name__ == "__main__":

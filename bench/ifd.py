@@ -7,7 +7,9 @@ says, tokenising included, and their scores must agree: how fast a wrong scorer 
 
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bench.harness import compare, contest, write_bench
+from bench.harness import Say, Work, compare, contest, write_bench
 from codeact_lib.data.instructions import load_instructions
 from codeact_lib.errors import CodeActError
 from codeact_lib.ifd.score import score_ifd
@@ -32,7 +34,18 @@ LENGTHS = {"full-length": 2048, "short": 96}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}  # relative; half precision rounds, batched or not
 
 
-def run_bench(data, *, response_column, n_rows, size, dtype, tokens_per_batch=None, repeats=3, folder=None, say=print):
+def run_bench(
+    data: str | Path,
+    *,
+    response_column: str,
+    n_rows: int,
+    size: str,
+    dtype: str,
+    tokens_per_batch: int | None = None,
+    repeats: int = 3,
+    folder: str | Path | None = None,
+    say: Say = print,
+) -> Path:
     """Measure, check that the scores agree, write `results/bench/ifd.{json,md}`; returns the path of the JSON file.
 
     `data` is an instruction file, of which `n_rows` rows, evenly spaced, are scored. Raises CodeActError where the two
@@ -55,7 +68,7 @@ def run_bench(data, *, response_column, n_rows, size, dtype, tokens_per_batch=No
     return write_bench("ifd", pd.concat(tables, ignore_index=True), about, folder=folder)
 
 
-def _prepare(data, response_column, n_rows, work):
+def _prepare(data: str | Path, response_column: str, n_rows: int, work: Path) -> int:
     """Leave the rows, and a tokenizer trained on the whole set, where every contender finds them."""
     examples, _ = load_instructions(data, response_column=response_column)
     texts = (examples["instruction"] + "\n" + examples["response"]).tolist()
@@ -65,20 +78,25 @@ def _prepare(data, response_column, n_rows, work):
     return len(chosen)
 
 
-def _train_tokenizer(texts):
+def _train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE with BOS in front, as Llama's and DeepSeek's are."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet, special = sorted(pre_tokenizers.ByteLevel.alphabet()), ["<s>", "</s>"]
-    options = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=VOCABULARY, **options))
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-def _difference(work, max_length, tolerance):
-    naive_scores, scores = (np.load(Path(work) / f"{name}-{max_length}.npy") for name in ("naive", "ours"))
+def _difference(work: str, max_length: int, tolerance: float) -> float:
+    naive_scores = np.load(Path(work) / f"naive-{max_length}.npy")
+    scores = np.load(Path(work) / f"ours-{max_length}.npy")
     largest = float(np.max(np.abs(scores - naive_scores) / np.maximum(np.abs(naive_scores), 1e-9)))
     if not largest <= tolerance:
         raise CodeActError(
@@ -88,25 +106,29 @@ def _difference(work, max_length, tolerance):
 
 
 # ---- contenders: set up, then return the work ----------------------------------------------------------------------
-
-
-def naive(**arguments):
+def naive(**arguments: Any) -> Work:
     """One row after the other, one sequence at a time, logits at every position."""
     model, tokenizer, rows = _load(**arguments)
     max_length = arguments["max_length"]
-    return lambda: _measured(
-        "naive", arguments, lambda: [_naive_ifd(model, tokenizer, row, max_length) for row in rows.itertuples()]
-    )
+
+    def score() -> list[float]:
+        return [_naive_ifd(model, tokenizer, row, max_length) for row in rows.itertuples()]
+
+    return lambda: _measured("naive", arguments, score)
 
 
-def ours(tokens_per_batch=None, **arguments):
+def ours(tokens_per_batch: int | None = None, **arguments: Any) -> Work:
     """`score_ifd`."""
     model, tokenizer, rows = _load(**arguments)
     options = {"max_length": arguments["max_length"], "preset": "authors", "tokens_per_batch": tokens_per_batch}
-    return lambda: _measured("ours", arguments, lambda: score_ifd(model, tokenizer, rows, None, **options)["ifd"])
+
+    def score() -> pd.Series:
+        return score_ifd(model, tokenizer, rows, TEMPLATES["ifd-authors"], **options)["ifd"]
+
+    return lambda: _measured("ours", arguments, score)
 
 
-def _load(work, size, dtype, **_):
+def _load(work: str, size: str, dtype: str, **_: Any) -> tuple[Any, Any, pd.DataFrame]:
     """Model, tokenizer and rows, after a short forward pass: what that loads and compiles is nobody's work."""
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096, **SHAPES[size])
@@ -118,9 +140,10 @@ def _load(work, size, dtype, **_):
     return model, AutoTokenizer.from_pretrained(work), pd.read_parquet(Path(work) / "rows.parquet")
 
 
-def _measured(name, arguments, score):
+def _measured(name: str, arguments: dict[str, Any], score: Callable[[], Sequence[float]]) -> dict[str, Any]:
     """Score, leave the scores for the comparison, and say how fast it was."""
-    cpu, started = time.process_time(), time.perf_counter()
+    cpu = time.process_time()
+    started = time.perf_counter()
     scores = np.asarray(score(), dtype=np.float64)
     seconds = time.perf_counter() - started
     np.save(Path(arguments["work"]) / f"{name}-{arguments['max_length']}.npy", scores)
@@ -128,7 +151,7 @@ def _measured(name, arguments, score):
 
 
 @torch.inference_mode()
-def _naive_ifd(model, tokenizer, row, max_length):
+def _naive_ifd(model: Any, tokenizer: Any, row: Any, max_length: int) -> float:
     """IFD as released tools compute it: two calls of the model with labels, each on a batch of one; a failure is 0."""
     prompt = TEMPLATES["ifd-authors"].prompt(row.instruction)
     n_prompt = len(tokenizer(prompt, truncation=True, max_length=max_length)["input_ids"])
@@ -141,6 +164,6 @@ def _naive_ifd(model, tokenizer, row, max_length):
     return score if np.isfinite(score) else 0.0
 
 
-def _ids(tokenizer, text, max_length, device):
+def _ids(tokenizer: Any, text: str, max_length: int, device: torch.device) -> torch.Tensor:
     ids = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
     return torch.tensor([ids], device=device)

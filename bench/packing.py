@@ -5,21 +5,34 @@ the spot (any tokenizer of that size gives nearly these lengths). Each strategy 
 """
 
 import json
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from bench.harness import compare, contest, write_bench
+from bench.harness import Say, Work, compare, contest, write_bench
 from codeact_lib.errors import DataError
 from codeact_lib.packing.collate import padding_report
 from codeact_lib.packing.plan import PaddingStrategy, plan_micro_batches
+from codeact_lib.prompts import TEMPLATES
 
 TEXT_KEYS = (("instruction", "output"), ("instruction", "response"), ("problem", "solution"))
 VOCAB_SIZE = 32_000
 
 
 def bench_packing(
-    path, *, batch_size=16, max_length=2048, accumulation_steps=4, seed=0, repeats=3, folder=None, say=print
+    path: str | Path,
+    *,
+    batch_size: int = 16,
+    max_length: int = 2048,
+    accumulation_steps: int = 4,
+    seed: int = 0,
+    repeats: int = 3,
+    folder: str | Path | None = None,
+    say: Say = print,
 ) -> Path:
     """Plan all strategies within the batch and over the accumulation window; return the JSON file of the results.
 
@@ -29,15 +42,11 @@ def bench_packing(
     lengths = read_lengths(path, max_length)
     shuffled = [lengths[i] for i in np.random.default_rng(seed).permutation(len(lengths))]
     setting = {"lengths": shuffled, "max_length": max_length, "batch_size": batch_size}
-    scopes = {"batch": None, "window": accumulation_steps}
-    contenders = {
-        f"{strategy.value}, {scope}": (
-            "bench.packing:prepare",
-            {**setting, "strategy": strategy.value, "accumulation_steps": steps},
-        )
-        for scope, steps in scopes.items()
-        for strategy in PaddingStrategy
-    }
+    contenders = {}
+    for scope, steps in (("batch", None), ("window", accumulation_steps)):
+        for strategy in PaddingStrategy:
+            arguments = {**setting, "strategy": strategy.value, "accumulation_steps": steps}
+            contenders[f"{strategy.value}, {scope}"] = ("bench.packing:prepare", arguments)
     table = compare(contest(contenders, repeats=repeats, say=say), baseline="dynamic_pack, batch")
     table.insert(2, "microseconds_per_batch", table["seconds"] / len(lengths) * batch_size * 1e6)
     about = {"samples": len(lengths), "mean length": round(float(np.mean(lengths)), 1), "longest": max(lengths)}
@@ -45,13 +54,15 @@ def bench_packing(
     return write_bench("packing", table, about, folder)
 
 
-def prepare(lengths, max_length, batch_size, strategy, accumulation_steps):
+def prepare(
+    lengths: list[int], max_length: int, batch_size: int, strategy: str, accumulation_steps: int | None
+) -> Work:
     """A contender: returns the planning of one epoch, which returns what the plan pads."""
     report = padding_report(lengths, max_length, batch_size, [strategy], accumulation_steps=accumulation_steps)
     window = batch_size * (accumulation_steps or 1)
     steps = [lengths[start : start + window] for start in range(0, len(lengths), window)]
 
-    def work():
+    def work() -> dict[str, Any]:
         for step in steps:
             plan_micro_batches(step, max_length, strategy, batch_size=None if accumulation_steps else batch_size)
         return report.drop(columns="strategy").iloc[0].to_dict()
@@ -59,7 +70,7 @@ def prepare(lengths, max_length, batch_size, strategy, accumulation_steps):
     return work
 
 
-def read_lengths(path, max_length: int) -> list[int]:
+def read_lengths(path: str | Path, max_length: int) -> list[int]:
     """Token counts, none above `max_length`, from a JSON list, a JSONL of numbers, or a JSONL of instructions."""
     path = Path(path)
     if not path.is_file():
@@ -74,34 +85,30 @@ def read_lengths(path, max_length: int) -> list[int]:
     return [min(int(n), max_length) for n in numbers]
 
 
-def lengths_of_instructions(path, max_length: int, vocab_size: int = VOCAB_SIZE) -> list[int]:
+def lengths_of_instructions(path: str | Path, max_length: int, vocab_size: int = VOCAB_SIZE) -> list[int]:
     """Tokens of each row with text on both sides, in the DeepSeek-Coder template and cut to `max_length`."""
     return [min(len(ids), max_length) for ids, _ in tokenize_instructions(path, vocab_size)]
 
 
-def tokenize_instructions(path, vocab_size: int = VOCAB_SIZE) -> list[tuple[list[int], int]]:
+def tokenize_instructions(path: str | Path, vocab_size: int = VOCAB_SIZE) -> list[tuple[list[int], int]]:
     """Token ids of each usable row and how many of them are its prompt, by a tokenizer trained on the file itself."""
-    from codeact_lib.prompts import TEMPLATES
-
     rows = _read_texts(path)
-    tokenizer = _train_tokenizer([text for row in rows for text in row], vocab_size)
+    tokenizer = _train_tokenizer(chain.from_iterable(rows), vocab_size)
     prompts = tokenizer.encode_batch([TEMPLATES["deepseek-coder"].prompt(prompt) for prompt, _ in rows])
     answers = tokenizer.encode_batch([answer for _, answer in rows])
     return [([0, *p.ids, *a.ids, 1], 1 + len(p.ids)) for p, a in zip(prompts, answers, strict=True)]
 
 
-def _read_texts(path) -> list[tuple[str, str]]:
+def _read_texts(path: str | Path) -> list[tuple[str, str]]:
     rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    for keys in TEXT_KEYS:
-        if set(keys) <= set(rows[0]):
-            pairs = [tuple(row[key] for key in keys) for row in rows]
-            return [pair for pair in pairs if all(text.strip() for text in pair)]
+    for question, answer in TEXT_KEYS:
+        if question in rows[0] and answer in rows[0]:
+            pairs = [(row[question], row[answer]) for row in rows]
+            return [pair for pair in pairs if pair[0].strip() and pair[1].strip()]
     raise DataError(f"{path}: rows have {', '.join(rows[0])}; wanted are instruction and response")
 
 
-def _train_tokenizer(texts, vocab_size):
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
+def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

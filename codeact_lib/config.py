@@ -6,20 +6,22 @@
         print(run.run_id)                                     # mini-base__mini-evol__cdas-0.4__dynamic-pack
 
 Keys carry Hugging Face's own argument names and are the same in all profiles. An unknown key or a value of the wrong
-type is a ``ProfileError`` that names the file, the key and the nearest known key; nothing is guessed or converted.
+type is a `ProfileError` that names the file, the key and the nearest known key; nothing is guessed or converted.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from codeact_lib.artifacts import PACKAGE_DIR, project_root
 from codeact_lib.errors import ProfileError
@@ -40,12 +42,14 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*(_[A-Za-z0-9.-]+
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+# An entry that takes part only when the overrides name it. Never written: what took part says so by being there.
+OnRequest = Annotated[bool, Field(exclude=True)]
 
 
-def _one_of(known):
-    """A name from ``known``, or a user's own ``module:function``."""
+def _one_of(known: Sequence[str]) -> AfterValidator:
+    """A name from `known`, or a user's own `module:function`."""
 
-    def check(name):
+    def check(name: str) -> str:
         if name not in known and not is_own(name):
             raise ValueError(f"{name!r} is unknown; choose one of {', '.join(known)}, or name your own module:function")
         return name
@@ -63,7 +67,7 @@ class _Strict(BaseModel):
 
 
 class DatasetSpec(_Strict):
-    """One instruction set: a built-in (``mini-evol``, ``mini-oss``), a local file, or a hub id with its revision."""
+    """One instruction set: a built-in (`mini-evol`, `mini-oss`), a local file, or a hub id with its revision."""
 
     name: Name
     path: str
@@ -74,10 +78,11 @@ class DatasetSpec(_Strict):
     messages_column: str | None = None  # a list of chat messages, of which the first turn is taken
     label: str
     reported_as: str | None = None  # its name in results/reported/*.csv, null if the paper has none
+    on_request: OnRequest = False
 
 
 class ModelSpec(_Strict):
-    """One base model: ``mini-base``, a local folder, or a hub id with its revision."""
+    """One base model: `mini-base`, a local folder, or a hub id with its revision."""
 
     name: Name
     path: str
@@ -86,6 +91,7 @@ class ModelSpec(_Strict):
     label: str
     size: str
     reported_as: str | None = None
+    on_request: OnRequest = False
 
 
 class ScorerSpec(_Strict):
@@ -105,14 +111,14 @@ class Arm(_Strict):
     seeds: list[int] | None = Field(default=None, min_length=1)  # instead of the profile's
 
     @model_validator(mode="after")
-    def _full_means_all(self):
+    def _full_means_all(self) -> Arm:
         if self.policy == "full" and self.ratio != 1:
             raise ValueError("policy full keeps all rows: set ratio: 1.0, or choose another policy")
         return self
 
 
 class Grid(_Strict):
-    """A wider set of runs that a profile offers under a name: ``codeact run --grid full``."""
+    """A wider set of runs that a profile offers under a name: `codeact run --grid full`."""
 
     arms: list[Arm] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
@@ -184,37 +190,43 @@ class Profile(_Strict):
     min_time_limit: Annotated[float, Field(gt=0)]
 
     @model_validator(mode="after")
-    def _names_are_distinct(self):
-        for key in ("datasets", "models"):
-            _require_distinct(key, [spec.name for spec in getattr(self, key)])
-        _require_distinct("seeds", self.seeds)
-        _require_distinct("arms", [(arm.policy, arm.ratio, arm.strategy) for arm in self.arms])
-        _require_distinct("benchmarks", self.benchmarks)
+    def _names_are_distinct(self) -> Profile:
+        names: dict[str, list[Any]] = {
+            "datasets": [spec.name for spec in self.datasets],
+            "models": [spec.name for spec in self.models],
+            "seeds": self.seeds,
+            "arms": [(arm.policy, arm.ratio, arm.strategy) for arm in self.arms],
+            "benchmarks": self.benchmarks,
+        }
+        for key, values in names.items():
+            twice = [value for value in values if values.count(value) > 1]
+            if twice:
+                raise ValueError(f"{key} holds {twice[0]!r} twice: names must differ")
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 are both true: set one of them to false")
         return self
 
-    def dataset(self, name):
-        """The ``DatasetSpec`` called ``name``; ``ProfileError`` naming the known ones."""
-        return _by_name(self, "datasets", name)
+    def dataset(self, name: str) -> DatasetSpec:
+        """The `DatasetSpec` called `name`; ProfileError naming the known ones."""
+        return _by_name(self.name, "datasets", self.datasets, name)
 
-    def model(self, name):
-        """The ``ModelSpec`` called ``name``; ``ProfileError`` naming the known ones."""
-        return _by_name(self, "models", name)
+    def model(self, name: str) -> ModelSpec:
+        """The `ModelSpec` called `name`; ProfileError naming the known ones."""
+        return _by_name(self.name, "models", self.models, name)
 
-    def runs(self):
-        """The grid in order: per model the untouched base (if ``evaluate_base``), then data set x arm x seed."""
+    def runs(self) -> list[Run]:
+        """The grid in order: per model the untouched base (if `evaluate_base`), then data set x arm x seed."""
         runs = []
         for model in self.models:
             if self.evaluate_base:
                 runs.append(Run(model.name, None, None, None, None, self.seed, f"{model.name}__base", None))
-            runs += [
-                self._run(model, d, arm, s) for d in self.datasets for arm in self.arms for s in arm.seeds or self.seeds
-            ]
+            for dataset in self.datasets:
+                for arm in self.arms:
+                    runs += [self._run(model, dataset, arm, seed) for seed in arm.seeds or self.seeds]
         return runs
 
-    def run(self, run_id):
-        """The ``Run`` called ``run_id``; ``ProfileError`` naming the nearest known one."""
+    def run(self, run_id: str) -> Run:
+        """The `Run` called `run_id`; `ProfileError` naming the nearest known one."""
         runs = {run.run_id: run for run in self.runs()}
         if run_id not in runs:
             raise ProfileError(
@@ -223,20 +235,23 @@ class Profile(_Strict):
             )
         return runs[run_id]
 
-    def selection(self, policy, ratio, seed):
-        """Tag and folder name of a selection: ``full``, ``cdas-0.4``, ``random-0.4`` or ``random-0.4-seed-1``."""
+    def selection(self, policy: str, ratio: float, seed: int) -> str:
+        """Tag and folder name of a selection: `full`, `cdas-0.4`, `random-0.4` or `random-0.4-seed-1`."""
         if policy == "full":
             return "full"
-        several = len(self.seeds) > 1 and is_seeded(policy)
-        return f"{_folder_name(policy)}-{ratio:g}" + (f"-seed-{seed}" if several else "")
+        tag = f"{_folder_name(policy)}-{ratio:g}"
+        if len(self.seeds) > 1 and is_seeded(policy):
+            tag += f"-seed-{seed}"
+        return tag
 
-    def _run(self, model, dataset, arm, seed):
+    def _run(self, model: ModelSpec, dataset: DatasetSpec, arm: Arm, seed: int) -> Run:
         selection = self.selection(arm.policy, arm.ratio, seed)
-        suffix = f"__seed-{seed}" if len(self.seeds) > 1 else ""
         # the selection's own seed is dropped from the run's name: one seed drives both
         tag = selection.removesuffix(f"-seed-{seed}")
         strategy = _folder_name(arm.strategy).replace("_", "-")
-        run_id = f"{model.name}__{dataset.name}__{tag}__{strategy}{suffix}"
+        run_id = f"{model.name}__{dataset.name}__{tag}__{strategy}"
+        if len(self.seeds) > 1:
+            run_id += f"__seed-{seed}"
         return Run(model.name, dataset.name, arm.policy, arm.ratio, arm.strategy, seed, run_id, selection)
 
 
@@ -244,7 +259,7 @@ class Profile(_Strict):
 class Run:
     """One model to evaluate: a base model fine-tuned on one selection with one padding strategy, or left as it is.
 
-    ``dataset``, ``policy``, ``ratio``, ``strategy`` and ``selection`` are ``None`` for an untouched base model.
+    `dataset`, `policy`, `ratio`, `strategy` and `selection` are `None` for an untouched base model.
     """
 
     model: str
@@ -257,29 +272,28 @@ class Run:
     selection: str | None
 
     @property
-    def is_base(self):
+    def is_base(self) -> bool:
+        """Whether nothing is trained."""
         return self.dataset is None
 
 
-def is_seeded(policy):
+def is_seeded(policy: str) -> bool:
     """Whether another seed may choose other rows; of a user's own policy that is not known, so it counts as one."""
     return policy in SEEDED_POLICIES or is_own(policy)
 
 
-def _folder_name(name):
+def _folder_name(name: str) -> str:
     return name.replace(":", "-")  # Windows has no colons in names of files
 
 
-# ---------------------------------------------------------------------------------------------- loading
-
-
-def profile_names():
+# ---- loading ---------------------------------------------------------------------------------------------------------
+def profile_names() -> list[str]:
     """Names of the profiles that ship with the package."""
     return sorted(path.stem for path in PROFILES_DIR.glob("*.yaml"))
 
 
-def profile_path(name_or_path):
-    """File of a profile given by name or by path; ``ProfileError`` saying which names exist."""
+def profile_path(name_or_path: str | Path) -> Path:
+    """File of a profile given by name or by path; `ProfileError` saying which names exist."""
     if str(name_or_path).endswith((".yaml", ".yml")):
         path = project_root() / Path(name_or_path).expanduser()  # the project root: notebooks have another cwd
         if not path.is_file():
@@ -294,32 +308,36 @@ def profile_path(name_or_path):
     return path
 
 
-def load_profile(name_or_path="mini", overrides=None):
+def load_profile(name_or_path: str | Path = "mini", overrides: Mapping[str, Any] | str | None = None) -> Profile:
     """Read, change and check a profile.
 
-    ``overrides``: a dict (or JSON text) of keys to change. ``datasets`` and ``models`` may also be given as a list of
-    names, which keeps those of the file; an entry with ``on_request: true`` is left out unless it is named so. Local
+    `overrides`: a dict (or JSON text) of keys to change. `datasets` and `models` may also be given as a list of
+    names, which keeps those of the file; an entry with `on_request: true` is left out unless it is named so. Local
     files and folders named in the profile are found relative to the profile file, then to the project root. Raises
-    ``ProfileError`` with file, key and remedy.
+    `ProfileError` with file, key and remedy.
     """
     path = profile_path(name_or_path)
     values = _read_yaml(path)
     changes = parse_overrides(overrides)
     for key, value in changes.items():
         values[key] = _pick_by_name(path, key, values.get(key), value)
-    for key in ("datasets", "models"):
-        values[key] = _requested(values.get(key), everything=key in changes)
     values = _with_grid(path, values, changes)
     try:
         profile = Profile(**values)
     except ValidationError as error:
         raise ProfileError(_one_line(path, error, changes)) from error
-    return _with_local_paths(profile, path)
+    taking_part: dict[str, Any] = {}
+    if "datasets" not in changes:
+        taking_part["datasets"] = [spec for spec in profile.datasets if not spec.on_request]
+    if "models" not in changes:
+        taking_part["models"] = [spec for spec in profile.models if not spec.on_request]
+    return _with_local_paths(profile.model_copy(update=taking_part), path)
 
 
-def _with_grid(path, values, changes):
+def _with_grid(path: Path, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The profile with the arms and seeds of the chosen grid, under a name of its own; explicit changes win."""
-    chosen, grids = values.get("grid"), values.get("grids")
+    chosen = values.get("grid")
+    grids = values.get("grids")
     if chosen in (None, "default") or not isinstance(grids, dict):
         return values
     if chosen not in grids:
@@ -333,7 +351,7 @@ def _with_grid(path, values, changes):
     return values | {key: value for key, value in wider.items() if key not in changes}
 
 
-def parse_overrides(overrides):
+def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]:
     """Overrides as a dict; text must be a JSON object (empty text: none)."""
     if not overrides:
         return {}
@@ -342,12 +360,12 @@ def parse_overrides(overrides):
             overrides = json.loads(overrides)
         except ValueError as error:
             raise ProfileError(f'overrides is not JSON ({error}): write it as {{"num_train_epochs": 1}}.') from error
-    if not isinstance(overrides, dict):
+    if not isinstance(overrides, Mapping):
         raise ProfileError('overrides must be a JSON object of profile keys, e.g. {"num_train_epochs": 1}.')
-    return overrides
+    return dict(overrides)
 
 
-def _read_yaml(path):
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = _parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -358,13 +376,13 @@ def _read_yaml(path):
 
 
 @lru_cache(maxsize=8)
-def _parse(text):
+def _parse(text: str) -> Any:
     """Parsing takes 10 ms, and a plan of 152 stages asks for its profile 293 times."""
     return yaml.safe_load(text)
 
 
-def _pick_by_name(path, key, known, value):
-    """``datasets: [mini-evol]`` in an override stands for the file's entry of that name."""
+def _pick_by_name(path: Path, key: str, known: Any, value: Any) -> Any:
+    """`datasets: [mini-evol]` in an override stands for the file's entry of that name."""
     if key not in ("datasets", "models") or not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         return value
     entries = {entry["name"]: entry for entry in known or [] if isinstance(entry, dict) and "name" in entry}
@@ -374,15 +392,7 @@ def _pick_by_name(path, key, known, value):
     return [entries[name] for name in value]
 
 
-def _requested(entries, everything):
-    """The entries of a file that take part: those ``on_request`` only when the overrides ask for them by name."""
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        return entries  # validation says what is wrong with it
-    kept = [entry for entry in entries if everything or entry.get("on_request") is not True]
-    return [{k: v for k, v in entry.items() if k != "on_request" or not isinstance(v, bool)} for entry in kept]
-
-
-def _one_line(path, error, changes):
+def _one_line(path: Path, error: ValidationError, changes: dict[str, Any]) -> str:
     """The first problem of a profile as one sentence: where, what, what to do."""
     # an unknown key first: it is the usual typo, and the reason why another key seems missing
     problem, *others = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
@@ -392,73 +402,70 @@ def _one_line(path, error, changes):
     return f"{source}: {_explain(key, problem)}{more}"
 
 
-def _explain(key, problem):
-    last = problem["loc"][-1] if problem["loc"] else ""
+def _explain(key: str, problem: ErrorDetails) -> str:
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest(str(last), _known_keys(problem['loc']))}"
+        *place, last = problem["loc"]
+        kinds: dict[str, type[BaseModel]] = {
+            "datasets": DatasetSpec,
+            "models": ModelSpec,
+            "arms": Arm,
+            "scorer": ScorerSpec,
+        }
+        kind = kinds.get(str(place[0]), Profile) if place else Profile
+        return f"unknown key {key!r}{_nearest(str(last), kind.model_fields)}"
     if problem["type"] == "missing":
         return f"the key {key!r} is missing. Every key must be given; codeact_lib/profiles/mini.yaml shows all of them."
     if problem["type"] == "value_error":
-        return f"{key + ': ' if key else ''}{problem['ctx']['error']}."
-    hint = _number_hint(problem["input"]) if problem["type"] in ("float_type", "int_type") else ""
-    return f"{key}: {problem['input']!r} does not fit: {problem['msg']}.{hint}"
+        said = f"{problem['ctx']['error']}."
+        return f"{key}: {said}" if key else said
+    said = f"{key}: {problem['input']!r} does not fit: {problem['msg']}."
+    if problem["type"] in ("float_type", "int_type"):
+        said += _number_hint(problem["input"])
+    return said
 
 
-def _known_keys(location):
-    kinds: dict[str, type[BaseModel]] = {
-        "datasets": DatasetSpec,
-        "models": ModelSpec,
-        "arms": Arm,
-        "scorer": ScorerSpec,
-    }
-    return (kinds.get(location[0], Profile) if len(location) > 1 else Profile).model_fields
-
-
-def _nearest(word, known):
+def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else "."
 
 
-def _number_hint(value):
+def _number_hint(value: Any) -> str:
     try:
         number = float(value)
     except (TypeError, ValueError):
         return ""
-    mantissa, _, exponent = f"{number:e}".partition("e")
-    written = f"{float(mantissa):.1f}e{int(exponent):+d}" if "e" in str(value).lower() else str(value)
+    written = str(value)
+    if "e" in written.lower():
+        mantissa, _, exponent = f"{number:e}".partition("e")
+        written = f"{float(mantissa):.1f}e{int(exponent):+d}"
     return f" YAML reads it as text: write {written} without quotes."
 
 
-def _require_distinct(key, values):
-    twice = [value for value in values if values.count(value) > 1]
-    if twice:
-        raise ValueError(f"{key} holds {twice[0]!r} twice: names must differ")
+_Spec = TypeVar("_Spec", DatasetSpec, ModelSpec)
 
 
-def _by_name(profile, key, name):
-    specs = {spec.name: spec for spec in getattr(profile, key)}
-    if name not in specs:
-        raise ProfileError(f"Profile {profile.name}: {key} has no {name!r}; it has {', '.join(specs)}.")
-    return specs[name]
+def _by_name(profile: str, key: str, specs: list[_Spec], name: str) -> _Spec:
+    for spec in specs:
+        if spec.name == name:
+            return spec
+    raise ProfileError(f"Profile {profile}: {key} has no {name!r}; it has {', '.join(spec.name for spec in specs)}.")
 
 
-# ---------------------------------------------------------------------------------------------- local files
-
-
-def looks_local(path):
+# ---- local files -----------------------------------------------------------------------------------------------------
+def looks_local(path: str) -> bool:
     """Whether a data set, model or benchmark path means a file or folder here (else: built-in or hub id)."""
     return path.startswith(("/", "./", "../", "~")) or path.endswith((".jsonl", ".json", ".parquet", ".csv"))
 
 
-def is_hub_id(path):
+def is_hub_id(path: str) -> bool:
     """Whether a path of a loaded profile names a repository of the hub: nothing built in, installed or local."""
     built_in = (*MINI_DATASETS, MINI_MODEL, *PACKAGED_MODELS)
     return path not in built_in and not looks_local(path) and not Path(path).is_absolute()
 
 
-def _with_local_paths(profile, source):
+def _with_local_paths(profile: Profile, source: Path) -> Profile:
     """Make local paths absolute, so that they mean the same from every working directory; each must exist."""
-    found = {
+    found: dict[str, Any] = {
         "datasets": [d.model_copy(update={"path": _local(d.path, d.name, source)}) for d in profile.datasets],
         "models": [m.model_copy(update={"path": _local(m.path, m.name, source)}) for m in profile.models],
         "benchmarks": [_local(b, "benchmarks", source) for b in profile.benchmarks],
@@ -469,7 +476,7 @@ def _with_local_paths(profile, source):
     return profile.model_copy(update=found)
 
 
-def _local(path, name, source):
+def _local(path: str, name: str, source: Path) -> str:
     if path in (*MINI_DATASETS, MINI_MODEL, *MINI_BENCHMARKS):
         return path
     for base in (source.parent, project_root()):

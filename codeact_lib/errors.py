@@ -1,6 +1,6 @@
 """Errors a user can act on. Each message says what is wrong, where (file, row, key) and what to do next.
 
-The command line prints such an error as one line and exits with 1; a traceback appears only with ``--traceback``.
+The command line prints such an error as one line and exits with 1; a traceback appears only with `--traceback`.
 """
 
 from importlib.util import find_spec
@@ -34,7 +34,7 @@ class SandboxError(CodeActError):
     """The isolation that was asked for is not available here."""
 
 
-def require_package(package, extra):
-    """``CodeActError`` naming the extra to install where ``package``, which only some uses need, is not there."""
+def require_package(package: str, extra: str) -> None:
+    """`CodeActError` naming the extra to install where `package`, which only some uses need, is not there."""
     if find_spec(package) is None:
         raise CodeActError(f"This needs {package}, which is not installed: pip install 'codeact-lib[{extra}]'.")

@@ -1,31 +1,32 @@
-"""A user's own prompt template, selection policy or padding strategy, named ``module:object``.
+"""A user's own prompt template, selection policy or padding strategy, named `module:object`.
 
     models:  template: my_rules:chatml          a PromptTemplate
-    arms:    policy: my_rules:shortest          a function, see sampling.select
+    arms:    policy: my_rules:shortest          a function, see sampling.choose
              strategy: my_rules:pairs           a function, see packing.plan_rows
 
 A name, and no registration, because a run is many processes, one kernel a notebook and one process a training: each
 imports the module itself. So it must be importable in all of them, installed or in a folder on PYTHONPATH. The module's
-file is an input of every stage that uses it: changing it makes those stages anew. ``docs/extending.md`` has examples.
+file is an input of every stage that uses it: changing it makes those stages anew. `docs/extending.md` has examples.
 """
 
 import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from codeact_lib.errors import ProfileError
 
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def is_own(name) -> bool:
-    """Whether ``name`` is written ``module:object``, and means something outside the package."""
+def is_own(name: object) -> TypeGuard[str]:
+    """Whether `name` is written `module:object`, and means something outside the package."""
     return isinstance(name, str) and _OWN.fullmatch(name) is not None
 
 
-def load_own(name):
-    """The object that ``module:object`` names; ``ProfileError`` saying how to make it importable where it is not."""
+def load_own(name: str) -> Any:
+    """The object that `module:object` names; `ProfileError` saying how to make it importable where it is not."""
     module, _, attribute = name.partition(":")
     try:
         return getattr(import_module(module), attribute)
@@ -36,15 +37,16 @@ def load_own(name):
         ) from error
 
 
-def own_files(*names) -> dict:
-    """``{"extension my_rules": path}``: the files that hold those of ``names`` that are a user's own.
+def own_files(*names: object) -> dict[str, Path]:
+    """`{"extension my_rules": path}`: the files that hold those of `names` that are a user's own.
 
-    ``ProfileError`` as ``load_own``, so that a plan finds a missing module before anything is run.
+    `ProfileError` as `load_own`, so that a plan finds a missing module before anything is run.
     """
     files = {}
     for name in filter(is_own, names):
         load_own(name)
         module = name.partition(":")[0]
-        if file := getattr(sys.modules[module], "__file__", None):
+        file = sys.modules[module].__file__  # None of a namespace or a module that lives in memory
+        if file:
             files[f"extension {module}"] = Path(file)
     return files

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from codeact_lib.artifacts import write_json
@@ -17,23 +18,23 @@ from codeact_lib.errors import DataError, ModelError
 COMMITS_FILE = "hub_commits.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
+Source = tuple[str, str, str | None]  # a repository: kind ("model" or "dataset"), name, revision
 
-# ---------------------------------------------------------------------------------------------- commits
 
-
-def split_revision(name):
-    """``("org/model", "main")`` of ``org/model@main``; the revision is ``None`` where none is named, or for a path."""
+# ---- commits ---------------------------------------------------------------------------------------------------------
+def split_revision(name: str) -> tuple[str, str | None]:
+    """`("org/model", "main")` of `org/model@main`; the revision is None where none is named, or for a path."""
     if Path(name).exists():
         return name, None
     path, _, revision = name.partition("@")
     return path, revision or None
 
 
-def resolve_commit(name, revision=None, kind="model"):
-    """The sha of the commit that ``revision`` (a branch, a tag, a sha; None: main) of a hub repository means now.
+def resolve_commit(name: str, revision: str | None = None, kind: str = "model") -> str:
+    """The sha of the commit that `revision` (a branch, a tag, a sha; None: main) of a hub repository means now.
 
     Without a network, or with HF_HUB_OFFLINE set, the sha it had when it was last looked up on this machine. Raises
-    ModelError (for ``kind`` "dataset" DataError) for a wrong name or revision, and when the hub cannot be asked.
+    ModelError (for `kind` "dataset" DataError) for a wrong name or revision, and when the hub cannot be asked.
     """
     if revision and COMMIT.fullmatch(revision):
         return revision
@@ -41,96 +42,102 @@ def resolve_commit(name, revision=None, kind="model"):
     from huggingface_hub.errors import HFValidationError, HTTPError, RevisionResolutionError
 
     offline = huggingface_hub.constants.HF_HUB_OFFLINE
+    hub = huggingface_hub.HfApi()
     try:
-        found = huggingface_hub.HfApi().resolve_revision(
-            name, repo_type=kind, revision=revision, local_files_only=offline
-        )
+        return hub.resolve_revision(name, repo_type=kind, revision=revision, local_files_only=offline).resolved
     except (OSError, HTTPError, RevisionResolutionError, HFValidationError) as error:
         raise hub_error(error, name, revision, kind) from error
-    return found.resolved
 
 
-def pinned_revision(path, revision=None, kind="model"):
-    """The commit to load of a hub repository; ``None`` for a folder, which has no revisions."""
+def pinned_revision(path: str | Path, revision: str | None = None, kind: str = "model") -> str | None:
+    """The commit to load of a hub repository; None for a folder, which has no revisions."""
     return None if Path(path).exists() else resolve_commit(str(path), revision, kind)
 
 
 class Commits:
     """The commits that a run's hub repositories were resolved to, in one small file.
 
-    A source is ``(kind, name, revision)``, and is called ``model org/name@main`` in the file and in manifests.
+    A source is `(kind, name, revision)`, and is called `model org/name@main` in the file and in manifests.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def known(self, sources):
-        """{label: sha} of the sources that are in the file or name a commit themselves; asks no network."""
+    def known(self, sources: Iterable[Source]) -> dict[str, str]:
+        """label -> sha of the sources that are in the file or name a commit themselves; asks no network."""
         kept = self._read()
-        shas = {label(source): kept.get(label(source), source[2]) for source in sources}
-        return {name: sha for name, sha in shas.items() if sha and COMMIT.fullmatch(sha)}
+        found = {}
+        for source in sources:
+            sha = kept.get(label(source), source[2])
+            if sha and COMMIT.fullmatch(sha):
+                found[label(source)] = sha
+        return found
 
-    def resolve(self, sources):
-        """{label: sha} of all sources; what was not known is asked for and kept. Of two processes the first counts."""
+    def resolve(self, sources: Iterable[Source]) -> dict[str, str]:
+        """label -> sha of all sources; what was not known is asked for and kept. Of two processes the first counts."""
+        sources = list(sources)
         known = self.known(sources)
-        new = [source for source in sources if label(source) not in known]
-        found = {label(source): resolve_commit(source[1], source[2], source[0]) for source in new}
+        found = {}
+        for kind, name, revision in sources:
+            if label((kind, name, revision)) not in known:
+                found[label((kind, name, revision))] = resolve_commit(name, revision, kind)
         if found:
+            # Read again: while the hub was asked, another process may have written, and what it found counts.
             write_json(self.path, {**found, **self._read()})
         return self.known(sources)
 
-    def _read(self):
+    def _read(self) -> dict[str, str]:
         try:
             return json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
 
-def label(source):
-    """``model org/name@main``."""
+def label(source: Source) -> str:
+    """`model org/name@main`."""
     kind, name, revision = source
     return f"{kind} {name}@{revision or 'main'}"
 
 
-# ---------------------------------------------------------------------------------------------- errors
+# ---- errors ----------------------------------------------------------------------------------------------------------
+def hub_error(
+    error: BaseException, name: str | Path, revision: str | None = None, kind: str = "model"
+) -> DataError | ModelError:
+    """The ModelError or DataError that says what `error` of a hub client means and what to do.
 
-
-def hub_error(error, name, revision=None, kind="model"):
-    """The ModelError or DataError that says what ``error`` of a hub client means and what to do.
-
-    ``kind``: "model", "tokenizer", "embedding model" or "dataset". ``error`` may be any exception of huggingface_hub,
+    `kind`: "model", "tokenizer", "embedding model" or "dataset". `error` may be any exception of huggingface_hub,
     transformers, datasets or sentence-transformers, which wrap one another: the cause that can be acted on is looked
     for in the whole chain.
     """
-    word, cls = ("data set", DataError) if kind == "dataset" else (kind, ModelError)
-    chain, name, local = _chain(error), str(name), Path(name).exists()
-    text = "\n".join(str(link) for link in chain)
-    reason = (not local and _refused(chain, text, name, revision, kind)) or _unusable(text)
-    reason = (
-        reason
-        or (not local and _out_of_reach(chain, text, name, kind))
-        or (text.strip() or type(error).__name__).splitlines()[0]
-    )
-    return cls(f"cannot load {'an' if word.startswith('e') else 'a'} {word} from {name}: {reason}")
+    # The libraries wrap the hub's own errors in an OSError that says less.
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    text = "\n".join(map(str, chain))
+    if Path(name).exists():
+        reason = _unusable(text)
+    else:
+        reason = _refused(chain, text, str(name), revision, kind) or _unusable(text)
+        reason = reason or _out_of_reach(chain, text, str(name), kind)
+    if reason is None:
+        reason = (text.strip() or type(error).__name__).splitlines()[0]
+    if kind == "dataset":
+        return DataError(f"cannot load a data set from {name}: {reason}")
+    article = "an" if kind.startswith("e") else "a"
+    return ModelError(f"cannot load {article} {kind} from {name}: {reason}")
 
 
-def _chain(error):
-    """An exception and what it was raised from or while handling, outermost first."""
-    chain = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    return chain
-
-
-def _refused(chain, text, name, revision, kind):
+def _refused(chain: list[BaseException], text: str, name: str, revision: str | None, kind: str) -> str | None:
     """What the hub says no to: a licence not accepted, a wrong revision, a wrong name."""
     from huggingface_hub import constants, errors
 
-    def caused_by(*kinds):
+    def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(error, kinds) for error in chain)
 
-    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    folder = "datasets/" if kind == "dataset" else ""
+    page = f"{constants.ENDPOINT}/{folder}{name}"
     if caused_by(errors.GatedRepoError) or re.search(r"(access a|access|is a) gated (repo|dataset)", text):
         return f"it is gated. Accept its licence at {page}, then `hf auth login` (or set HF_TOKEN) and start again"
     if caused_by(errors.RevisionNotFoundError) or "is not a valid git identifier" in text:
@@ -143,7 +150,7 @@ def _refused(chain, text, name, revision, kind):
     return None
 
 
-def _unusable(text):
+def _unusable(text: str) -> str | None:
     """What is there but not taken: code, and weights that are code to those who read them."""
     if "custom code" in text or "trust_remote_code" in text:
         return "it needs Python code from its repository, which is never run here. Choose one that the library knows"
@@ -155,25 +162,21 @@ def _unusable(text):
     return None
 
 
-def _out_of_reach(chain, text, name, kind):
+def _out_of_reach(chain: list[BaseException], text: str, name: str, kind: str) -> str | None:
     """A hub that was not asked (HF_HUB_OFFLINE), or that did not answer."""
     from huggingface_hub import constants, errors
 
     option = " --repo-type dataset" if kind == "dataset" else ""
-    remedy = (
-        f"`hf download {name}{option}` where there is a network fills the cache (HF_HOME), which may be copied here"
-    )
+    remedy = f"`hf download {name}{option}` where there is a network fills the cache (HF_HOME)"
+    remedy += ", which may be copied here"
     if constants.HF_HUB_OFFLINE:
         return f"HF_HUB_OFFLINE is set and the cache lacks it. {remedy}"
-    if _unreachable(chain, errors) or "couldn't connect" in text.lower():
+    known = (errors.OfflineModeIsEnabled, errors.RevisionResolutionError, ConnectionError)
+    # The HTTP client's own classes change with its version: by name.
+    names = {base.__name__ for error in chain for base in type(error).__mro__}
+    unreachable = any(isinstance(error, known) for error in chain) or "TransportError" in names
+    if unreachable or "couldn't connect" in text.lower():
         return (
             f"the hub ({constants.ENDPOINT}) cannot be reached, and the cache lacks it. Check the network; or {remedy}"
         )
     return None
-
-
-def _unreachable(chain, errors):
-    """Whether the network is what failed. By name for the HTTP client's own classes, which change with its version."""
-    names = {base.__name__ for error in chain for base in type(error).__mro__}
-    known = (errors.OfflineModeIsEnabled, errors.RevisionResolutionError, ConnectionError)
-    return any(isinstance(error, known) for error in chain) or "TransportError" in names

@@ -4,6 +4,8 @@ Facts of the machine, peak memory, floating-point operations, and what to do whe
 where it is needed: the runner asks for facts and must start at once.
 """
 
+from __future__ import annotations
+
 import functools
 import gc
 import os
@@ -11,23 +13,22 @@ import platform
 import resource
 import sys
 import threading
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psutil
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+
 RECORDED_PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "peft",
-    "datasets",
-    "sentence-transformers",
-    "scikit-learn",
-    "numpy",
-    "pandas",
-    "evalplus",
-    "papermill",
+    *("torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "sentence-transformers"),
+    *("scikit-learn", "numpy", "pandas", "evalplus", "papermill"),
 )
 
 
@@ -35,7 +36,7 @@ RECORDED_PACKAGES = (
 
 
 @functools.lru_cache(maxsize=1)
-def environment_facts():
+def environment_facts() -> dict[str, Any]:
     """Versions and hardware that a number depends on: python, packages, cpu, cores, gpu, ram_gib, platform.
 
     Never the host name, the user or a path: this is published with the tables.
@@ -44,14 +45,21 @@ def environment_facts():
         "python": platform.python_version(),
         "packages": _package_versions(),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "gpu": _gpu_name(),
         "ram_gib": _ram_gib(),
         "platform": f"{platform.system()} {platform.machine()}",
     }
 
 
-def _package_versions():
+def usable_cores() -> int:
+    """Cores that this process may use: a container or a batch system may have given it a part of the machine."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _package_versions() -> dict[str, str]:
     found = {}
     for name in RECORDED_PACKAGES:
         try:
@@ -61,24 +69,28 @@ def _package_versions():
     return found
 
 
-def _cpu_name():
+def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-        return names[0] if names else platform.machine()
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+        return platform.machine()
     except OSError:
         return platform.processor() or platform.machine()
 
 
-def _gpu_name():
-    """Name and number of the GPUs torch sees, ``None`` without one; does not import torch for the sake of asking."""
+def _gpu_name() -> str | None:
+    """Name and number of the GPUs torch sees, None without one; does not import torch for the sake of asking."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return "Apple GPU (mps)" if torch is not None and torch.backends.mps.is_available() else None
-    return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    if torch is None:
+        return None
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return "Apple GPU (mps)" if torch.backends.mps.is_available() else None
 
 
-def _ram_gib():
+def _ram_gib() -> float | None:
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, OSError, AttributeError):
@@ -96,32 +108,37 @@ class PeakMemory:
     where the block raised it (samples can miss a spike; a mark left by something earlier says nothing about the block).
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         import torch
 
         self.kind = "cuda_allocated" if torch.cuda.is_available() else "rss_growth"
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         import torch
 
         if self.kind == "cuda_allocated":
             torch.cuda.reset_peak_memory_stats()
             return self
-        _import_what_training_imports()
+        # One optimizer step on one number: the modules it loads on first use are not memory of the training.
+        weight = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.AdamW([weight])
+        weight.sum().backward()
+        optimizer.step()
         gc.collect()
-        self.process, self.mark_before = psutil.Process(), _high_water_mark()
+        self.process = psutil.Process()
+        self.mark_before = high_water_mark()
         self.rest = self.sampled = self.process.memory_info().rss
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._sample, daemon=True)
         self.thread.start()
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *error: object) -> None:
         if self.kind == "rss_growth":
             self.done.set()
             self.thread.join()
 
-    def _sample(self):
+    def _sample(self) -> None:
         while not self.done.wait(0.02):
             self.sampled = max(self.sampled, self.process.memory_info().rss)
 
@@ -131,8 +148,9 @@ class PeakMemory:
 
         if self.kind == "cuda_allocated":
             return torch.cuda.max_memory_allocated()
-        mark = _high_water_mark()
-        return max(self.sampled, mark if mark > self.mark_before else 0) - self.rest
+        mark = high_water_mark()
+        peak = max(self.sampled, mark) if mark > self.mark_before else self.sampled
+        return peak - self.rest
 
     def reserved_bytes(self) -> int | None:
         """Peak of what the allocator had taken from the device, used or not; None without a GPU."""
@@ -141,23 +159,13 @@ class PeakMemory:
         return torch.cuda.max_memory_reserved() if self.kind == "cuda_allocated" else None
 
 
-def _high_water_mark() -> int:
+def high_water_mark() -> int:
     """Largest resident memory of this process so far, in bytes."""
     mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return mark if sys.platform == "darwin" else mark * 1024
+    return mark if sys.platform == "darwin" else mark * 1024  # Linux counts in KiB
 
 
-def _import_what_training_imports() -> None:
-    """One optimizer step on one number: the modules it loads on first use are not memory of the training."""
-    import torch
-
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([weight])
-    weight.sum().backward()
-    optimizer.step()
-
-
-def unless_out_of_memory(score, batch):
+def unless_out_of_memory(score: Callable[[Batch], Result], batch: Batch) -> Result | None:
     """What `score` makes of a batch, or None where memory is out; the failed attempt's tensors are gone on return."""
     words = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA, CPU, cuBLAS
     try:
@@ -192,7 +200,7 @@ PEAK_TFLOPS = {
 }
 
 
-def model_flops(model, tokens: int, pairs: int) -> float:
+def model_flops(model: PreTrainedModel, tokens: int, pairs: int) -> float:
     """Floating-point operations of forward and backward over `tokens` tokens in samples of squared length `pairs`.
 
     Two per weight and token in the forward pass, and 4 d n^2 / 2 per layer for causal attention over n tokens (width
@@ -201,18 +209,18 @@ def model_flops(model, tokens: int, pairs: int) -> float:
     """
     config = model.config
     head = model.get_output_embeddings()
-    weights = _size(model) - _size(model.get_input_embeddings())
-    if head is not None and head.weight is model.get_input_embeddings().weight:
+    embeddings = model.get_input_embeddings()
+    weights = _size(model) - _size(embeddings)
+    if head is not None and head.weight is embeddings.weight:
         weights += _size(head)
     forward = 2 * weights * tokens + 2 * config.num_hidden_layers * config.hidden_size * pairs
     frozen = any(not parameter.requires_grad for parameter in model.parameters())
     return float(forward * (2 if frozen else 3))
 
 
-def _size(module) -> int:
+def _size(module: Module) -> int:
     """Weights of a module; a 4-bit layer packs two into each number it holds."""
-    packed = sum(p.numel() for p in module.parameters() if hasattr(p, "quant_state"))
-    return sum(p.numel() for p in module.parameters()) + packed
+    return sum(p.numel() * (2 if hasattr(p, "quant_state") else 1) for p in module.parameters())
 
 
 def peak_flops_per_second(half_precision: bool = True) -> float | None:
@@ -228,3 +236,31 @@ def peak_of(name: str) -> float | None:
     """FLOP/s of a GPU by its name, None when it is not in the table."""
     tflops = next((value for key, value in PEAK_TFLOPS.items() if key in name), None)
     return None if tflops is None else tflops * 1e12
+
+
+# ---- in words --------------------------------------------------------------------------------------------------------
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Divisor and name of the unit that fits a number of seconds: s below 2 min, min below 2 days, h above."""
+    if seconds < 120:
+        return 1.0, "s"
+    return (60.0, "min") if seconds < 172_800 else (3600.0, "h")
+
+
+def memory_unit(n_bytes: float) -> tuple[float, str]:
+    """Divisor and name of the unit that fits a number of bytes: MB (1e6) below 1 GB (1e9)."""
+    return (1e6, "MB") if n_bytes < 1e9 else (1e9, "GB")
+
+
+def decimals(value: float) -> int:
+    """Decimals that leave a number about three significant digits: none from 100 on, one from 10 on, else two."""
+    if abs(value) >= 100:
+        return 0
+    return 1 if abs(value) >= 10 else 2
+
+
+def number(value: float) -> str:
+    """A measured number with three significant digits where it has decimals: 1,234 / 58.3 / 2.07 / 63."""
+    text = f"{value:,.{decimals(value)}f}"
+    return text.removesuffix(".00").removesuffix(".0")

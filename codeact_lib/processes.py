@@ -1,17 +1,23 @@
-"""Child processes: start one on this package, pass its lines on, and let none outlive the process that asked for it."""
+"""Child processes and progress: start one on this package, pass its lines on, let none outlive who asked for it.
+
+The steps that a process takes on its own start and end for the sake of seconds stand here too, with the seconds.
+"""
 
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NoReturn, Self, TextIO
 
 import psutil
+from tqdm import tqdm
 
 from codeact_lib.artifacts import PACKAGE_DIR
+
+# ---- children ------------------------------------------------------------------------------------------------------
 
 
 def child_environment(**changes: str) -> dict[str, str]:
@@ -22,8 +28,8 @@ def child_environment(**changes: str) -> dict[str, str]:
 
 def start(
     command: Sequence[str], *, env: dict[str, str], stderr: TextIO | int = subprocess.STDOUT, cwd: Path | None = None
-):
-    """Start `python COMMAND...`, with its standard output as a pipe of text; a `subprocess.Popen`."""
+) -> "subprocess.Popen[str]":
+    """Start `python COMMAND...`, with its standard output as a pipe of text."""
     words = [sys.executable, *command]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, env=env, cwd=cwd, text=True, encoding="utf-8")
 
@@ -60,6 +66,18 @@ def end_with(pid: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+# ---- quick to start and to end -------------------------------------------------------------------------------------
+
+
+def block_imports(names: Iterable[str]) -> None:
+    """Let libraries that import all they find not find these: to Python a module that is None is not installed.
+
+    What is imported already stays.
+    """
+    for name in names:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
 def exit_fast(status: int) -> NoReturn:
     """Leave without taking the interpreter apart: with torch in it that takes 2 s, when all is on disk already.
 
@@ -69,3 +87,88 @@ def exit_fast(status: int) -> NoReturn:
         sys.exit(status)
     sys.stdout.flush()
     os._exit(status)
+
+
+# ---- progress ------------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """How far a loop is: a tqdm bar on a terminal, else (a log, a notebook, a pipe) a line every few seconds.
+
+        with Progress("IFD", len(rows), "rows") as progress:
+            for row in rows:
+                ...
+                progress.advance()          # IFD 812/2,400 rows, 130.4/s, 12 s left
+
+    Args:
+        what: the word in front, may be empty.
+        total: how many there are, those of `initial` among them.
+        unit: what is counted, in the plural.
+        say: takes each line; None for silence. Only `print` gives way to the bar.
+        every: seconds between lines; the last one comes when all is done.
+        initial: how many were done before; they do not count in the rate.
+        note: asked when a line is due, its text stands in the place of the rate (the bar shows both).
+
+    A subclass may word the line (`line`) or reckon the time left (`seconds_left`) in its own way.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        unit: str,
+        say: Callable[[str], object] | None = print,
+        every: float = 5.0,
+        *,
+        initial: int = 0,
+        note: Callable[[], str] | None = None,
+    ) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.say, self.every, self.note = say, every, note
+        self.initial = self.done = initial
+        self.started = self.said = time.monotonic()
+        self.bar: tqdm | None = None
+        if say is print and sys.stderr.isatty():
+            self.bar = tqdm(desc=what or None, total=total, unit=f" {unit}", initial=initial)
+
+    def advance(self, n: int = 1) -> None:
+        """Count `n` more, and say so when a line is due."""
+        self.done += n
+        if self.bar is not None:
+            self.bar.update(n)
+        now = time.monotonic()
+        if now - self.said < self.every and self.done < self.total:
+            return
+        self.said = now
+        if self.bar is not None and self.note is not None:
+            self.bar.set_postfix_str(self.note())
+        elif self.bar is None and self.say is not None:
+            self.say(self.line())
+            sys.stdout.flush()  # into a pipe, a line would wait until the buffer is full
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return (self.done - self.initial) / max(time.monotonic() - self.started, 1e-9)
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds that the rest takes at this rate."""
+        return (self.total - self.done) / max(self.rate, 1e-9)
+
+    def line(self) -> str:
+        """The line of a log."""
+        rate = f"{self.rate:.1f}/s" if self.note is None else self.note()
+        count = f"{self.what} {self.done:,}/{self.total:,} {self.unit}"
+        return f"{count.strip()}, {rate}, {self.seconds_left:,.0f} s left"
+
+    def close(self) -> None:
+        """End the bar, if there is one."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -15,20 +15,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from codeact_lib.errors import DataError, EvaluationError, ModelError
 from codeact_lib.extensions import is_own, load_own
+
+if TYPE_CHECKING:  # a notebook that words a prompt need not wait for transformers
+    from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100  # the label that cross-entropy skips
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """Text before and after the instruction.
-
-    `name` is the key in `TEMPLATES`; `prefix` and `suffix` are used verbatim, no stripping.
-    """
+    """Text before and after the instruction, used verbatim; `name` is the key in `TEMPLATES`."""
 
     name: str
     prefix: str
@@ -55,12 +56,13 @@ TEMPLATES = {
 }
 
 
-def get_template(template) -> PromptTemplate:
+def get_template(template: str | PromptTemplate) -> PromptTemplate:
     """Return `template` itself when it is a `PromptTemplate`, else the one of that name ("module:object": your own).
 
     Raises DataError naming the known templates when there is none.
     """
-    template = load_own(template) if is_own(template) else template
+    if is_own(template):
+        template = load_own(template)
     if isinstance(template, PromptTemplate):
         return template
     if template not in TEMPLATES:
@@ -68,20 +70,40 @@ def get_template(template) -> PromptTemplate:
     return TEMPLATES[template]
 
 
-def encode(tokenizer, text: str) -> list[int]:
+# ---- token ids -----------------------------------------------------------------------------------------------------
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of `text` alone, without any special token."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def tokenize_example(tokenizer, template, instruction: str, response: str, max_length: int) -> dict:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[int]:
+    """Token ids of a prompt: BOS, once, where the tokenizer has one, then each of `texts` tokenised apart."""
+    ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    for text in texts:
+        ids += encode(tokenizer, text)
+    return ids
+
+
+class TokenizedExample(TypedDict):
+    """One sample, as `tokenize_example` describes it."""
+
+    input_ids: list[int]
+    labels: list[int]
+    n_prompt: int
+    status: str
+
+
+def tokenize_example(
+    tokenizer: PreTrainedTokenizerBase, template: str | PromptTemplate, instruction: str, response: str, max_length: int
+) -> TokenizedExample:
     """Turn one instruction and its response into token ids and labels.
 
     Prompt and response are tokenised apart, so the response has the same ids whatever stands in front of it (byte-pair
     merges across the boundary would change them). The row is BOS (if the tokenizer has one), prompt, response, EOS.
     Labels are -100 on BOS and prompt: the loss is on the response and its EOS only (CodeACT, arXiv 2408.02193).
 
-    Returns a dict with `input_ids` and `labels` (equal length, at most `max_length`), `n_prompt` (tokens before the
-    response, BOS included) and `status`:
+    Returns `input_ids` and `labels` (equal length, at most `max_length`), `n_prompt` (tokens before the response, BOS
+    included) and `status`:
 
     - "ok";
     - "truncated": the response end was cut to fit, so there is no EOS;
@@ -91,43 +113,39 @@ def tokenize_example(tokenizer, template, instruction: str, response: str, max_l
     Raises ModelError when the tokenizer has no end-of-sequence token.
     """
     if tokenizer.eos_token_id is None:
-        raise ModelError(
-            "the tokenizer has no end-of-sequence token, so a model could not learn to stop: set eos_token"
-        )
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    prompt_ids = bos + encode(tokenizer, get_template(template).prompt(instruction))
-    answer_ids = encode(tokenizer, response) + [tokenizer.eos_token_id]
-    n_prompt = len(prompt_ids)
-    status = "truncated" if n_prompt + len(answer_ids) > max_length else "ok"
-    if n_prompt >= max_length:
-        status = "prompt_too_long"
+        raise ModelError("the tokenizer has no end-of-sequence token, so no model could learn to stop: set eos_token")
+    prompt = prompt_ids(tokenizer, get_template(template).prompt(instruction))
+    answer = [*encode(tokenizer, response), tokenizer.eos_token_id]
+    status = "ok"
     if not instruction.strip() or not response.strip():
-        status, answer_ids = "empty", []
-    input_ids = (prompt_ids + answer_ids)[:max_length]
-    labels = ([IGNORE_INDEX] * n_prompt + answer_ids)[:max_length]
-    return {"input_ids": input_ids, "labels": labels, "n_prompt": n_prompt, "status": status}
+        status = "empty"
+        answer = []
+    elif len(prompt) >= max_length:
+        status = "prompt_too_long"
+    elif len(prompt) + len(answer) > max_length:
+        status = "truncated"
+    return {
+        "input_ids": (prompt + answer)[:max_length],
+        "labels": ([IGNORE_INDEX] * len(prompt) + answer)[:max_length],
+        "n_prompt": len(prompt),
+        "status": status,
+    }
 
 
+# ---- requests of the benchmarks ------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Protocol:
     """How a task is put to the model and how its answer is read; named in every record, because it moves pass@1.
 
     The same completions scored 45/164 or 51/164 by the way the answer was read alone, so results of two protocols are
     never set side by side.
-
-    Attributes:
-        name: the name written into records and tables.
-        instructions: task kind -> instruction text with one ``{prompt}``.
-        opening: the words that open the assistant's turn, tokenised apart as a response is in training.
-        stop: strings that end an answer; the answer is cut before the first of them.
-        imports_in_front: judge the answer with the imports of its prompt in front of it. Six of 164 real answers only
-            lacked ``from typing import List``.
     """
 
-    name: str
-    instructions: dict[str, str]
-    opening: str
-    stop: tuple[str, ...]
+    name: str  # written into records and tables
+    instructions: dict[str, str]  # task kind -> instruction text with one `{prompt}`
+    opening: str  # the words that open the assistant's turn, tokenised apart as a response is in training
+    stop: tuple[str, ...]  # strings that end an answer; the answer is cut before the first of them
+    # Judge an answer with the imports of its prompt in front: six of 164 only lacked `from typing import List`.
     imports_in_front: bool = False
 
 
@@ -161,8 +179,12 @@ PROTOCOLS = {
     ),
 }
 
+for _plain in tuple(PROTOCOLS.values()):
+    _twin = replace(_plain, name=f"{_plain.name}+imports", imports_in_front=True)
+    PROTOCOLS[_twin.name] = _twin
 
-def get_protocol(name) -> Protocol:
+
+def get_protocol(name: str) -> Protocol:
     """The protocol of that name; EvaluationError naming the known ones when there is none."""
     if name not in PROTOCOLS:
         raise EvaluationError(f"protocol: {name!r} is not known; use {', '.join(PROTOCOLS)}.")
@@ -173,8 +195,8 @@ def benchmark_instruction(kind: str, prompt: str, protocol: str = "authors") -> 
     """The instruction that asks for one benchmark task.
 
     Args:
-        kind: "humaneval" (``prompt`` is a signature with its docstring) or "mbpp" (``prompt`` is a quoted text).
-        prompt: the task's ``prompt`` field; the quotes around an MBPP text are taken off under "authors".
+        kind: "humaneval" (`prompt` is a signature with its docstring) or "mbpp" (`prompt` is a quoted text).
+        prompt: the task's `prompt` field; the quotes around an MBPP text are taken off under "authors".
         protocol: a key of `PROTOCOLS`.
 
     >>> text = "'''\\nWrite a function to add.\\nassert add(1, 2) == 3\\n'''"
@@ -187,7 +209,7 @@ def benchmark_instruction(kind: str, prompt: str, protocol: str = "authors") -> 
     return PROTOCOLS[protocol].instructions[kind].replace("{prompt}", text)
 
 
-def task_kind(task: dict) -> str:
+def task_kind(task: dict[str, Any]) -> str:
     """The kind "humaneval" or "mbpp": by the task id where it says so, else by whether the prompt has the function."""
     task_id = str(task["task_id"]).lower()
     for kind in ("humaneval", "mbpp"):

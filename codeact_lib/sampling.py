@@ -5,19 +5,22 @@ drops the rows whose instruction does not help (IFD >= 1), and keeps the hardest
 the IFD order, diversity because every cluster gives its part.
 
     chosen = cdas_sample(ifd, cluster, 0.4)                # row numbers, cluster by cluster, hardest first
-    table = select("cdas", frame, 0.4)                     # every row: keep, rank, and why
+    table = choose("cdas", frame, 0.4)                     # every row: keep, rank, and why
 
 The other policies take the same number of rows as CDAS would, so that two arms differ in which rows they hold, not how
-many; ``compare_policies`` lays them side by side.
+many; `compare_policies` lays them side by side.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from codeact_lib.artifacts import atomic_write
 from codeact_lib.config import POLICIES
@@ -30,20 +33,23 @@ USABLE = ("ok", "truncated")  # statuses with a score that may be compared
 UNTRAINABLE = ("empty", "prompt_too_long")  # nothing to learn from: no policy takes them
 SELECTION_COLUMNS = ["example_id", "cluster", "ifd", "status", "keep", "reason", "rank"]
 
+Status = ArrayLike | None  # (n,) words of the scorer; None: not looked at
+Budget = int | None  # rows to take; None: by the ratio
 
-# ---------------------------------------------------------------------------------------------- policies
 
-
-def cdas_sample(ifd, cluster, ratio, *, status=None, quota="kept"):
-    """CDAS: in every cluster the first ``int(n_kept * ratio)`` rows with IFD < 1, in order of falling IFD.
+# ---- policies --------------------------------------------------------------------------------------------------------
+def cdas_sample(
+    ifd: ArrayLike, cluster: ArrayLike, ratio: float, *, status: Status = None, quota: str = "kept"
+) -> np.ndarray:
+    """CDAS: in every cluster the first `int(n_kept * ratio)` rows with IFD < 1, in order of falling IFD.
 
     Args:
         ifd: (n,) scores without unit. NaN, infinities and values >= 1 are never chosen.
         cluster: (n,) labels.
         ratio: share to choose, in (0, 1].
-        status: (n,) words of the scorer; only ``ok`` and ``truncated`` rows are looked at. ``None`` looks at all, as
-            the authors' code does, where a row that failed to score has IFD 0 and counts in ``n_kept``.
-        quota: ``kept`` counts the share from the rows with IFD < 1 (the authors), ``all`` from all rows of the cluster.
+        status: (n,) words of the scorer; only `ok` and `truncated` rows are looked at. `None` looks at all, as
+            the authors' code does, where a row that failed to score has IFD 0 and counts in `n_kept`.
+        quota: `kept` counts the share from the rows with IFD < 1 (the authors), `all` from all rows of the cluster.
 
     Returns:
         (m,) int64 row numbers: clusters in ascending order, IFD falling inside, ties in row order.
@@ -64,8 +70,10 @@ def cdas_sample(ifd, cluster, ratio, *, status=None, quota="kept"):
     return kept[places < (counts * ratio).astype(np.int64)[inverse]]
 
 
-def random_sample(n_rows, ratio, *, seed=0, status=None, budget=None):
-    """``int(n_rows * ratio)`` rows, or ``budget``, drawn without replacement; row numbers in ascending order.
+def random_sample(
+    n_rows: int, ratio: float, *, seed: int = 0, status: Status = None, budget: Budget = None
+) -> np.ndarray:
+    """`int(n_rows * ratio)` rows, or `budget`, drawn without replacement; row numbers in ascending order.
 
     IFD plays no part: mismatched and unscored rows can be drawn too. Rows without anything to train on cannot.
     """
@@ -75,7 +83,7 @@ def random_sample(n_rows, ratio, *, seed=0, status=None, budget=None):
     return np.sort(np.random.default_rng(seed).permutation(pool)[:size])
 
 
-def longest_sample(n_tokens, ratio, *, status=None, budget=None):
+def longest_sample(n_tokens: ArrayLike, ratio: float, *, status: Status = None, budget: Budget = None) -> np.ndarray:
     """The rows with the longest responses, longest first, ties by row: a strong baseline (arXiv 2402.04833)."""
     n_tokens = np.asarray(n_tokens, dtype=np.float64)
     _check(ratio, n_tokens, status=status)
@@ -84,7 +92,7 @@ def longest_sample(n_tokens, ratio, *, status=None, budget=None):
     return pool[np.argsort(-n_tokens[pool], kind="stable")][:size]
 
 
-def ifd_sample(ifd, ratio, *, status=None, budget=None):
+def ifd_sample(ifd: ArrayLike, ratio: float, *, status: Status = None, budget: Budget = None) -> np.ndarray:
     """CDAS without its clusters: the rows with the highest IFD below 1 of the whole set, hardest first, ties by row."""
     ifd = np.asarray(ifd, dtype=np.float64)
     _check(ratio, ifd, status=status)
@@ -93,10 +101,10 @@ def ifd_sample(ifd, ratio, *, status=None, budget=None):
     return pool[np.argsort(-ifd[pool], kind="stable")][:size]
 
 
-def band_sample(ifd, ratio, band, *, status=None, budget=None):
+def band_sample(ifd: ArrayLike, ratio: float, band: str, *, status: Status = None, budget: Budget = None) -> np.ndarray:
     """The easy, middle or hard part of the rows with IFD below 1, whatever their cluster.
 
-    ``easy`` takes the lowest IFD first, ``hard`` the highest first (it is ``ifd_sample``), ``middle`` the rows around
+    `easy` takes the lowest IFD first, `hard` the highest first (it is `ifd_sample`), `middle` the rows around
     the median, easiest first; ties by row.
     """
     if band not in BANDS:
@@ -111,7 +119,9 @@ def band_sample(ifd, ratio, band, *, status=None, budget=None):
     return pool[np.argsort(ifd[pool], kind="stable")][start : start + size]
 
 
-def stratified_sample(cluster, ratio, *, seed=0, status=None, budget=None):
+def stratified_sample(
+    cluster: ArrayLike, ratio: float, *, seed: int = 0, status: Status = None, budget: Budget = None
+) -> np.ndarray:
     """CDAS without IFD: a random draw in every cluster, in proportion to the clusters' sizes.
 
     Row numbers, clusters ascending, rows ascending inside. Shares are rounded by largest remainder, so the total is
@@ -127,8 +137,8 @@ def stratified_sample(cluster, ratio, *, seed=0, status=None, budget=None):
     return np.concatenate(drawn).astype(np.int64) if drawn else pool
 
 
-def _apportion(counts, size):
-    """Whole numbers in proportion to ``counts`` that add up to ``size``: largest remainder, ties to the lower label."""
+def _apportion(counts: np.ndarray, size: int) -> np.ndarray:
+    """Whole numbers in proportion to `counts` that add up to `size`: largest remainder, ties to the lower label."""
     exact = counts * (size / max(counts.sum(), 1))
     shares = np.floor(exact + 1e-9).astype(np.int64)
     by_remainder = np.argsort(-(exact - shares), kind="stable")
@@ -136,50 +146,57 @@ def _apportion(counts, size):
     return shares
 
 
-def _size(n_rows, ratio, budget, available):
+def _size(n_rows: int, ratio: float, budget: Budget, available: int) -> int:
     return min(int(n_rows * ratio) if budget is None else budget, available)
 
 
-def _helpful(ifd, status):
+def _helpful(ifd: np.ndarray, status: Status) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         helpful = np.isfinite(ifd) & (ifd < 1)
     return helpful if status is None else helpful & np.isin(np.asarray(status), USABLE)
 
 
-def _trainable(n_rows, status):
+def _trainable(n_rows: int, status: Status) -> np.ndarray:
     return np.ones(n_rows, dtype=bool) if status is None else ~np.isin(np.asarray(status), UNTRAINABLE)
 
 
-def _check(ratio, reference, **columns):
+def _check(ratio: float, reference: np.ndarray, **columns: ArrayLike | None) -> None:
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio must lie in (0, 1], not {ratio}: 0.4 chooses 40%")
     for name, values in columns.items():
-        if values is not None and len(values) != len(reference):
-            raise ValueError(f"{name} has {len(values)} rows, the other columns have {len(reference)}")
+        n_rows = len(reference) if values is None else len(np.asarray(values))
+        if n_rows != len(reference):
+            raise ValueError(f"{name} has {n_rows} rows, the other columns have {len(reference)}")
 
 
-# ---------------------------------------------------------------------------------------------- the record
-
-
-def select(policy, frame, ratio=1.0, seed=0, *, preset="corrected", quota="kept"):
-    """Apply a policy and say for every row why it was kept or dropped.
+# ---- the record ------------------------------------------------------------------------------------------------------
+def choose(
+    policy: str,
+    frame: pd.DataFrame,
+    ratio: float = 1.0,
+    seed: int = 0,
+    *,
+    preset: str = "corrected",
+    quota: str = "kept",
+) -> pd.DataFrame:
+    """Step 3 of CDAS in notebook 03 and `codeact select`: apply a policy, say for every row why it was kept or dropped.
 
     Args:
-        policy: one of ``POLICIES``, of which ``full`` keeps every row that can be trained on; or ``module:function``,
-            your own ``(frame, budget, seed) -> row numbers``, at most ``budget`` of them, in order of selection.
-        frame: ``example_id, cluster, ifd, status``; ``longest`` also reads ``n_response_tokens``.
+        policy: one of `POLICIES`, of which `full` keeps every row that can be trained on; or `module:function`,
+            your own `(frame, budget, seed) -> row numbers`, at most `budget` of them, in order of selection.
+        frame: `example_id, cluster, ifd, status`; `longest` also reads `n_response_tokens`.
         ratio: share of each cluster that CDAS takes. The other policies take as many rows in all as CDAS would.
-        seed: of ``random`` and ``stratified``.
-        preset: ``authors`` does not look at the status: a row that failed to score has IFD 0 and counts as easiest.
-        quota: see ``cdas_sample``.
+        seed: of `random` and `stratified`.
+        preset: `authors` does not look at the status: a row that failed to score has IFD 0 and counts as easiest.
+        quota: see `cdas_sample`.
 
     Returns:
-        Frame ``example_id, cluster, ifd, status, keep, reason, rank`` in the order of ``frame``. ``rank`` is the place
+        Frame `example_id, cluster, ifd, status, keep, reason, rank` in the order of `frame`. `rank` is the place
         in the order of selection (0 first), -1 where the row was dropped.
     """
     if policy not in POLICIES and not is_own(policy):
         raise ValueError(f"policy {policy!r} is unknown; choose one of {', '.join(POLICIES)}, or give module:function")
-    chosen = _choose(policy, frame, ratio, seed, preset, quota)
+    chosen = _chosen_rows(policy, frame, ratio, seed, preset, quota)
     rank = np.full(len(frame), -1, dtype=np.int64)
     rank[chosen] = np.arange(len(chosen))
     table = frame[["example_id", "cluster", "ifd", "status"]].reset_index(drop=True)
@@ -187,7 +204,10 @@ def select(policy, frame, ratio=1.0, seed=0, *, preset="corrected", quota="kept"
     return table.assign(keep=rank >= 0, reason=reason, rank=rank)[SELECTION_COLUMNS]
 
 
-def _choose(policy, frame, ratio, seed, preset, quota):
+select = choose  # until the notebooks and bench/ use the new name
+
+
+def _chosen_rows(policy: str, frame: pd.DataFrame, ratio: float, seed: int, preset: str, quota: str) -> np.ndarray:
     status = frame["status"].to_numpy()
     if policy == "full":
         return np.flatnonzero(_trainable(len(frame), status))
@@ -207,7 +227,7 @@ def _choose(policy, frame, ratio, seed, preset, quota):
     return stratified_sample(frame["cluster"], ratio, seed=seed, status=status, budget=len(cdas))
 
 
-def _own_choice(policy, frame, budget, seed, trainable):
+def _own_choice(policy: str, frame: pd.DataFrame, budget: int, seed: int, trainable: np.ndarray) -> np.ndarray:
     """What a user's function chose, checked: a policy that cheats would make every comparison with it wrong."""
     chosen = np.asarray(load_own(policy)(frame.reset_index(drop=True), budget, seed), dtype=np.int64)
     rules = {
@@ -247,9 +267,10 @@ _DROPPED = {
 }
 
 
-def _reasons(policy, table, keep, ratio, preset):
+def _reasons(policy: str, table: pd.DataFrame, keep: np.ndarray, ratio: float, preset: str) -> np.ndarray:
     """Words for each row; a row that the policy could not look at says so, rather than that it lost."""
-    kept, dropped = _KEPT.get(policy, f"chosen by {policy}"), _DROPPED.get(policy, f"not chosen by {policy}")
+    kept = _KEPT.get(policy, f"chosen by {policy}")
+    dropped = _DROPPED.get(policy, f"not chosen by {policy}")
     reason = np.where(keep, kept.format(share=f"{ratio:.0%}"), dropped).astype(object)
     status = table["status"].to_numpy()
     if policy in ("cdas", "ifd", *BANDS):
@@ -262,44 +283,47 @@ def _reasons(policy, table, keep, ratio, preset):
     return reason
 
 
-# ---------------------------------------------------------------------------------------------- policies side by side
-
-
+# ---- policies side by side -------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class PolicyComparison:
-    """Result of ``compare_policies``.
+    """Result of `compare_policies`.
 
     Attributes:
         chosen: policy -> (m,) row numbers in order of selection.
-        summary: frame, one line a policy: ``policy, rows``; quantiles ``ifd_5, ifd_50, ifd_95`` and ``tokens_5,
-            tokens_50, tokens_95`` of what it took (of IFD where it is finite, of the responses' tokens); ``misleading``
-            (share with IFD >= 1); ``clusters`` (share of the clusters that give at least one row), ``least_covered``
-            and ``most_covered`` (smallest and largest share of a cluster's rows that was taken).
+        summary: frame, one line a policy: `policy, rows`; quantiles `ifd_5, ifd_50, ifd_95` and `tokens_5,
+            tokens_50, tokens_95` of what it took (of IFD where it is finite, of the responses' tokens); `misleading`
+            (share with IFD >= 1); `clusters` (share of the clusters that give at least one row), `least_covered`
+            and `most_covered` (smallest and largest share of a cluster's rows that was taken).
         overlap: frame policy x policy: share of the line's rows that the column's policy takes too.
     """
 
-    chosen: dict
+    chosen: dict[str, np.ndarray]
     summary: pd.DataFrame
     overlap: pd.DataFrame
 
 
-def compare_policies(frame, ratio, policies=POLICIES, seed=0, *, preset="corrected", quota="kept"):
+def compare_policies(
+    frame: pd.DataFrame,
+    ratio: float,
+    policies: Iterable[str] = POLICIES,
+    seed: int = 0,
+    *,
+    preset: str = "corrected",
+    quota: str = "kept",
+) -> PolicyComparison:
     """What each policy would take at the budget of CDAS, and how far they agree.
 
     Args:
-        frame: ``example_id, cluster, ifd, status, n_response_tokens``.
-        ratio, seed, preset, quota: as in ``select``.
-
-    Returns:
-        ``PolicyComparison``.
+        frame: `example_id, cluster, ifd, status, n_response_tokens`.
+        ratio, seed, preset, quota: as in `choose`.
     """
-    chosen = {policy: _choose(policy, frame, ratio, seed, preset, quota) for policy in policies}
+    chosen = {policy: _chosen_rows(policy, frame, ratio, seed, preset, quota) for policy in policies}
     summary = pd.DataFrame([{"policy": policy, **_describe(frame, rows)} for policy, rows in chosen.items()])
     shared = [[len(np.intersect1d(a, b)) / max(len(a), 1) for b in chosen.values()] for a in chosen.values()]
     return PolicyComparison(chosen, summary, pd.DataFrame(shared, index=list(chosen), columns=list(chosen)))
 
 
-def _describe(frame, rows):
+def _describe(frame: pd.DataFrame, rows: np.ndarray) -> dict[str, float]:
     """One policy's line: what its rows are like, and how they spread over the clusters."""
     taken = frame.iloc[rows]
     ifd = taken["ifd"].to_numpy(dtype=np.float64)
@@ -312,20 +336,18 @@ def _describe(frame, rows):
     return {**line, **covered}
 
 
-def _quantiles(name, values):
+def _quantiles(name: str, values: np.ndarray) -> dict[str, float]:
     levels = (5, 50, 95)
     found = np.percentile(values, levels) if len(values) else [np.nan] * len(levels)
     return {f"{name}_{level}": float(value) for level, value in zip(levels, found, strict=True)}
 
 
-# ---------------------------------------------------------------------------------------------- the training set
-
-
-def write_training_set(path, examples, selection):
-    """Write the kept rows as JSONL ``{example_id, instruction, response}``, in order of selection. Returns their
+# ---- the training set ------------------------------------------------------------------------------------------------
+def write_training_set(path: str | Path, examples: pd.DataFrame, selection: pd.DataFrame) -> int:
+    """Write the kept rows as JSONL `{example_id, instruction, response}`, in order of selection. Returns their
     number.
 
-    examples: frame with the texts. selection: what ``select`` gave for the same ids.
+    examples: frame with the texts. selection: what `choose` gave for the same ids.
     """
     kept = selection.loc[selection["keep"]].sort_values("rank")["example_id"]
     texts = examples.set_index("example_id").loc[kept, ["instruction", "response"]]

@@ -139,7 +139,7 @@ def toy_notebook(stage, before_finish=""):
     return notebook(
         ("parameters", "\n".join([*COMMON, *parameters])),
         "import json\nfrom codeact_lib.artifacts import read_json, write_json\n"
-        f'from codeact_lib.pipeline.run import open_stage\n\nstage = open_stage("{stage}", {call})\nstage.begin()',
+        f'from codeact_lib.pipeline import open_stage\n\nstage = open_stage("{stage}", {call})\nstage.begin()',
         textwrap.dedent(before_finish).strip() or "print(stage.title)",
         work,
     )
@@ -191,7 +191,7 @@ def toy_project(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def _finished(tmp_path_factory):
-    from codeact_lib.pipeline.run import run
+    from codeact_lib.pipeline import run
 
     project = make_toy_project(tmp_path_factory.mktemp("finished") / "project")
     with contextlib.chdir(project):

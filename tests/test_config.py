@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from codeact_lib.config import PROFILES_DIR, Profile, load_profile, profile_names
 from codeact_lib.errors import ProfileError
-from codeact_lib.pipeline.stages import open_stage
+from codeact_lib.pipeline import open_stage
 
 
 def raw(name="mini"):

@@ -1,6 +1,7 @@
 """Embeddings of the packaged model, K-Means and its diagnostics, the map and the cluster cards."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from codeact_lib.embedding import (
     AUTHORS,
     cluster_cards,
     cluster_embeddings,
+    cluster_rows,
     cluster_stability,
     count_truncated,
     embed_instructions,
@@ -209,3 +211,19 @@ def test_a_card_shows_size_words_and_the_instructions_nearest_to_the_centre(embe
         assert card["examples"] == [TOPICS[inside[distance.argmin()]]]
         assert set(card["keywords"]) <= set(" ".join(TOPICS[i] for i in inside).lower().replace(".", "").split())
     assert cluster_cards(["1", "2", "3", "4"], embeddings, clustering)["keywords"].tolist() == [[], []]
+
+
+def test_cluster_rows_is_its_parts_with_one_set_of_numbers_of_clusters_and_seeds(embedder):
+    texts = [f"{topic} {word}" for topic in TOPICS for word in ("Use recursion.", "Explain it.", "Be brief.")]
+    result = cluster_rows(texts, embedder, n_clusters=3, random_state=1)
+    embeddings = embed_instructions(texts, embedder)
+    clustering = cluster_embeddings(embeddings, 3, 1)
+    np.testing.assert_array_equal(result.embeddings, embeddings)
+    assert result.labels.tolist() == clustering.labels.tolist() and result.diagnostics == clustering.diagnostics
+    assert result.by_k.equals(silhouette_by_k(embeddings, (3, 5, 10), 1))
+    assert result.stability.equals(cluster_stability(embeddings, 3, (1, 42, 0, 2)))
+    assert result.cards.equals(cluster_cards(texts, embeddings, clustering)) and result.seconds > 0
+    frame = result.frame(pd.Series(range(12)))
+    assert frame["cluster"].tolist() == result.labels.tolist()
+    np.testing.assert_array_equal(frame[["x", "y"]], project_2d(embeddings))
+    assert cluster_rows([*texts, "word " * 300], embedder).n_cut == 1

@@ -17,10 +17,9 @@ from codeact_lib.errors import CodeActError, DataError, ProfileError
 from codeact_lib.mini import build_corpus
 from codeact_lib.packing.collate import DynamicPackCollator, padding_report
 from codeact_lib.packing.plan import PaddingStrategy, plan_micro_batches, plan_rows
-from codeact_lib.pipeline.estimates import estimate_lines
-from codeact_lib.pipeline.run import plan, run
+from codeact_lib.pipeline import estimate_lines, plan, run
 from codeact_lib.prompts import get_template
-from codeact_lib.sampling import cdas_sample, select
+from codeact_lib.sampling import cdas_sample, choose
 from codeact_lib.tables.results import arm_label
 
 PAGE = (REPO / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -139,7 +138,7 @@ def test_a_policy_that_repeats_invents_or_takes_too_many_rows_is_refused(returne
     frame = pd.DataFrame({"example_id": list("abcdef"), "cluster": 0, "ifd": 0.5, "status": status})
     monkeypatch.setattr(my_rules, "shortest", lambda frame, budget, seed: np.array(returned))
     with pytest.raises(DataError, match=broken):
-        select("my_rules:shortest", frame, 0.4)
+        choose("my_rules:shortest", frame, 0.4)
 
 
 def test_a_name_that_cannot_be_imported_is_said_before_anything_runs(mine):

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from codeact_lib.config import load_profile
 from codeact_lib.hub import Commits
-from codeact_lib.pipeline.stages import open_stage
+from codeact_lib.pipeline import open_stage
 
 # Each call is made in a process of its own environment, and answers with its value or with the error's class and text.
 RUNNER = """

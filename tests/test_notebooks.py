@@ -13,8 +13,8 @@ import pytest
 from conftest import REPO
 from IPython.core.inputtransformer2 import TransformerManager
 
-from codeact_lib.pipeline import stages
-from codeact_lib.pipeline.stages import STAGES, open_stage
+from codeact_lib.pipeline import STAGES, open_stage
+from codeact_lib.pipeline.stages import RULES
 
 NOTEBOOKS = REPO / "notebooks"
 BLOB = "https://github.com/codeact-repro/codeact/blob/main/"
@@ -97,7 +97,7 @@ def test_papermill_finds_the_same_parameters(stage):
 def test_the_default_parameters_name_a_stage_of_the_mini_profile(stage):
     task = open_stage(stage, **COMMON, **IDENTITY[stage])
     assert task.stage == stage and task.profile.name == "mini"
-    assert set(inspect.signature(stages._PLACES[stage]).parameters) - {"profile", "paths"} == set(IDENTITY[stage])
+    assert set(inspect.signature(RULES[stage]).parameters) - {"profile", "paths"} == set(IDENTITY[stage])
 
 
 @every_notebook

@@ -112,7 +112,7 @@ def verified(line):
 
 
 def script(line):
-    """A script of the repository; what it does has a test of its own (tests/pipeline/test_claims.py)."""
+    """A script of the repository; what it does has a test of its own (tests/pipeline/test_locks.py)."""
     path = REPO / shlex.split(line)[0]
     assert path.stat().st_mode & 0o100, path
 

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from conftest import REDUCED_MINI, REPO
 
-from codeact_lib.pipeline.claims import Claims
-from codeact_lib.pipeline.run import plan, run
+from codeact_lib.pipeline import plan, run
+from codeact_lib.pipeline.locks import Lock
 
 CDAS = "mini-base__mini-evol__cdas-0.4__dynamic-pack"
 
@@ -136,24 +136,21 @@ def without_costs(folder):
 
 
 @pytest.mark.timeout(900)
-def test_two_processes_share_the_runs_and_one_takes_over_what_the_killed_other_left(undisturbed, tmp_path):
+def test_two_processes_share_the_runs_and_one_goes_on_with_what_the_killed_other_left(undisturbed, tmp_path):
     folder, options = _with_runs_undone(undisturbed, tmp_path)
     processes = [_start(options, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    claims = Claims(folder / "artifacts" / ".claims")
     killed = "mini-base__mini-evol__full__dynamic"  # the longer training
     checkpoints = folder / "artifacts" / "train" / killed / "checkpoints"
     _wait_for(lambda: list(checkpoints.glob("*/codeact_checkpoint.json")), *processes)
-    victim = claims.holder(f"04_train_dynamic_pack__{killed}").pid
-    first, second = sorted(processes, key=lambda process: process.pid != victim)
-    _kill_with_all_it_started(first)
+    held = Lock(folder / "artifacts" / ".locks" / f"04_train_dynamic_pack__{killed}.run")
+    first, second = sorted(processes, key=lambda process: f":{process.pid} since" not in held.holder())
+    done_before = _kill_with_all_it_started(first).count("    done in")
     said, _ = second.communicate()
     assert second.returncode == 0, said
-    assert f":{first.pid} since" in next(line for line in said.splitlines() if "taken over from" in line)
-    for stage in claims.folder.iterdir():  # who has ever claimed it: one process, and its heir where it was killed
-        records = [json.loads(path.read_text()) for path in sorted(stage.iterdir())]
-        assert len(records) == (3 if stage.name == f"04_train_dynamic_pack__{killed}" else 2), stage.name
-        assert {r["pid"] for r in records if "pid" in r} <= {first.pid, second.pid} and "free" in records[-1]
-    assert len(list(claims.folder.iterdir())) == 4
+    assert f"04_train_dynamic_pack {killed} …" in said
+    assert done_before + said.count("    done in") == 4, "each stage was finished by one process"
+    locks = [Lock(path) for path in held.path.parent.glob("*.*") if path.suffix in (".run", ".lock")]
+    assert len(locks) == 8 and not any(lock.holder() for lock in locks)
     trained = json.loads((folder / "artifacts" / "train" / killed / "train_metrics.json").read_text())
     assert trained["resumed"]
     assert without_costs(folder) == without_costs(undisturbed)
@@ -163,22 +160,22 @@ def test_two_processes_share_the_runs_and_one_takes_over_what_the_killed_other_l
 def _with_runs_undone(finished, tmp_path):
     """A copy of a finished reduced mini in which no run was trained or evaluated yet, and the options that do it."""
     folder = shutil.copytree(finished, tmp_path / "shared")
-    for made in ("artifacts/train", "artifacts/eval", "artifacts/.claims", "results/metrics"):
+    for made in ("artifacts/train", "artifacts/eval", "artifacts/.locks", "results/metrics"):
         shutil.rmtree(folder / made)
     return folder, {**call(folder, evaluate_base=False), "only": ["04", "05"]}
 
 
 def _kill_with_all_it_started(process):
-    """As when a machine goes down: no kernel is left for a second that could still finish."""
+    """As when a machine goes down: no kernel is left for a second that could still finish. What it had said."""
     started = psutil.Process(process.pid).children(recursive=True)
-    for each in (process, *started):  # the runner first, or it would give its claim back
+    for each in (process, *started):
         each.kill()
-    process.communicate()
+    return process.communicate()[0]
 
 
 def _start(options, **pipes):
     code = "import json, sys; from codeact_lib.pipeline.run import run; run(**json.loads(sys.argv[1]))"
-    command = [sys.executable, "-c", code, json.dumps(options)]
+    command = [sys.executable, "-u", "-c", code, json.dumps(options)]  # -u: what a killed one said is not lost
     return subprocess.Popen(command, cwd=REPO, **{"stdout": subprocess.DEVNULL, **pipes})
 
 

@@ -15,11 +15,11 @@ from codeact_lib.sampling import (
     SELECTION_COLUMNS,
     band_sample,
     cdas_sample,
+    choose,
     compare_policies,
     ifd_sample,
     longest_sample,
     random_sample,
-    select,
     stratified_sample,
     write_training_set,
 )
@@ -163,7 +163,7 @@ def test_the_longest_rows_come_first_and_ties_keep_their_order():
 @given(ROWS, RATIOS, st.sampled_from(POLICIES), st.sampled_from(["corrected", "authors"]))
 def test_every_row_gets_a_reason_and_kept_rows_a_rank(rows, ratio, policy, preset):
     frame = frame_of(rows)
-    table = select(policy, frame, ratio, 0, preset=preset)
+    table = choose(policy, frame, ratio, 0, preset=preset)
     assert list(table.columns) == SELECTION_COLUMNS
     assert table["example_id"].tolist() == frame["example_id"].tolist()
     assert sorted(table.loc[table["keep"], "rank"]) == list(range(table["keep"].sum()))
@@ -176,11 +176,11 @@ def test_every_row_gets_a_reason_and_kept_rows_a_rank(rows, ratio, policy, prese
 @given(ROWS, RATIOS)
 def test_all_policies_take_as_many_rows_as_cdas_where_there_are_that_many(rows, ratio):
     frame = frame_of(rows)
-    budget = select("cdas", frame, ratio)["keep"].sum()
+    budget = choose("cdas", frame, ratio)["keep"].sum()
     for policy in ("random", "longest", "ifd", "stratified", *BANDS):
-        assert select(policy, frame, ratio)["keep"].sum() == budget
+        assert choose(policy, frame, ratio)["keep"].sum() == budget
     trainable = ~frame["status"].isin(["empty", "prompt_too_long"])
-    assert select("full", frame)["keep"].tolist() == trainable.tolist()
+    assert choose("full", frame)["keep"].tolist() == trainable.tolist()
 
 
 def test_the_reasons_say_why_a_row_was_dropped():
@@ -192,7 +192,7 @@ def test_the_reasons_say_why_a_row_was_dropped():
         (math.nan, 0, "empty"),
         (0.2, 0, "ok"),
     ]
-    reasons = select("cdas", frame_of(rows), 0.4)["reason"].tolist()
+    reasons = choose("cdas", frame_of(rows), 0.4)["reason"].tolist()
     assert reasons == [
         "among the hardest 40% of its cluster",
         "below its cluster's quota",
@@ -201,7 +201,7 @@ def test_the_reasons_say_why_a_row_was_dropped():
         "status empty",
         "below its cluster's quota",
     ]
-    assert select("full", frame_of(rows))["reason"].tolist().count("all rows") == 5
+    assert choose("full", frame_of(rows))["reason"].tolist().count("all rows") == 5
 
 
 @settings(max_examples=40, deadline=None)
@@ -210,7 +210,7 @@ def test_a_comparison_holds_what_each_policy_alone_would_take(rows, ratio):
     frame = frame_of(rows)
     comparison = compare_policies(frame, ratio)
     assert list(comparison.chosen) == comparison.summary["policy"].tolist() == list(POLICIES)
-    kept = {policy: set(np.flatnonzero(select(policy, frame, ratio)["keep"])) for policy in POLICIES}
+    kept = {policy: set(np.flatnonzero(choose(policy, frame, ratio)["keep"])) for policy in POLICIES}
     for policy, chosen in comparison.chosen.items():
         assert set(chosen.tolist()) == kept[policy]
     for a in POLICIES:
@@ -243,12 +243,12 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="status has 2 rows"):
         cdas_sample([0.5], [0], 0.4, status=["ok", "ok"])
     with pytest.raises(ValueError, match="choose one of full, cdas"):
-        select("best", frame_of([(0.5, 0, "ok")]))
+        choose("best", frame_of([(0.5, 0, "ok")]))
 
 
 def test_the_training_set_is_written_in_order_of_selection(tmp_path):
     rows = [(0.3, 1, "ok"), (0.9, 1, "ok"), (0.4, 0, "ok"), (0.8, 0, "ok")]
-    table = select("cdas", frame_of(rows), 0.5)
+    table = choose("cdas", frame_of(rows), 0.5)
     examples = pd.DataFrame(
         {"example_id": table["example_id"], "instruction": list("abcd"), "response": ["ä", "line\nline", "\u2028", "x"]}
     )

@@ -16,20 +16,20 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from codeact_lib.config import MINI_DATASETS, looks_local
-from codeact_lib.data.overlap import NearDuplicates, find_leaks
+from codeact_lib.data.overlap import NearDuplicates
 from codeact_lib.data.rows import Columns, Unusable, detect_columns, row_texts
 from codeact_lib.errors import DataError
 from codeact_lib.hub import hub_error, pinned_revision
 from codeact_lib.mini import build_corpus
-
-__all__ = ["COLUMNS", "FILE_FORMATS", "ValidationReport", "columns_of", "find_leaks", "load_instructions", "read_rows"]
 
 COLUMNS = ["example_id", "instruction", "response", "dataset"]
 FILE_FORMATS = (".jsonl", ".json", ".parquet", ".csv")
@@ -46,10 +46,10 @@ class ValidationReport:
         source: name of the file, built-in set or hub data set.
         n_read: rows looked at, good and bad (with a limit, reading stops there).
         n_usable: rows in the frame.
-        dropped: frame ``file, row, reason``, in order of row. ``row`` counts from 1 (in JSONL it is the line number).
-            A reason reads ``kind: detail``; the kinds are ``not JSON``, ``not UTF-8``, ``not an object``, ``wrong
-            number of fields``, ``missing key``, ``not text``, ``not a chat``, ``no first turn``, ``empty``, ``too
-            long``, ``duplicate``, ``near duplicate``.
+        dropped: frame `file, row, reason`, in order of row. `row` counts from 1 (in JSONL it is the line number).
+            A reason reads `kind: detail`; the kinds are `not JSON`, `not UTF-8`, `not an object`, `wrong
+            number of fields`, `missing key`, `not text`, `not a chat`, `no first turn`, `empty`, `too
+            long`, `duplicate`, `near duplicate`.
         rows: the row of the source that each row of the frame came from.
     """
 
@@ -57,144 +57,161 @@ class ValidationReport:
     n_read: int
     n_usable: int
     dropped: pd.DataFrame
-    rows: tuple = ()
+    rows: tuple[int, ...] = ()
 
-    def counts(self):
-        """Number of dropped rows by kind of reason: ``{"empty": 2}``."""
-        return dict(Counter(reason.partition(":")[0] for reason in self.dropped["reason"]))
+    def counts(self) -> dict[str, int]:
+        """Number of dropped rows by kind of reason: `{"empty": 2}`."""
+        return dict(Counter(_kind(reason) for reason in self.dropped["reason"]))
 
-    def to_dict(self):
-        """Everything as plain JSON values, the dropped rows included."""
-        dropped = self.dropped.to_dict("records")
-        return {
-            "source": self.source,
-            "n_read": self.n_read,
-            "n_usable": self.n_usable,
-            "counts": self.counts(),
-            "dropped": dropped,
-        }
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but `rows` as plain JSON values, the dropped rows included."""
+        facts = {"source": self.source, "n_read": self.n_read, "n_usable": self.n_usable}
+        return {**facts, "counts": self.counts(), "dropped": self.dropped.to_dict("records")}
 
-    def __str__(self):
-        reasons = ", ".join(f"{count:,} {kind}" for kind, count in self.counts().items()) or "none"
-        return f"{self.source}: {self.n_read:,} rows read, {self.n_usable:,} usable; dropped: {reasons}"
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count:,} {kind}" for kind, count in self.counts().items())
+        return f"{self.source}: {self.n_read:,} rows read, {self.n_usable:,} usable; dropped: {reasons or 'none'}"
+
+
+class _Usable(NamedTuple):
+    row: int
+    own_id: Any
+    instruction: str
+    response: str
+
+
+class _Dropped(NamedTuple):
+    file: str
+    row: int
+    reason: str
 
 
 def load_instructions(
-    path,
+    path: str | Path,
     *,
-    dataset=None,
-    revision=None,
-    split="train",
-    instruction_column="instruction",
-    response_column="response",
-    input_column=None,
-    messages_column=None,
-    limit=None,
-    max_characters=None,
-    drop_duplicates=True,
-    near_duplicates=None,
-    invalid_rows="drop",
-):
+    dataset: str | None = None,
+    revision: str | None = None,
+    split: str = "train",
+    instruction_column: str = "instruction",
+    response_column: str = "response",
+    input_column: str | None = None,
+    messages_column: str | None = None,
+    limit: int | None = None,
+    max_characters: int | None = None,
+    drop_duplicates: bool = True,
+    near_duplicates: float | None = None,
+    invalid_rows: str = "drop",
+) -> tuple[pd.DataFrame, ValidationReport]:
     """Read an instruction set and check every row.
 
     Args:
-        path: a built-in set (``mini-evol``, ``mini-oss``), a file (.jsonl, .json with a list, .parquet, .csv), or the
+        path: a built-in set (`mini-evol`, `mini-oss`), a file (.jsonl, .json with a list, .parquet, .csv), or the
             id of a hub data set.
-        dataset: name written into the ``dataset`` column and the ids; by default the last part of ``path``.
+        dataset: name written into the `dataset` column and the ids; by default the last part of `path`.
         revision, split: commit and split of a hub data set.
         instruction_column, response_column: keys of the two texts in each row.
-        input_column: key of Alpaca's ``input``, which is added to the instruction where it holds text.
-        messages_column: key of a list of chat messages, of which the first turn is taken (see ``layouts``); the other
+        input_column: key of Alpaca's `input`, which is added to the instruction where it holds text.
+        messages_column: key of a list of chat messages, of which the first turn is taken (see `rows`); the other
             columns are then not looked at.
-        limit: keep the first ``limit`` usable rows.
+        limit: keep the first `limit` usable rows.
         max_characters: drop a row whose two texts together are longer.
         drop_duplicates: drop a row whose two texts, blanks at the ends aside, equal those of an earlier one.
         near_duplicates: drop a row that has at least this share (Jaccard index, in (0, 1]) of its five-token sequences
-            in common with an earlier one; ``None`` does not look. About a millisecond a row.
+            in common with an earlier one; `None` does not look. About a millisecond a row.
         invalid_rows: "drop" leaves out and reports a row that cannot be used, "error" raises for the first such row.
 
     Returns:
-        ``(examples, report)``: a frame ``example_id, instruction, response, dataset`` in the order of the source, and a
-        ``ValidationReport``. ``example_id`` is ``<dataset>-<row>``, so an id leads back to its row; built-in sets and
-        files with an ``example_id`` in every row keep their own.
+        `(examples, report)`: a frame `example_id, instruction, response, dataset` in the order of the source, and a
+        `ValidationReport`. `example_id` is `<dataset>-<row>`, so an id leads back to its row; built-in sets and
+        files with an `example_id` in every row keep their own.
 
     Raises:
-        DataError: the source is missing, unreadable, or holds no usable row; or, with ``invalid_rows="error"``, a row
+        DataError: the source is missing, unreadable, or holds no usable row; or, with `invalid_rows="error"`, a row
             is no text.
     """
     source = Path(path).name if _is_file(path) else str(path)
-    dataset = dataset or Path(str(path)).stem
+    dataset = dataset or Path(path).stem
     columns = Columns(instruction_column, response_column, input_column, messages_column)
-    neighbours = near_duplicates and NearDuplicates(near_duplicates)
-    sieve = _Sieve(columns, max_characters, drop_duplicates, neighbours)
+    repeats = _Repeats(drop_duplicates, near_duplicates)
+    usable: list[_Usable] = []
+    dropped: list[_Dropped] = []
+    keys: list[str] = []
     for number, row in read_rows(path, revision, split):
-        if limit is not None and len(sieve.good) >= limit:
+        if limit is not None and len(usable) >= limit:
             break
-        sieve.add(number, row)
-    if not sieve.good:
-        raise DataError(_nothing_usable(path, sieve))
-    invalid = [entry for entry in sieve.dropped if entry[1].partition(":")[0] not in DUPLICATES]
-    if invalid and invalid_rows == "error":
-        raise DataError(_first_invalid(path, invalid))
-    numbers, ids, instructions, responses = zip(*sieve.good, strict=True)
-    values = [_example_ids(ids, numbers, dataset), instructions, responses, dataset]
-    examples = pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
-    dropped = pd.DataFrame([(source, *entry) for entry in sieve.dropped], columns=["file", "row", "reason"])
-    return examples, ValidationReport(source, len(examples) + len(dropped), len(examples), dropped, numbers)
+        if isinstance(row, dict) and not keys:
+            keys = list(row)
+        try:
+            instruction, response = _checked_texts(row, columns, max_characters)
+            repeats.refuse(number, instruction, response)
+        except Unusable as error:
+            dropped.append(_Dropped(source, number, str(error)))
+        else:
+            usable.append(_Usable(number, row.get("example_id"), instruction, response))
+    if not usable:
+        raise DataError(_nothing_usable(path, dropped, keys))
+    if invalid_rows == "error":
+        _refuse_invalid(path, dropped)
+    examples = pd.DataFrame(usable)
+    rows = tuple(examples["row"].tolist())
+    own_ids = [good.own_id for good in usable]
+    fit = all(isinstance(own, str) and own and not _SURROGATE.search(own) for own in own_ids)
+    # Ids of the source's own only where they tell every row apart: later stages join by them.
+    if fit and len(set(own_ids)) == len(own_ids):
+        examples["example_id"] = own_ids
+    else:
+        examples["example_id"] = [f"{dataset}-{row}" for row in rows]
+    examples["dataset"] = dataset
+    lost = pd.DataFrame(dropped, columns=_Dropped._fields)
+    return examples[COLUMNS], ValidationReport(source, len(usable) + len(dropped), len(usable), lost, rows)
 
 
-def columns_of(path, revision=None, split="train"):
-    """The ``Columns`` that the keys of the first readable row suggest.
+def columns_of(path: str | Path, revision: str | None = None, split: str = "train") -> Columns:
+    """The `Columns` that the keys of the first readable row suggest.
 
-    Raises ``DataError`` with the keys, where they are none of the usual.
+    Raises DataError with the keys, where they are none of the usual.
     """
-    row = next((row for _, row in islice(read_rows(path, revision, split), 100) if isinstance(row, dict)), {})
-    columns = detect_columns(list(row))
+    first = next((row for _, row in islice(read_rows(path, revision, split), 100) if isinstance(row, dict)), {})
+    if not first:
+        raise DataError(f"{path} holds no row with named columns: each needs an instruction and a response.")
+    columns = detect_columns(list(first))
     if columns is None:
-        raise DataError(_not_recognised(path, row))
+        raise DataError(
+            f"{path}: the columns {', '.join(map(repr, first))} are none of the usual names. Say which one holds the "
+            "instruction and which the response (instruction_column, response_column), or the chat (messages_column)."
+        )
     return columns
 
 
-# ---------------------------------------------------------------------------------------------- one row
+# ---- one row ---------------------------------------------------------------------------------------------------------
+class _Repeats:
+    """The texts so far, to find those that come again."""
 
+    def __init__(self, exact: bool, near: float | None) -> None:
+        self.seen: dict[tuple[str, str], int] | None = {} if exact else None
+        self.neighbours = NearDuplicates(near) if near else None
 
-class _Sieve:
-    """Rows one by one: ``good`` holds (number, own id, instruction, response), ``dropped`` (number, reason)."""
-
-    def __init__(self, columns, max_characters, drop_duplicates, neighbours):
-        self.columns, self.max_characters = columns, max_characters
-        self.seen, self.neighbours = {} if drop_duplicates else None, neighbours
-        self.good, self.dropped, self.keys = [], [], []
-
-    def add(self, number, row):
-        if isinstance(row, dict) and not self.keys:
-            self.keys = list(row)
-        try:
-            instruction, response = _checked_texts(row, self.columns, self.max_characters)
-            self._require_new(number, instruction, response)
-        except Unusable as error:
-            self.dropped.append((number, str(error)))
-        else:
-            self.good.append((number, row.get("example_id"), instruction, response))
-
-    def _require_new(self, number, instruction, response):
+    def refuse(self, number: int, instruction: str, response: str) -> None:
+        """Raise `Unusable` for a row that repeats an earlier one."""
         if self.seen is not None:
             first = self.seen.setdefault((instruction.strip(), response.strip()), number)
             if first != number:
                 raise Unusable(f"duplicate: same texts as row {first}")
-        found = self.neighbours and self.neighbours.add(number, f"{instruction}\n{response}")
-        if found:
-            raise Unusable(f"near duplicate: {found[1]:.0%} in common with row {found[0]}")
+        if self.neighbours is not None:
+            found = self.neighbours.add(number, f"{instruction}\n{response}")
+            if found:
+                raise Unusable(f"near duplicate: {found.similarity:.0%} in common with row {found.key}")
 
 
-def _checked_texts(row, columns, max_characters):
-    """The two texts of a row; ``Unusable`` with the reason where they are none."""
+def _checked_texts(row: Any, columns: Columns, max_characters: int | None) -> tuple[str, str]:
+    """The two texts of a row; `Unusable` with the reason where they are none."""
     if isinstance(row, _Unreadable):
         raise Unusable(row.reason)
     if not isinstance(row, dict):
         raise Unusable(f"not an object: {type(row).__name__}")
     texts = row_texts(row, columns)
-    for name, text in zip(_text_names(columns), texts, strict=True):
+    names = [columns.messages or columns.instruction, columns.messages or columns.response]
+    for name, text in zip(names, texts, strict=True):
         if _UNDECODED.search(text):
             raise Unusable(f"not UTF-8: {name}")
         if _SURROGATE.search(text):
@@ -205,71 +222,55 @@ def _checked_texts(row, columns, max_characters):
     return texts
 
 
-def _text_names(columns):
-    return [columns.messages] * 2 if columns.messages else [columns.instruction, columns.response]
+def _kind(reason: str) -> str:
+    return reason.partition(":")[0]
 
 
-def _example_ids(own, numbers, dataset):
-    if all(isinstance(i, str) and i and not _SURROGATE.search(i) for i in own) and len(set(own)) == len(own):
-        return own
-    return [f"{dataset}-{number}" for number in numbers]
-
-
-def _nothing_usable(path, sieve):
-    if not sieve.dropped:
+def _nothing_usable(path: str | Path, dropped: list[_Dropped], keys: list[str]) -> str:
+    if not dropped:
         return f"{path} holds no rows. An instruction set needs at least one row with an instruction and a response."
-    number, reason = sieve.dropped[0]
-    keys = ", ".join(map(repr, sieve.keys))
-    remedy = f" Its rows have the keys {keys}: set instruction_column and response_column." if keys else ""
-    return (
-        f"{path} holds no usable row in {len(sieve.dropped):,}; the first problem is in row {number}: {reason}.{remedy}"
-    )
+    first = dropped[0]
+    said = f"{path} holds no usable row in {len(dropped):,}; the first problem is in row {first.row}: {first.reason}."
+    if keys:
+        said += f" Its rows have the keys {', '.join(map(repr, keys))}: set instruction_column and response_column."
+    return said
 
 
-def _not_recognised(path, row):
-    if not row:
-        return f"{path} holds no row with named columns: each needs an instruction and a response."
-    return (
-        f"{path}: the columns {', '.join(map(repr, row))} are none of the usual names. Say which one holds the "
-        "instruction and which the response (instruction_column, response_column), or the chat (messages_column)."
-    )
-
-
-def _first_invalid(path, invalid):
-    number, reason = invalid[0]
+def _refuse_invalid(path: str | Path, dropped: list[_Dropped]) -> None:
+    invalid = [each for each in dropped if _kind(each.reason) not in DUPLICATES]
+    if not invalid:
+        return
     others = f" ({len(invalid) - 1:,} more rows cannot be used either)" if len(invalid) > 1 else ""
-    return (
-        f"{path}, row {number}: {reason}{others}. Correct or delete it, or set invalid_rows to drop: rows that cannot "
-        "be used are then left out and listed in the report."
+    raise DataError(
+        f"{path}, row {invalid[0].row}: {invalid[0].reason}{others}. Correct or delete it, or set invalid_rows to "
+        "drop: rows that cannot be used are then left out and listed in the report."
     )
 
 
-# ---------------------------------------------------------------------------------------------- sources
-
-
+# ---- sources ---------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Unreadable:
     reason: str
 
 
-def _is_file(path):
+def _is_file(path: str | Path) -> bool:
     return looks_local(str(path)) or Path(path).exists()
 
 
-def read_rows(path, revision=None, split="train"):
+def read_rows(path: str | Path, revision: str | None = None, split: str = "train") -> Iterator[tuple[int, Any]]:
     """Pairs (row number from 1, row) of any source, as they come: a row is a dict if all is well, and may be anything.
 
-    A row that cannot be decoded comes as an object of its own, which ``load_instructions`` reports. Raises
-    ``DataError`` where the source as a whole cannot be read.
+    A row that cannot be decoded comes as an object of its own, which `load_instructions` reports. Raises
+    `DataError` where the source as a whole cannot be read.
     """
-    if path in MINI_DATASETS:
-        return enumerate(build_corpus(path).to_dict("records"), 1)
+    if str(path) in MINI_DATASETS:
+        return enumerate(build_corpus(str(path)).to_dict("records"), 1)
     if _is_file(path):
         return _read_file(Path(path))
-    return enumerate(_read_hub(path, revision, split), 1)
+    return enumerate(_read_hub(str(path), revision, split), 1)
 
 
-def _read_file(path):
+def _read_file(path: Path) -> Iterator[tuple[int, Any]]:
     if not path.is_file():
         raise DataError(f"{path} does not exist or is a folder. Give one file ending in {', '.join(FILE_FORMATS)}.")
     if path.suffix not in FILE_FORMATS:
@@ -281,7 +282,7 @@ def _read_file(path):
         raise DataError(f"{path} is not readable as {path.suffix[1:]}: {error}. Export it again as JSONL.") from error
 
 
-def _read_jsonl(path):
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     """One row a line; blank lines are skipped, a line that is not JSON is a row that will be reported."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -289,7 +290,7 @@ def _read_jsonl(path):
                 yield number, _parse_line(line.rstrip(b"\n"))
 
 
-def _parse_line(line):
+def _parse_line(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -298,7 +299,7 @@ def _parse_line(line):
         return _Unreadable(f"not JSON: {error}")
 
 
-def _read_json(path):
+def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
     """A list of objects; bytes that are not UTF-8 spoil the row that holds them, not the file."""
     try:
         rows = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
@@ -309,7 +310,7 @@ def _read_json(path):
     return enumerate(rows, 1)
 
 
-def _read_csv(path):
+def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows under the header's names, all fields as text: the word "None" or "NA" is a fine answer."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default, 131,072 characters, is an error in mid-file
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -318,12 +319,13 @@ def _read_csv(path):
         if _SURROGATE.search("".join(header)):
             raise ValueError("its header is not UTF-8")
         for number, row in enumerate(reader, 1):
-            whole = None not in row and None not in row.values()  # how DictReader marks too many fields, and too few
-            names = len(header)
-            yield number, row if whole else _Unreadable(f"wrong number of fields: the header has {names}")
+            if None in row or None in row.values():  # how DictReader marks too many fields, and too few
+                yield number, _Unreadable(f"wrong number of fields: the header has {len(header)}")
+            else:
+                yield number, row
 
 
-def _read_parquet(path):
+def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows batch by batch, so that a large file never stands in memory whole."""
     import pyarrow.parquet
 
@@ -332,7 +334,7 @@ def _read_parquet(path):
         yield from enumerate(rows, 1)
 
 
-def _read_hub(path, revision, split):
+def _read_hub(path: str, revision: str | None, split: str) -> Iterable[dict[str, Any]]:
     import datasets
 
     commit = pinned_revision(path, revision, "dataset")

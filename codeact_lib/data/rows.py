@@ -12,7 +12,9 @@ Whatever a row looks like, CodeACT scores one instruction and one response of it
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -36,44 +38,55 @@ class Columns:
     messages: str | None = None
 
 
-def detect_columns(keys):
-    """The ``Columns`` that the usual key names suggest, or ``None``.
+class Message(TypedDict):
+    """One message of a chat, under OpenAI's names."""
+
+    role: str
+    content: str
+
+
+def detect_columns(keys: Collection[str]) -> Columns | None:
+    """The `Columns` that the usual key names suggest, or None.
 
     >>> detect_columns(["id", "instruction", "input", "output"])
     Columns(instruction='instruction', response='output', input='input', messages=None)
     """
-    first = {
-        kind: next((name for name in names if name in keys), None)
-        for kind, names in (("i", INSTRUCTION_NAMES), ("r", RESPONSE_NAMES), ("m", MESSAGES_NAMES))
-    }
-    if first["m"]:
-        return Columns(messages=first["m"])
-    if first["i"] and first["r"]:
-        return Columns(first["i"], first["r"], "input" if "input" in keys else None)
+
+    def first_of(names: tuple[str, ...]) -> str | None:
+        return next((name for name in names if name in keys), None)
+
+    messages = first_of(MESSAGES_NAMES)
+    if messages:
+        return Columns(messages=messages)
+    instruction = first_of(INSTRUCTION_NAMES)
+    response = first_of(RESPONSE_NAMES)
+    if instruction and response:
+        return Columns(instruction, response, first_of(("input",)))
     return None
 
 
-# ---------------------------------------------------------------------------------------------- in
-def row_texts(row, columns):
-    """(instruction, response) of a row (a dict), two texts that are not blank. Raises ``Unusable``."""
+def row_texts(row: Mapping[str, Any], columns: Columns) -> tuple[str, str]:
+    """Instruction and response of a row, two texts that are not blank. Raises `Unusable`."""
     if columns.messages:
         return _first_turn(_messages(row, columns.messages), columns.messages)
-    instruction, response = (_text(row, key) for key in (columns.instruction, columns.response))
+    instruction = _text(row, columns.instruction)
+    response = _text(row, columns.response)
     if columns.input and not _is_missing(row.get(columns.input)):
         extra = _text(row, columns.input, may_be_blank=True)
-        instruction = f"{instruction}\n{extra}" if extra.strip() else instruction
+        if extra.strip():
+            instruction = f"{instruction}\n{extra}"
     return instruction, response
 
 
-def conversation(row, columns):
-    """The whole row as ``[{"role", "content"}, ...]``: every turn of a chat, or one question and its answer."""
+def conversation(row: Mapping[str, Any], columns: Columns) -> list[Message]:
+    """The whole row as messages: every turn of a chat, or one question and its answer."""
     if columns.messages:
         return _messages(row, columns.messages)
     instruction, response = row_texts(row, columns)
     return [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
 
 
-def _text(row, key, may_be_blank=False):
+def _text(row: Mapping[str, Any], key: str, may_be_blank: bool = False) -> str:
     if key not in row:
         raise Unusable(f"missing key: {key}")
     value = row[key]
@@ -86,37 +99,39 @@ def _text(row, key, may_be_blank=False):
     return value
 
 
-def _is_missing(value):
+def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and value != value)  # null; how CSV and parquet give no text
 
 
-def _messages(row, key):
-    """Messages under OpenAI's names, from those or from ShareGPT's (``from``/``value``, ``human``/``gpt``)."""
+def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
+    """Messages under OpenAI's names, from those or from ShareGPT's (`from`/`value`, `human`/`gpt`)."""
     if key not in row:
         raise Unusable(f"missing key: {key}")
     if not isinstance(row[key], (list, tuple, np.ndarray)):
         raise Unusable(f"not a chat: {key} is {type(row[key]).__name__}")
-    return [_message(message, f"message {number} of {key}") for number, message in enumerate(row[key], 1)]
+    messages: list[Message] = []
+    for number, message in enumerate(row[key], 1):
+        name = f"message {number} of {key}"
+        if not isinstance(message, dict):
+            raise Unusable(f"not a chat: {name} is {type(message).__name__}")
+        role = message.get("role", message.get("from"))
+        content = message.get("content", message.get("value"))
+        if not isinstance(role, str):
+            raise Unusable(f"not a chat: {name} has no role")
+        if not isinstance(content, str):
+            raise Unusable(f"not text: {name} is {type(content).__name__}")
+        messages.append({"role": _ROLES.get(role, role), "content": content})
+    return messages
 
 
-def _message(message, name):
-    if not isinstance(message, dict):
-        raise Unusable(f"not a chat: {name} is {type(message).__name__}")
-    role = message.get("role", message.get("from"))
-    content = message.get("content", message.get("value"))
-    if not isinstance(role, str):
-        raise Unusable(f"not a chat: {name} has no role")
-    if not isinstance(content, str):
-        raise Unusable(f"not text: {name} is {type(content).__name__}")
-    return {"role": _ROLES.get(role, role), "content": content}
-
-
-def _first_turn(messages, key):
-    asked = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
-    turn = messages[asked : asked + 2]
-    if [message["role"] for message in turn] != ["user", "assistant"]:
+def _first_turn(messages: list[Message], key: str) -> tuple[str, str]:
+    roles = [message["role"] for message in messages]
+    asked = roles.index("user") if "user" in roles else len(roles)
+    if roles[asked : asked + 2] != ["user", "assistant"]:
         raise Unusable(f"no first turn: {key} holds no user message with an assistant message right after it")
-    for name, message in zip(("question", "answer"), turn, strict=True):
-        if not message["content"].strip():
+    question = messages[asked]["content"]
+    answer = messages[asked + 1]["content"]
+    for name, text in (("question", question), ("answer", answer)):
+        if not text.strip():
             raise Unusable(f"empty: the first {name} of {key}")
-    return turn[0]["content"], turn[1]["content"]
+    return question, answer

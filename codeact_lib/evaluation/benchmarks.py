@@ -5,8 +5,6 @@ load_benchmark("mbpp@v0.1.0")          # the 399 tasks of the paper; plain "mbpp
 load_benchmark("my_tasks.jsonl")
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import http.client
@@ -15,9 +13,9 @@ import os
 import sys
 import urllib.request
 import zlib
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from codeact_lib.artifacts import atomic_write
 from codeact_lib.errors import EvaluationError
@@ -33,6 +31,8 @@ EVALPLUS = {
 EVALPLUS_URL = "https://github.com/evalplus/{repo}_release/releases/download/{version}/{stem}.jsonl.gz"
 FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "base_input", "plus_input", "atol")
 
+Task = dict[str, Any]  # with `FIELDS`; EvalPlus's files have further ones
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -42,10 +42,10 @@ class Benchmark:
     kind: str  # "humaneval" or "mbpp"
     version: str
     sha256: str  # of the tasks' content, whatever file they came from
-    tasks: list[dict]
+    tasks: list[Task]
 
 
-def load_benchmark(name_or_path, limit=None) -> Benchmark:
+def load_benchmark(name_or_path: Path | str, limit: int | None = None) -> Benchmark:
     """A benchmark by name or from a JSONL file in EvalPlus's schema.
 
     Args:
@@ -56,32 +56,36 @@ def load_benchmark(name_or_path, limit=None) -> Benchmark:
     Raises:
         EvaluationError: unknown name, missing or damaged file, a task without a needed field.
     """
-    name = str(name_or_path)
-    if name.startswith("mini-"):
-        tasks, version = build_benchmark(name), "mini"
-    elif name.partition("@")[0] in EVALPLUS:
-        name, tasks, version = _evalplus_tasks(*name.partition("@")[::2])
+    name, _, wanted = str(name_or_path).partition("@")
+    if name in EVALPLUS:
+        tasks, version = _evalplus_tasks(name, wanted)
+    elif str(name_or_path).startswith("mini-"):
+        name = str(name_or_path)
+        tasks = build_benchmark(name)
+        version = "mini"
     else:
-        tasks, version = _read_tasks(Path(name)), f"file {Path(name).name}"
-        name = Path(name).stem
+        path = Path(name_or_path)
+        name = path.stem
+        tasks = _read_tasks(path)
+        version = f"file {path.name}"
     tasks = tasks[:limit]
     kind = _check_tasks(tasks, name)
-    return Benchmark(name, kind, version, _content_hash(tasks), tasks)
-
-
-def _content_hash(tasks):
-    """sha256 of the tasks' canonical JSON; inputs of MBPP+ hold NaN and infinity, which strict JSON has no word for."""
+    # Inputs of MBPP+ hold NaN and infinity, which strict JSON has no word for.
     text = json.dumps(tasks, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return Benchmark(name, kind, version, hashlib.sha256(text.encode()).hexdigest(), tasks)
 
 
-def _evalplus_tasks(name, version):
-    """(name, tasks, version) of a benchmark where EvalPlus keeps it; fetched from its release page if not there."""
+def _evalplus_tasks(name: str, version: str) -> tuple[list[Task], str]:
+    """(tasks, version) of a benchmark where EvalPlus keeps it; fetched from its release page if not there."""
     stem, versions = EVALPLUS[name]
     version = version or next(iter(versions))
     if version not in versions:
         raise EvaluationError(f"{name}: version {version} is not known; use {' or '.join(versions)}.")
-    path = _evalplus_cache() / f"{stem}-{version}.jsonl"
+    # EvalPlus's own folder (appdirs.user_cache_dir), so that a benchmark is fetched once for both.
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evalplus"
+    if sys.platform == "darwin":
+        folder = Path.home() / "Library/Caches/evalplus"
+    path = folder / f"{stem}-{version}.jsonl"
     if not path.exists():
         _download(EVALPLUS_URL.format(repo=stem.lower(), version=version, stem=stem), path)
     tasks = _read_tasks(path)
@@ -90,17 +94,10 @@ def _evalplus_tasks(name, version):
             f"{path} holds {len(tasks)} tasks, {stem} {version} has {versions[version]}: it is another version, or not "
             "whole. Remove it to fetch it again, or name the file itself as a benchmark."
         )
-    return name, tasks, f"{stem} {version}"
+    return tasks, f"{stem} {version}"
 
 
-def _evalplus_cache():
-    """EvalPlus's own folder (appdirs.user_cache_dir), so that a benchmark is fetched once for both."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/evalplus"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evalplus"
-
-
-def _download(url, path):
+def _download(url: str, path: Path) -> None:
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             data = gzip.decompress(response.read())
@@ -113,15 +110,15 @@ def _download(url, path):
         file.write(data)
 
 
-def _read_tasks(path):
+def _read_tasks(path: Path) -> list[Task]:
     if not path.is_file():
         names = ", ".join(("mini-humaneval", "mini-mbpp", *EVALPLUS))
         raise EvaluationError(f"{path} is neither a benchmark ({names}) nor a file.")
     return [task for _, task in read_jsonl(path)]
 
 
-def read_jsonl(path, repair=False):
-    """[(line number, object)]; with ``repair`` a damaged last line (of a writer that was killed) is left out."""
+def read_jsonl(path: Path, repair: bool = False) -> list[tuple[int, Any]]:
+    """[(line number, object)]; with `repair` a damaged last line (of a writer that was killed) is left out."""
     rows = []
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
@@ -136,23 +133,23 @@ def read_jsonl(path, repair=False):
     return rows
 
 
-def _check_tasks(tasks, name):
+def _check_tasks(tasks: list[Task], name: str) -> str:
     """The kind of the tasks; every task must be complete, known once, and of that kind."""
     if not tasks:
         raise EvaluationError(f"Benchmark {name} holds no task.")
     for number, task in enumerate(tasks, 1):
-        absent = [key for key in FIELDS if not isinstance(task, dict) or key not in task]
-        if absent:
-            raise EvaluationError(f"Benchmark {name}, task {number}: no field {absent[0]!r}; EvalPlus's schema has it.")
+        for key in FIELDS:
+            if not isinstance(task, dict) or key not in task:
+                raise EvaluationError(f"Benchmark {name}, task {number}: no field {key!r}; EvalPlus's schema has it.")
     kind = task_kind(tasks[0])
+    known = set()
     for task in tasks:
+        task_id = task["task_id"]
         if task_kind(task) != kind:
-            raise EvaluationError(
-                f"Benchmark {name}: {task['task_id']} is not of kind {kind}; one file holds one kind."
-            )
-        if kind == "mbpp" and not str(task["task_id"]).rpartition("/")[2].isdigit():
-            raise EvaluationError(f"Benchmark {name}: {task['task_id']} must end in /<number>; EvalPlus reads it.")
-    twice = [task_id for task_id, n in Counter(task["task_id"] for task in tasks).items() if n > 1]
-    if twice:
-        raise EvaluationError(f"Benchmark {name}: {twice[0]} stands in it twice.")
+            raise EvaluationError(f"Benchmark {name}: {task_id} is not of kind {kind}; one file holds one kind.")
+        if kind == "mbpp" and not str(task_id).rpartition("/")[2].isdigit():
+            raise EvaluationError(f"Benchmark {name}: {task_id} must end in /<number>; EvalPlus reads it.")
+        if task_id in known:
+            raise EvaluationError(f"Benchmark {name}: {task_id} stands in it twice.")
+        known.add(task_id)
     return kind

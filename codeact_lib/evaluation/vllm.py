@@ -1,12 +1,11 @@
-"""Greedy decoding by vLLM, where it is installed and asked for (``generation_engine: vllm``): many GPUs, long answers.
+"""Greedy decoding by vLLM, where it is installed and asked for (`generation_engine: vllm`): many GPUs, long answers.
 
 vLLM schedules its own batches, so its text may differ from that of transformers within rounding, in any precision. It
 is no dependency of this package, not even an optional one: its wheels bring a torch of their own.
 """
 
-from __future__ import annotations
-
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,31 +18,27 @@ from codeact_lib.modeling.load import adapter_base, recorded_tuning, resolve_pat
 
 @dataclass(frozen=True)
 class VllmModel:
-    """A loaded ``vllm.LLM`` and, for an unmerged adapter, the request that puts it on top.
+    """A loaded engine and, for an unmerged adapter, what puts it on top (`decoding.GreedyModel`)."""
 
-    Attributes:
-        engine: ``vllm.LLM``.
-        adapter: ``vllm.lora.request.LoRARequest`` or None.
-        dtype: e.g. "bfloat16".
-        engine_name: what is stamped on its answers.
-    """
-
-    engine: Any
-    adapter: Any
-    dtype: str
+    engine: Any  # `vllm.LLM`
+    adapter: Any  # `vllm.lora.request.LoRARequest` or None
+    dtype: str  # e.g. "bfloat16"
     engine_name: str = "vllm"
+    exact: bool = False
 
-    def greedy(self, prompts, max_new_tokens, stop) -> list[list[int]]:
+    def greedy(self, prompts: Sequence[list[int]], max_new_tokens: int, stop: Sequence[str]) -> list[list[int]]:
         """Greedy continuations of token lists, ended by the end token, a stop string (left in) or the limit."""
-        vllm = import_module("vllm")
-        rules = {"stop": list(stop), "include_stop_str_in_output": True}
-        greedy = vllm.SamplingParams(temperature=0.0, max_tokens=max_new_tokens, **rules)
+        rules = import_module("vllm").SamplingParams(
+            temperature=0.0, max_tokens=max_new_tokens, stop=list(stop), include_stop_str_in_output=True
+        )
         asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
-        answers = self.engine.generate(asked, greedy, lora_request=self.adapter, use_tqdm=False)
+        answers = self.engine.generate(asked, rules, lora_request=self.adapter, use_tqdm=False)
         return [list(answer.outputs[0].token_ids) for answer in answers]
 
 
-def load_vllm(path, *, revision=None, dtype="bfloat16", max_model_len=None) -> VllmModel:
+def load_vllm(
+    path: Path | str, *, revision: str | None = None, dtype: str = "bfloat16", max_model_len: int | None = None
+) -> VllmModel:
     """Load a full model, or a LoRA or QLoRA adapter (a folder with adapter_config.json) on the base it was trained on.
 
     Args:
@@ -65,13 +60,13 @@ def load_vllm(path, *, revision=None, dtype="bfloat16", max_model_len=None) -> V
     gc.collect()
     torch.cuda.empty_cache()  # a model that the caller has let go of would still hold its share of the GPU
     config = Path(path) / "adapter_config.json"
-    options = {"dtype": dtype, "max_model_len": max_model_len}
+    options: dict[str, Any] = {"dtype": dtype, "max_model_len": max_model_len}
     if not config.exists():
-        where = {"model": resolve_path(path), "tokenizer_revision": revision, "revision": revision}
-        return VllmModel(vllm.LLM(**where, **options), None, dtype)
-    base, revision = adapter_base(path)
-    options |= {"enable_lora": True, "max_lora_rank": read_json(config)["r"], "revision": revision}
+        options |= {"model": resolve_path(path), "tokenizer_revision": revision, "revision": revision}
+        return VllmModel(vllm.LLM(**options), None, dtype)
+    base, base_revision = adapter_base(path)
+    options |= {"model": resolve_path(base), "revision": base_revision, "tokenizer": str(path)}
+    options |= {"enable_lora": True, "max_lora_rank": read_json(config)["r"]}
     if recorded_tuning(path) == "qlora":  # the base as it was trained on: vLLM packs it in NF4 with double quantisation
         options["quantization"] = "bitsandbytes"
-    engine = vllm.LLM(model=resolve_path(base), tokenizer=str(path), **options)
-    return VllmModel(engine, lora.LoRARequest("adapter", 1, str(path)), dtype)
+    return VllmModel(vllm.LLM(**options), lora.LoRARequest("adapter", 1, str(path)), dtype)

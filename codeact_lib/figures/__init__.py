@@ -16,7 +16,8 @@ from codeact_lib.figures.results import (
     time_memory_bars,
 )
 from codeact_lib.figures.selection import cluster_map, ifd_against_length, ifd_histogram, selection_bars
-from codeact_lib.figures.style import memory_unit, number, save_figure, time_unit
+from codeact_lib.figures.style import save_figure
+from codeact_lib.measure import memory_unit, number, time_unit
 
 __all__ = [
     "bench_bars",

@@ -1,47 +1,50 @@
 """The two drawings that explain: the pipeline, and CDAS on points."""
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from codeact_lib.figures.style import BLUE, FAINT, GREEN, INK, MUTED, PALETTE, RED, _canvas, _styled
+from codeact_lib.figures import style
 from codeact_lib.sampling import cdas_sample
 
-# Illustrations
+# What each notebook does and how often it runs.
 _STAGES = (
-    ("01", "Cluster", "embed instructions,\nK-Means, k = 10", "data set"),
-    ("02", "IFD", "answer perplexity with\nand without instruction", "data × model"),
-    ("03", "Sample", "CDAS: hardest 40%\nof every cluster", "data × model\n× policy"),
-    ("04", "Train", "Dynamic Pack in the\nHugging Face Trainer", "run"),
-    ("05", "Evaluate", "greedy pass@1 judged\nby EvalPlus", "run"),
-    ("06", "Tables", "RQ1, RQ2, figures,\nreport", "profile"),
+    ("01  Cluster", "embed instructions,\nK-Means, k = 10", "data set", style.BLUE),
+    ("02  IFD", "answer perplexity with\nand without instruction", "data × model", style.BLUE),
+    ("03  Sample", "CDAS: hardest 40%\nof every cluster", "data × model\n× policy", style.BLUE),
+    ("04  Train", "Dynamic Pack in the\nHugging Face Trainer", "run", style.RED),
+    ("05  Evaluate", "greedy pass@1 judged\nby EvalPlus", "run", style.GREEN),
+    ("06  Tables", "RQ1, RQ2, figures,\nreport", "profile", style.GREEN),
+)
+_QUESTIONS = (
+    (0, 3, "CDAS: which data", style.BLUE),
+    (3, 4, "how it is batched", style.RED),
+    (4, 6, "what came of it", style.GREEN),
 )
 
 
-@_styled
+@style.styled
 def pipeline_diagram() -> Figure:
     """The six notebooks from instruction data to tables, with what each does and how often it runs."""
-    fig, ax = _canvas(11.4, 2.55)
+    fig, ax = style.canvas(11.4, 2.55)
     ax.set(xlim=(-1.0, 6.0), ylim=(-0.5, 1.75))
     ax.axis("off")
-    _box(ax, -0.96, "Data", "instructions and\nanswers, base model", FAINT, INK)
-    for i, (number_, name, what, per) in enumerate(_STAGES):
-        colour = (BLUE, BLUE, BLUE, RED, GREEN, GREEN)[i]
-        _box(ax, i + 0.04, f"{number_}  {name}", what, colour, "white")
-        ax.text(i + 0.5, 0.04, f"once per {per}", ha="center", va="top", fontsize=8, color=MUTED)
-        arrow = FancyArrowPatch((i - 0.05, 0.55), (i + 0.05, 0.55), arrowstyle="-|>", mutation_scale=10, color=INK)
+    _box(ax, -0.96, "Data", "instructions and\nanswers, base model", style.FAINT, style.INK)
+    for i, (name, what, per, colour) in enumerate(_STAGES):
+        _box(ax, i + 0.04, name, what, colour, "white")
+        ax.text(i + 0.5, 0.04, f"once per {per}", ha="center", va="top", fontsize=8, color=style.MUTED)
+        arrow = FancyArrowPatch(
+            (i - 0.05, 0.55), (i + 0.05, 0.55), arrowstyle="-|>", mutation_scale=10, color=style.INK
+        )
         ax.add_patch(arrow)
-    for left, right, name, colour in (
-        (0, 3, "CDAS: which data", BLUE),
-        (3, 4, "how it is batched", RED),
-        (4, 6, "what came of it", GREEN),
-    ):
+    for left, right, name, colour in _QUESTIONS:
         ax.plot([left + 0.05, right - 0.05], [1.42] * 2, color=colour, linewidth=2.2, solid_capstyle="butt")
         ax.text((left + right) / 2, 1.49, name, ha="center", va="bottom", color=colour, fontweight="bold")
     return fig
 
 
-def _box(ax, left: float, head: str, body: str, colour: str, ink: str) -> None:
+def _box(ax: Axes, left: float, head: str, body: str, colour: str, ink: str) -> None:
     shape = "round,pad=0,rounding_size=0.06"
     for bottom, height, face in ((0.14, 1.12, "white"), (0.92, 0.34, colour)):
         patch = {"boxstyle": shape, "facecolor": face, "edgecolor": colour, "linewidth": 1.4}
@@ -50,7 +53,7 @@ def _box(ax, left: float, head: str, body: str, colour: str, ink: str) -> None:
     ax.text(left + 0.46, 0.53, body, ha="center", va="center", fontsize=7.6, linespacing=1.35)
 
 
-@_styled
+@style.styled
 def cdas_illustration(seed: int = 0) -> Figure:
     """CDAS in its three steps on 48 made-up instructions: cluster, score, keep the hardest 40% of each cluster."""
     rng = np.random.default_rng(seed)
@@ -58,25 +61,22 @@ def cdas_illustration(seed: int = 0) -> Figure:
     centres = np.array([[0, 0], [2.6, 0.5], [0.6, 2.4], [3.0, 2.8]])
     points = centres[cluster] + rng.normal(0, 0.42, (48, 2))
     ifd = np.clip(rng.normal(0.62, 0.2, 48), 0.15, 0.97)
-    ifd[[5, 29]] = 1.06, 1.12  # two whose instruction does not help
+    ifd[[5, 29]] = [1.06, 1.12]  # two whose instruction does not help
     keep = np.isin(np.arange(48), cdas_sample(ifd, cluster, 0.4))
-    fig, axes = _canvas(10.4, 3.5, 1, 3)
-    _cdas_panels(axes, points, cluster, ifd, keep)
-    return fig
+    colours = np.array(style.PALETTE[:4])[cluster]
 
-
-def _cdas_panels(axes, points, cluster, ifd, keep) -> None:
-    colours = np.array(PALETTE[:4])[cluster]
+    fig, axes = style.canvas(10.4, 3.5, 1, 3)
     axes[0].scatter(*points.T, c=colours, s=26)
     axes[0].set_title("1  Cluster the instructions")
     axes[0].set(xlabel="embedding, two components", xticks=[], yticks=[])
     order = np.lexsort((-ifd, cluster))
-    bars = np.where(ifd >= 1, RED, colours)[order]
+    bars = np.where(ifd >= 1, style.RED, colours)[order]
     axes[1].bar(range(48), ifd[order], color=bars, width=0.8)
-    axes[1].axhline(1, color=INK, linewidth=1, linestyle="--")
+    axes[1].axhline(1, color=style.INK, linewidth=1, linestyle="--")
     axes[1].set_title("2  Score and rank by IFD")
     axes[1].set(xlabel="samples, cluster by cluster", ylabel="IFD (red: ≥ 1, dropped)", xticks=[])
-    axes[2].scatter(*points[~keep].T, c=FAINT, s=22)
-    axes[2].scatter(*points[keep].T, c=colours[keep], s=34, edgecolors=INK, linewidths=0.9)
+    axes[2].scatter(*points[~keep].T, c=style.FAINT, s=22)
+    axes[2].scatter(*points[keep].T, c=colours[keep], s=34, edgecolors=style.INK, linewidths=0.9)
     axes[2].set_title(f"3  Keep the hardest 40%: {keep.sum()} of {len(keep)}")
     axes[2].set(xlabel="kept (outlined) from every cluster", xticks=[], yticks=[])
+    return fig

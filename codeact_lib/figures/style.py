@@ -6,10 +6,15 @@ is said by colour alone: clusters carry numbers, bars carry values. No pyplot: n
 
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, ParamSpec
 
 import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from codeact_lib.artifacts import atomic_write
@@ -18,6 +23,14 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, INK = "#56B4E9", "#CC79A7", "#222222"
 MUTED, FAINT = "#6B7280", "#D9DCE1"
 PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, MUTED, "#004D73", "#8C6100", INK)
+ARM_COLOURS = {"CodeACT": BLUE, "full data": ORANGE, "random 40%": PINK, "base model": MUTED}
+STRATEGY_NAMES = {
+    "traditional": "Traditional padding",
+    "dynamic": "Dynamic padding",
+    "dynamic_pack": "Dynamic Pack",
+    "balanced_pack": "Balanced pack",
+    "flat": "Flat row",
+}
 FORMATS = ("svg", "pdf", "png")
 _STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so text has the same width everywhere
@@ -51,9 +64,24 @@ _STYLE = {
 }
 
 
-def style():
-    """Context manager with the project's matplotlib settings, for plots of one's own: ``with figures.style(): ...``."""
+# ---- a figure and its file -----------------------------------------------------------------------------------------
+def style() -> AbstractContextManager[None]:
+    """Context manager with the project's matplotlib settings, for plots of one's own: `with style(): ...`."""
     return matplotlib.rc_context(_STYLE)
+
+
+P = ParamSpec("P")
+
+
+def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Decorator: draw in the project's style."""
+
+    @functools.wraps(function)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with style():
+            return function(*args, **kwargs)
+
+    return drawn
 
 
 class _Canvas(Figure):
@@ -67,16 +95,8 @@ class _Canvas(Figure):
         return buffer.getvalue()
 
 
-def _styled(function):
-    @functools.wraps(function)
-    def drawn(*args, **kwargs):
-        with style():
-            return function(*args, **kwargs)
-
-    return drawn
-
-
-def _canvas(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs):
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tuple[Figure, Any]:
+    """A figure of that size in inches and its axes, as matplotlib's `Figure.subplots` returns them."""
     figure = _Canvas(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, **kwargs)
 
@@ -89,35 +109,46 @@ def _settle(fig: Figure) -> None:
         fig.set_layout_engine("none")
 
 
-def _headline(fig: Figure, text: str) -> None:
-    fig.suptitle(text, x=0.01, ha="left", fontweight="bold", fontsize=10.5)
-
-
 def save_figure(fig: Figure, stem: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write ``stem``.svg, .pdf and .png by rename; the same figure gives the same bytes. Returns the paths."""
+    """Write `stem`.svg, .pdf and .png by rename; the same figure gives the same bytes. Returns the paths."""
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-    paths = [Path(f"{stem}.{suffix}") for suffix in formats]
     with style():
         _settle(fig)
-    for path in paths:
-        suffix = path.suffix[1:]
+    paths = []
+    for suffix in formats:
+        path = Path(f"{stem}.{suffix}")
         with style(), atomic_write(path, "wb") as file:
             fig.savefig(file, format=suffix, metadata=no_date[suffix])
+        paths.append(path)
     return paths
 
 
-# Quantities in the unit a person would say them in
-def time_unit(seconds: float) -> tuple[float, str]:
-    """Divisor and name of the unit that fits a number of seconds: s below 2 min, min below 2 days, h above."""
-    return (1.0, "s") if seconds < 120 else (60.0, "min") if seconds < 172_800 else (3600.0, "h")
+# ---- what several figures draw -------------------------------------------------------------------------------------
+def headline(fig: Figure, text: str) -> None:
+    """A title over all panels."""
+    fig.suptitle(text, x=0.01, ha="left", fontweight="bold", fontsize=10.5)
 
 
-def memory_unit(n_bytes: float) -> tuple[float, str]:
-    """Divisor and name of the unit that fits a number of bytes: MB (1e6) below 1 GB (1e9)."""
-    return (1e6, "MB") if n_bytes < 1e9 else (1e9, "GB")
+def legend_on_top(ax: Axes, **options: Any) -> None:
+    """The legend above the panel, where it covers nothing."""
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, **options)
 
 
-def number(value: float) -> str:
-    """A measured number with three significant digits where it has decimals: 1,234 / 58.3 / 2.07 / 63."""
-    text = f"{value:,.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
-    return text.removesuffix(".00").removesuffix(".0")
+def bar_places(frame: pd.DataFrame) -> tuple[np.ndarray, dict[str, float]]:
+    """Height of each bar, and of the heading of each `group` where the frame has that column: groups stand apart."""
+    places = np.arange(len(frame), dtype=float)
+    if "group" not in frame or frame["group"].nunique() < 2:
+        return places, {}
+    numbers, names = pd.factorize(frame["group"])
+    places += numbers
+    return places, {name: places[numbers == i].min() - 0.8 for i, name in enumerate(names)}
+
+
+def name_bars(axes: Sequence[Axes], places: np.ndarray, heads: dict[str, float], labels: Iterable[str]) -> None:
+    """Write the label of each bar left of the first panel, and the headings of groups into all of them."""
+    axes[0].set_yticks(places, list(labels))
+    axes[0].set_ylim(places.max(initial=0) + 0.6, -1.3 if heads else -0.6)
+    for ax in axes:
+        ax.tick_params(axis="y", length=0)
+        for group, y in heads.items():
+            ax.text(0, y, f" {group}", fontweight="bold", va="center", fontsize=9)

@@ -8,41 +8,51 @@ Above 1: it misleads, and the pair is probably mismatched.
 
     scores = score_ifd(model, tokenizer, examples, "deepseek-coder", max_length=2048, shard_dir="ifd/shards")
 
-Every answer is two token sequences, with and without its prompt. How they are summed fast is told in ``nll``, how a
-kill is survived in ``shards``; several GPUs share the work when the call is made under torchrun or accelerate
-(``python -m codeact_lib.ifd.launch`` is such a program).
+Rows become token sequences (two a row, with and without its prompt), sequences become sums, sums become a frame. How
+they are summed fast is told in `nll`, how a killed call is resumed in `resume`; several GPUs share the work when the
+call is made under torchrun or accelerate, see `launch`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, TypedDict
+
 import numpy as np
 import pandas as pd
+from torch import nn
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from codeact_lib.errors import DataError, ModelError
 from codeact_lib.ifd.nll import Sequence, sum_nll
-from codeact_lib.ifd.resume import SumShards, model_fingerprint, scoring_seconds, sequence_key  # noqa: F401
-from codeact_lib.prompts import TEMPLATES, encode, get_template
+from codeact_lib.ifd.resume import SumShards, model_fingerprint
+from codeact_lib.prompts import TEMPLATES, PromptTemplate, encode, get_template, prompt_ids
+from codeact_lib.sampling import USABLE
 
 IFD_COLUMNS = ["example_id", "n_response_tokens", "nll_conditioned", "nll_direct", "ifd", "status"]
 PRESETS = ("corrected", "authors")
-PASSES = ("conditioned", "direct")
-USABLE = ("ok", "truncated")  # the other statuses say why there is no score
+
+Rows: TypeAlias = "pd.DataFrame | Iterable[Mapping[str, Any]]"
 
 
-def ifd_from_nll(nll_conditioned, nll_direct, n_tokens, kind="ppl_ratio"):
+def ifd_from_nll(nll_conditioned: Any, nll_direct: Any, n_tokens: Any, kind: str = "ppl_ratio") -> Any:
     """IFD from stored sums.
 
-    Two quantities go by this name, and they rank differently: ``ppl_ratio`` is the paper's, ``loss_ratio``
-    (``nll_conditioned / nll_direct``) that of Cherry LLM's later code and of data-juicer.
+    Two quantities go by this name, and they rank differently: `ppl_ratio` is the paper's, `loss_ratio`
+    (`nll_conditioned / nll_direct`) that of Cherry LLM's later code and of data-juicer.
 
     Args:
         nll_conditioned, nll_direct: sums in nats over the same answer tokens; scalars or (n,) arrays.
         n_tokens: number of those tokens; where it is 0 the result is NaN.
+        kind: which ratio.
 
     Returns:
         float64 scalar or (n,) array.
     """
-    conditioned, direct, n = (np.asarray(x, dtype=np.float64) for x in (nll_conditioned, nll_direct, n_tokens))
+    conditioned = np.asarray(nll_conditioned, dtype=np.float64)
+    direct = np.asarray(nll_direct, dtype=np.float64)
+    n = np.asarray(n_tokens, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if kind == "ppl_ratio":
             return np.exp((conditioned - direct) / np.where(n > 0, n, np.nan))[()]
@@ -52,71 +62,88 @@ def ifd_from_nll(nll_conditioned, nll_direct, n_tokens, kind="ppl_ratio"):
 
 
 def score_ifd(
-    model,
-    tokenizer,
-    examples,
-    template,
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    examples: Rows,
+    template: str | PromptTemplate,
     *,
-    max_length,
-    preset="corrected",
-    kind="ppl_ratio",
-    tokens_per_batch=None,
-    shard_dir=None,
-    progress=False,
-):
+    max_length: int,
+    preset: str = "corrected",
+    kind: str = "ppl_ratio",
+    tokens_per_batch: int | None = None,
+    shard_dir: str | Path | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
     """Score every example.
 
     Args:
         model: a causal language model, on whatever device and in whatever precision, with or without adapters; NLLs are
             computed in float32 from its hidden states and added up in float64.
         tokenizer: its tokenizer; no padding token is needed.
-        examples: frame or list of dicts with ``example_id, instruction, response``; the ids must differ.
-        template: name in ``prompts.TEMPLATES`` or a ``PromptTemplate``; not used by ``preset="authors"``.
-        max_length: tokens of prompt and answer together; a longer answer is cut (status ``truncated``).
-        preset: ``corrected``: prompt and answer tokenised apart, so that both passes score the same tokens, a start
+        examples: frame or list of dicts with `example_id, instruction, response`; the ids must differ.
+        template: name in `prompts.TEMPLATES` or a `PromptTemplate`; not used by `preset="authors"`.
+        max_length: tokens of prompt and answer together; a longer answer is cut (status `truncated`).
+        preset: `corrected`: prompt and answer tokenised apart, so that both passes score the same tokens, a start
             token before the answer of the direct pass, so that its first token counts in both, and a status in place of
-            a silent 0. ``authors``: what the released code does, see ``_authors_sequences``.
-        kind: which ratio fills the column ``ifd``, see ``ifd_from_nll``.
+            a silent 0. `authors`: what the released code does, see `_authors_passes`.
+        kind: which ratio fills the column `ifd`, see `ifd_from_nll`.
         tokens_per_batch: slots of a batch, padding included; None for what suits the device. Speed and memory only: no
             score depends on it. A batch that does not fit in memory is halved, down to one row.
         shard_dir: folder for the append-only files. A second call with the same model and texts reads them and scores
             only what is missing; other models and changed texts in the same folder do no harm. In processes that
             torchrun or accelerate launched together, each makes this call, scores its share, and returns all rows.
-        progress: print rows done, rows/s, tokens/s and time left, every 5 seconds.
+        progress: say rows done, rows/s, tokens/s and time left, every 5 seconds.
 
     Returns:
-        Frame ``example_id, n_response_tokens, nll_conditioned, nll_direct, ifd, status`` in the order of ``examples``.
-        NLLs are sums over ``n_response_tokens``. Status: ``ok``, ``truncated``, ``prompt_too_long`` (no room for an
-        answer token), ``empty`` (no text on one side), ``oom`` (one row alone does not fit in memory; tried again on
-        the next call), ``nan``. The last four have IFD NaN; in ``authors`` they have 0, except ``empty``, which that
-        code drops beforehand.
+        Frame `example_id, n_response_tokens, nll_conditioned, nll_direct, ifd, status` in the order of `examples`.
+        NLLs are sums over `n_response_tokens`. Status: `ok`, `truncated`, `prompt_too_long` (no room for an answer
+        token), `empty` (no text on one side), `oom` (one row alone does not fit in memory; tried again on the next
+        call), `nan`. The last four have IFD NaN; in `authors` they have 0, except `empty`, which that code drops
+        beforehand.
 
     Raises:
         DataError: a missing column, a repeated id. ModelError: a tokenizer without any start token.
     """
-    rows = _as_rows(examples)
-    statuses, sequences = _as_sequences(rows, _sequence_maker(tokenizer, template, max_length, preset))
-    keys = [sequence_key(rows[s.row]["example_id"], s.name, s.ids, s.start) for s in sequences]
+    rows = _checked_rows(examples)
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+    to_passes = _authors_passes if preset == "authors" else _corrected_passes
+    statuses = []
+    sequences = []
+    for i, row in enumerate(rows):
+        question, answer = (row[key] if isinstance(row[key], str) else "" for key in ("instruction", "response"))
+        passes = to_passes(tokenizer, template, question, answer, max_length)
+        statuses.append(passes.status)
+        for name, (ids, start) in (("conditioned", passes.conditioned), ("direct", passes.direct)):
+            if ids:
+                sequences.append(Sequence(i, name, np.array(ids, np.int32), start, row["example_id"]))
     shards = SumShards(shard_dir, model_fingerprint(model)) if shard_dir is not None else None
-    sums = sum_nll(model, sequences, keys, tokens_per_batch=tokens_per_batch, shards=shards, progress=progress)
+    sums = sum_nll(model, sequences, tokens_per_batch=tokens_per_batch, shards=shards, progress=progress)
     return _assemble(rows, statuses, sequences, sums, preset, kind)
 
 
-def scorer_agreement(scores, reference, choose):
+class Agreement(TypedDict):
+    """What `scorer_agreement` finds."""
+
+    n_rows: int
+    n_scored_by_both: int  # the rows all the rest is about
+    spearman: float  # rank correlation of the two IFDs, NaN where one is constant
+    overlap: float  # share of the reference's choice that is in the other
+    overlap_by_chance: float  # what a random choice of the same size would reach
+
+
+def scorer_agreement(
+    scores: pd.DataFrame, reference: pd.DataFrame, choose: Callable[[pd.DataFrame], Iterable[int]]
+) -> Agreement:
     """How far the scores of one model can stand for those of another, on examples that both have scored.
 
     A model of 1B scores five times as fast as one of 7B. Whether it chooses the same rows is a question of the data and
     the two models: score a sample with both and see.
 
     Args:
-        scores, reference: frames of ``score_ifd`` over the same examples in the same order.
+        scores, reference: frames of `score_ifd` over the same examples in the same order.
         choose: function from such a frame to the numbers of the rows chosen, e.g.
-            ``lambda frame: ifd_sample(frame["ifd"], 0.4)``.
-
-    Returns:
-        Dict: ``n_rows``; ``n_scored_by_both``, the rows all the rest is about; ``spearman``, the rank correlation of
-        the two IFDs (NaN where one is constant); ``overlap``, the share of the reference's choice that is in the other;
-        ``overlap_by_chance``, what a random choice of the same size would reach.
+            `lambda frame: ifd_sample(frame["ifd"], 0.4)`.
 
     Raises:
         DataError: the frames are not about the same examples.
@@ -126,73 +153,72 @@ def scorer_agreement(scores, reference, choose):
     if scores["example_id"].tolist() != reference["example_id"].tolist():
         raise DataError("Both models must have scored the same examples in the same order.")
     both = scores["status"].isin(USABLE).to_numpy() & reference["status"].isin(USABLE).to_numpy()
-    ours, theirs = (frame[both].reset_index(drop=True) for frame in (scores, reference))
-    chosen, wanted = set(choose(ours)), set(choose(theirs))
+    ours = scores[both].reset_index(drop=True)
+    theirs = reference[both].reset_index(drop=True)
+    chosen = set(choose(ours))
+    wanted = set(choose(theirs))
     return {
         "n_rows": len(scores),
-        "n_scored_by_both": int(both.sum()),
+        "n_scored_by_both": len(ours),
         "spearman": float(spearmanr(ours["ifd"], theirs["ifd"]).statistic) if len(ours) > 1 else float("nan"),
         "overlap": len(chosen & wanted) / max(len(wanted), 1),
         "overlap_by_chance": len(chosen) / max(len(ours), 1),
     }
 
 
-def _as_rows(examples):
+def _checked_rows(examples: Rows) -> list[Mapping[Any, Any]]:
     rows = examples.to_dict("records") if isinstance(examples, pd.DataFrame) else list(examples)
+    seen = set()
     for number, row in enumerate(rows):
         missing = [key for key in ("example_id", "instruction", "response") if key not in row]
         if missing:
             raise DataError(f"Example {number} has no {missing[0]!r}: load the set with data.load_instructions.")
-    seen = set()
-    for number, row in enumerate(rows):
         if row["example_id"] in seen:
             raise DataError(f"Example {number} repeats the example_id {row['example_id']!r}: ids must differ.")
         seen.add(row["example_id"])
     return rows
 
 
-# ---------------------------------------------------------------------------------------------- token sequences
+# ---- token sequences -------------------------------------------------------------------------------------------------
+class _Pass(NamedTuple):
+    ids: list[int]
+    start: int  # the first token that is scored
 
 
-def _as_sequences(rows, make_sequences):
-    """Status of every row, and the sequences of all rows in one list."""
-    statuses, sequences = [], []
-    for i, row in enumerate(rows):
-        texts = [row[key] if isinstance(row[key], str) else "" for key in ("instruction", "response")]
-        status, pair = make_sequences(*texts)
-        statuses.append(status)
-        sequences += [Sequence(i, name, np.array(ids, np.int32), start) for name, (ids, start) in pair.items()]
-    return statuses, sequences
+class _Passes(NamedTuple):
+    """The two passes over a row, without ids where nothing can be scored, and its status."""
+
+    status: str
+    conditioned: _Pass = _Pass([], 1)
+    direct: _Pass = _Pass([], 1)
 
 
-def _sequence_maker(tokenizer, template, max_length, preset):
-    """Function (instruction, response) -> status, ``{pass: (ids, start)}``; no pass where nothing can be scored."""
-    if preset == "authors":
-        return lambda q, a: _authors_sequences(tokenizer, q, a, max_length)
-    if preset != "corrected":
-        raise ValueError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
-    template, start = get_template(template), _document_start(tokenizer)
-    return lambda q, a: _corrected_sequences(tokenizer, template, start, q, a, max_length)
-
-
-def _corrected_sequences(tokenizer, template, start, instruction, response, max_length):
+def _corrected_passes(
+    tokenizer: Tokenizer, template: str | PromptTemplate, instruction: str, response: str, max_length: int
+) -> _Passes:
     """The prompt of training, the answer tokenised alone; the end-of-sequence token is not part of the answer."""
+    # What says "a text begins here": BOS, else the end token that separated documents in pre-training.
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if start is None:
+        raise ModelError(
+            "The tokenizer has neither a BOS nor an EOS token to start the direct pass with: set bos_token."
+        )
     answer = encode(tokenizer, response)
     if not instruction.strip() or not response.strip() or not answer:
-        return "empty", {}
-    prompt = ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]) + encode(
-        tokenizer, template.prompt(instruction)
-    )
+        return _Passes("empty")
+    prompt = prompt_ids(tokenizer, get_template(template).prompt(instruction))
     room = max_length - len(prompt)
     if room <= 0:
-        return "prompt_too_long", {}
+        return _Passes("prompt_too_long")
     status = "truncated" if len(answer) > room else "ok"
     answer = answer[:room]
-    return status, {"conditioned": (prompt + answer, len(prompt)), "direct": ([start, *answer], 1)}
+    return _Passes(status, _Pass(prompt + answer, len(prompt)), _Pass([start, *answer], 1))
 
 
-def _authors_sequences(tokenizer, instruction, response, max_length):
-    """What the authors' released code scores (its behaviour, for comparison; docs/deviations.md).
+def _authors_passes(
+    tokenizer: Tokenizer, template: str | PromptTemplate, instruction: str, response: str, max_length: int
+) -> _Passes:
+    """What the authors' released code scores, with a prompt of its own (for comparison; docs/deviations.md).
 
     The prompt's length is counted with special tokens. Prompt and answer are tokenised jointly, so tokens may merge
     across the boundary; the direct pass tokenises the answer alone and cannot score its first token (which is BOS,
@@ -200,51 +226,51 @@ def _authors_sequences(tokenizer, instruction, response, max_length):
     row fail.
     """
     if not instruction or not response:
-        return "empty", {}
+        return _Passes("empty")
     prompt = TEMPLATES["ifd-authors"].prompt(instruction)
     n_prompt = len(_cut(tokenizer, prompt, max_length)[0])
     if n_prompt >= max_length:
-        return "prompt_too_long", {}
+        return _Passes("prompt_too_long")
     joint, was_cut = _cut(tokenizer, prompt + response, max_length)
     answer, _ = _cut(tokenizer, response, max_length - n_prompt + 1)
     if len(joint) <= n_prompt or len(answer) < 2:
-        return "nan", {}  # the mean over no token
-    return "truncated" if was_cut else "ok", {"conditioned": (joint, n_prompt), "direct": (answer, 1)}
+        return _Passes("nan")  # the mean over no token
+    return _Passes("truncated" if was_cut else "ok", _Pass(joint, n_prompt), _Pass(answer, 1))
 
 
-def _cut(tokenizer, text, max_length):
-    """Ids with the tokenizer's special tokens, at most ``max_length``, and whether any were cut."""
+def _cut(tokenizer: Tokenizer, text: str, max_length: int) -> tuple[list[int], bool]:
+    """Ids with the tokenizer's special tokens, at most `max_length`, and whether any were cut."""
     ids = tokenizer(text, verbose=False)["input_ids"]
     if len(ids) <= max_length:
         return ids, False
     return tokenizer(text, truncation=True, max_length=max_length)["input_ids"], True
 
 
-def _document_start(tokenizer):
-    """The token that says "a text begins here": BOS, else the end token that separated documents in pre-training."""
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return token
-    raise ModelError("The tokenizer has neither a BOS nor an EOS token to start the direct pass with: set bos_token.")
-
-
-# ---------------------------------------------------------------------------------------------- result
-
-
-def _assemble(rows, statuses, sequences, sums, preset, kind):
+# ---- result ----------------------------------------------------------------------------------------------------------
+def _assemble(
+    rows: list[Mapping[Any, Any]],
+    statuses: list[str],
+    sequences: list[Sequence],
+    sums: list[float | None],
+    preset: str,
+    kind: str,
+) -> pd.DataFrame:
     """Both passes of each row side by side; a row is as good as the worse of its passes."""
     statuses = list(statuses)
-    nll = {name: np.full(len(rows), np.nan) for name in PASSES}
-    scored = {name: np.zeros(len(rows), dtype=np.int64) for name in PASSES}
+    nll = {name: np.full(len(rows), np.nan) for name in ("conditioned", "direct")}
+    n_scored = {name: np.zeros(len(rows), dtype=np.int64) for name in ("conditioned", "direct")}
     for sequence, value in zip(sequences, sums, strict=True):
-        i, name = sequence.row, sequence.name
-        nll[name][i], scored[name][i] = np.nan if value is None else value, sequence.n_scored
-        if value is None or not np.isfinite(value):
-            statuses[i] = "oom" if value is None or statuses[i] == "oom" else "nan"
-    n = scored["conditioned"]
+        n_scored[sequence.name][sequence.row] = sequence.n_scored
+        if value is None:
+            statuses[sequence.row] = "oom"
+            continue
+        nll[sequence.name][sequence.row] = value
+        if not np.isfinite(value) and statuses[sequence.row] != "oom":
+            statuses[sequence.row] = "nan"
+    n = n_scored["conditioned"]
     # The authors' passes may score different numbers of tokens: both sums are stated for the conditioned one's n,
     # which leaves the two means, and so either ratio, as they are.
-    direct = nll["direct"] * np.where(n == scored["direct"], 1.0, n / np.maximum(scored["direct"], 1))
+    direct = nll["direct"] * np.where(n == n_scored["direct"], 1.0, n / np.maximum(n_scored["direct"], 1))
     ifd = ifd_from_nll(nll["conditioned"], direct, n, kind)
     status = np.array(statuses, dtype=object)
     if preset == "authors":

@@ -1,6 +1,7 @@
 """The embedded mini profile: two instruction sets, a held-out benchmark and a base model, all our own, all offline."""
 
 from pathlib import Path
+from typing import Any
 
 from codeact_lib.artifacts import MINI_BASE_DIR
 from codeact_lib.mini.benchmark import BENCHMARKS, build_benchmark
@@ -14,8 +15,9 @@ def base_model_dir() -> Path:
     return MINI_BASE_DIR
 
 
-def build_base_model(*args, **kwargs):
+def build_base_model(output_dir: str | Path, **settings: Any) -> dict[str, Any]:
     """Train the mini base model from its recipe; see `codeact_lib.mini.base_model.build_base_model`."""
+    # not at the top: who asks for a data set shall not wait for torch and transformers
     from codeact_lib.mini.base_model import build_base_model as build
 
-    return build(*args, **kwargs)
+    return build(output_dir, **settings)

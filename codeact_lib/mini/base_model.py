@@ -10,13 +10,21 @@ import json
 import random
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.data import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import get_last_checkpoint
 
 from codeact_lib.artifacts import atomic_write
 from codeact_lib.measure import environment_facts
 from codeact_lib.mini.corpus import pretraining_texts
 from codeact_lib.modeling.loss import use_supervised_loss
 from codeact_lib.packing.collate import DynamicPackCollator
-from codeact_lib.prompts import TEMPLATES, encode
+from codeact_lib.prompts import TEMPLATES, prompt_ids
 
 TEMPLATE = "deepseek-coder"
 SPECIAL_TOKENS = ("<|begin|>", "<|end|>", "<|pad|>")
@@ -50,11 +58,13 @@ def document(seed: int, index: int) -> tuple[str, str]:
     return next(pretraining_texts(random.Random(f"pretrain-{seed}-{index}")))
 
 
-def train_tokenizer(recipe: Recipe):
-    """A byte-level BPE tokenizer with single digits, learnt from the first documents of the stream."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+def prompt_of(instruction: str) -> str:
+    """The prompt that asks `instruction`; plain code ("") has none."""
+    return TEMPLATES[TEMPLATE].prompt(instruction) if instruction else ""
 
+
+def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with single digits, learnt from the first documents of the stream."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -66,18 +76,14 @@ def train_tokenizer(recipe: Recipe):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    template = TEMPLATES[TEMPLATE]
     documents = (document(recipe.seed, i) for i in range(recipe.tokenizer_documents))
-    tokenizer.train_from_iterator((template.prompt(p) + t if p else t for p, t in documents), trainer)
+    tokenizer.train_from_iterator((prompt_of(instruction) + text for instruction, text in documents), trainer)
     bos, eos, pad = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad)
 
 
-def new_model(recipe: Recipe, tokenizer):
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """The untrained model, weights drawn from the recipe's seed."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=recipe.vocab_size,
@@ -94,38 +100,54 @@ def new_model(recipe: Recipe, tokenizer):
     return LlamaForCausalLM(config)
 
 
-class Documents:
+class Documents(Dataset):
     """The pre-training stream as a map-style data set of {"input_ids", "labels"}; every token is supervised."""
 
-    def __init__(self, recipe: Recipe, tokenizer):
-        self.recipe, self.tokenizer = recipe, tokenizer
+    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.recipe = recipe
+        self.tokenizer = tokenizer
 
     def __len__(self) -> int:
         return self.recipe.max_steps * self.recipe.per_device_train_batch_size
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        prompt, text = document(self.recipe.seed, int(index))
-        prompt_ids = encode(self.tokenizer, TEMPLATES[TEMPLATE].prompt(prompt)) if prompt else []
-        ids = [self.tokenizer.bos_token_id, *prompt_ids, *encode(self.tokenizer, text), self.tokenizer.eos_token_id]
+        instruction, text = document(self.recipe.seed, int(index))
+        ids = [*prompt_ids(self.tokenizer, prompt_of(instruction), text), self.tokenizer.eos_token_id]
         return {"input_ids": ids[: self.recipe.max_length], "labels": ids[: self.recipe.max_length]}
 
 
-def build_base_model(output_dir, *, steps: int | None = None, work_dir=None, **changes) -> dict:
-    """Train the base model and save it under `output_dir` (safetensors in bfloat16, tokenizer, README.md card,
-    recipe.json).
+class StopEarly(TrainerCallback):
+    """End after the first `steps` steps; the schedule stays that of the whole recipe."""
 
-    `steps` runs only the first steps of the unchanged schedule (for checks); other keywords change fields of the
-    `Recipe`. Checkpoints go to `work_dir` (default: `output_dir`/checkpoints) and a second call continues from the
-    last one. Returns the facts of the card.
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= self.steps:
+            control.should_training_stop = True
+
+
+def build_base_model(
+    output_dir: str | Path, *, steps: int | None = None, work_dir: str | Path | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Train the base model and save it under `output_dir`: safetensors in bfloat16, tokenizer, README.md, recipe.json.
+
+    `steps` runs only the first steps of the unchanged schedule (for checks); other keywords change the `Recipe`. A
+    second call continues from the last checkpoint in `work_dir` (default: `output_dir`/checkpoints). Returns the facts.
     """
-    recipe = replace(Recipe(), **changes)
-    import torch
-
     output_dir = Path(output_dir)
-    trainer, tokenizer = _trainer(recipe, Path(work_dir or output_dir / "checkpoints"), steps)
-    from transformers.trainer_utils import get_last_checkpoint
-
-    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(trainer.args.output_dir))
+    work_dir = Path(work_dir or output_dir / "checkpoints")
+    recipe = replace(Recipe(), **changes)
+    tokenizer = train_tokenizer(recipe)
+    trainer = Trainer(
+        use_supervised_loss(new_model(recipe, tokenizer)),
+        _arguments(recipe, work_dir),
+        data_collator=DynamicPackCollator(tokenizer, recipe.max_length, strategy="balanced_pack", isolate=True),
+        train_dataset=Documents(recipe, tokenizer),
+        callbacks=[] if steps is None else [StopEarly(steps)],
+    )
+    work_dir.mkdir(parents=True, exist_ok=True)
+    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work_dir)))
     curve = [{"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry]
     facts = {
         "recipe": asdict(recipe),
@@ -137,17 +159,18 @@ def build_base_model(output_dir, *, steps: int | None = None, work_dir=None, **c
         "threads": torch.get_num_threads(),
         "environment": environment_facts(),
     }
-    save(trainer.model, tokenizer, output_dir, facts)
+    trainer.model.config.use_cache = True  # off for training only
+    trainer.model.to(torch.bfloat16).save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    with atomic_write(output_dir / "recipe.json") as file:
+        json.dump(facts, file, indent=1)
+    with atomic_write(output_dir / "README.md") as file:
+        file.write(card(facts))
     return facts
 
 
-def _trainer(recipe: Recipe, work_dir: Path, steps: int | None):
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    work_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(recipe)
-    model = use_supervised_loss(new_model(recipe, tokenizer))
-    arguments = TrainingArguments(
+def _arguments(recipe: Recipe, work_dir: Path) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(work_dir),
         max_steps=recipe.max_steps,
         per_device_train_batch_size=recipe.per_device_train_batch_size,
@@ -168,37 +191,10 @@ def _trainer(recipe: Recipe, work_dir: Path, steps: int | None):
         disable_tqdm=False,
     )
 
-    class StopEarly(TrainerCallback):
-        """End after the first `steps` steps; the schedule stays that of the whole recipe."""
 
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop = control.should_training_stop or (
-                steps is not None and state.global_step >= steps
-            )
-
-    collator = DynamicPackCollator(tokenizer, recipe.max_length, strategy="balanced_pack", isolate=True)
-    documents = Documents(recipe, tokenizer)
-    trainer = Trainer(model, arguments, data_collator=collator, train_dataset=documents, callbacks=[StopEarly()])
-    return trainer, tokenizer
-
-
-def save(model, tokenizer, output_dir: Path, facts: dict) -> None:
-    """Write weights (bfloat16), tokenizer, recipe.json and the model card."""
-    import torch
-
-    model.config.use_cache = True  # off for training only
-    model.to(torch.bfloat16).save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
-    with atomic_write(output_dir / "recipe.json") as file:
-        json.dump(facts, file, indent=1)
-    with atomic_write(output_dir / "README.md") as file:
-        file.write(card(facts))
-
-
-def card(facts: dict) -> str:
+def card(facts: dict[str, Any]) -> str:
     """The model card: what it is, how it was made, on what it was measured."""
-    recipe, environment = facts["recipe"], facts["environment"]
-    rows = "\n".join(f"| {key} | {value} |" for key, value in recipe.items())
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts["recipe"].items())
     return f"""# CodeACT mini base model
 
 A Llama-architecture code model with {facts["parameters"]:,} parameters, trained from scratch by
@@ -210,8 +206,8 @@ Licence: Apache-2.0.
 No training document has an operation chain of the mini benchmark.
 
 - steps: {facts["steps"]}, last training loss {facts["last_loss"]} (mean over 50 steps, nats per token)
-- trained on: {environment.get("cpu")}, {facts["threads"]} thread(s), {facts["seconds_of_last_attempt"]:.0f} s
-- weights: bfloat16 safetensors; tokenizer: byte-level BPE, {recipe["vocab_size"]} tokens, single digits
+- trained on: {facts["environment"].get("cpu")}, {facts["threads"]} thread(s), {facts["seconds_of_last_attempt"]:.0f} s
+- weights: bfloat16 safetensors; tokenizer: byte-level BPE, {facts["recipe"]["vocab_size"]} tokens, single digits
 
 | recipe | value |
 |---|---|

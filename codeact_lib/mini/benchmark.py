@@ -6,6 +6,7 @@ results hardly depend on the input are left out.
 """
 
 import random
+from typing import Any
 
 from codeact_lib.errors import DataError
 from codeact_lib.mini import text
@@ -13,19 +14,20 @@ from codeact_lib.mini.operations import Program, sample_program
 
 BENCHMARKS = ("mini-humaneval", "mini-mbpp")
 N_TASKS = 160
-N_BASE, N_PLUS = 4, 28
+N_BASE = 4
+N_PLUS = 28
 STEP_WEIGHTS = (20, 42, 26, 12)
 VOCABULARY = (
-    "apple", "anna", "bread", "cloud", "civic", "dance", "eagle", "ember", "forest", "garden",
-    "house", "igloo", "island", "jazz", "kayak",
-    "lemon", "level", "mango", "night", "noon", "ocean", "orange", "piano", "queen", "radar",
-    "river", "stone", "sun", "table", "tree",
-    "umbrella", "up", "violet", "water", "xylophone", "yellow", "zebra", "bob", "ice", "oat", "ad",
-    "deed", "pepper", "moon", "lid",
-)  # fmt: skip
+    "apple anna bread cloud civic dance eagle ember forest garden house igloo island jazz kayak lemon level mango "
+    "night noon ocean orange piano queen radar river stone sun table tree umbrella up violet water xylophone yellow "
+    "zebra bob ice oat ad deed pepper moon lid"
+).split()
+
+Task = dict[str, Any]  # a task in EvalPlus's fields
+Inputs = list[list[Any]]  # one list of arguments an input; here always of one argument
 
 
-def build_benchmark(name: str, n_tasks: int = N_TASKS, seed: int = 0) -> list[dict]:
+def build_benchmark(name: str, n_tasks: int = N_TASKS, seed: int = 0) -> list[Task]:
     """The tasks of "mini-humaneval" or "mini-mbpp" as dicts of EvalPlus's fields. DataError for another name."""
     if name not in BENCHMARKS:
         raise DataError(
@@ -33,7 +35,8 @@ def build_benchmark(name: str, n_tasks: int = N_TASKS, seed: int = 0) -> list[di
         )
     rng = random.Random(f"{name}-{seed}")
     make = humaneval_task if name == "mini-humaneval" else mbpp_task
-    tasks, seen = [], set()
+    tasks: list[Task] = []
+    seen = set()
     while len(tasks) < n_tasks:
         program = sample_program(rng, rng.choices((1, 2, 3, 4), STEP_WEIGHTS)[0], held_out=True)
         base, plus = task_inputs(program, rng)
@@ -45,31 +48,38 @@ def build_benchmark(name: str, n_tasks: int = N_TASKS, seed: int = 0) -> list[di
     return tasks
 
 
-def humaneval_task(index: int, program: Program, base: list, plus: list, rng: random.Random) -> dict:
+def humaneval_task(index: int, program: Program, base: Inputs, plus: Inputs, rng: random.Random) -> Task:
     """The canonical solution of a HumanEval-like task is the body that continues its prompt. Half have examples."""
     prompt = humaneval_prompt(program, base[: 2 * (index % 2)], rng)
     body = "".join(f"    {line}\n" for line in text.write_steps(program, random.Random(0)))
     return _task(f"MiniHumanEval/{index}", prompt, program, body, base, plus)
 
 
-def humaneval_prompt(program: Program, inputs: list, rng: random.Random) -> str:
+def humaneval_prompt(program: Program, inputs: Inputs, rng: random.Random) -> str:
     """A signature and a docstring, with an example for each of `inputs`."""
-    examples = "".join(f"\n    >>> {program.name}({a!r})\n    {run_program(program, a)!r}" for (a,) in inputs)
-    doc = text.docstring(program, rng) + examples + ("\n    " if examples else "")
+    doc = text.docstring(program, rng)
+    for (value,) in inputs:
+        doc += f"\n    >>> {program.name}({value!r})\n    {run_program(program, value)!r}"
+    if inputs:
+        doc += "\n    "
     return f'def {program.name}({program.parameter}):\n    """{doc}"""\n'
 
 
-def mbpp_task(index: int, program: Program, base: list, plus: list, rng: random.Random) -> dict:
+def mbpp_task(index: int, program: Program, base: Inputs, plus: Inputs, rng: random.Random) -> Task:
     """A sentence with an assertion; the canonical solution is the whole function."""
-    sentence = f"Write a function to {text.sequence_phrase(program, rng, form=str)}, given {program.source.phrase}."
-    test = f"assert {program.name}({base[0][0]!r}) == {run_program(program, base[0][0])!r}"
-    prompt = f'"""\n{sentence}\n{test}\n"""\n'
-    return _task(
-        f"MiniMbpp/{9000 + index}", prompt, program, text.write_function(program, random.Random(0)), base, plus
-    )
+    prompt = f'"""\n{mbpp_text(program, base[0][0], rng)}\n"""\n'
+    solution = text.write_function(program, random.Random(0))
+    return _task(f"MiniMbpp/{9000 + index}", prompt, program, solution, base, plus)
 
 
-def _task(task_id, prompt, program, solution, base, plus) -> dict:
+def mbpp_text(program: Program, value: Any, rng: random.Random) -> str:
+    """What an MBPP-like task asks: a sentence, and an assertion on `value`."""
+    steps = text.sequence_phrase(program, rng, form=str)
+    test = f"assert {program.name}({value!r}) == {run_program(program, value)!r}"
+    return f"Write a function to {steps}, given {program.source.phrase}.\n{test}"
+
+
+def _task(task_id: str, prompt: str, program: Program, solution: str, base: Inputs, plus: Inputs) -> Task:
     return {
         "task_id": task_id,
         "prompt": prompt,
@@ -82,25 +92,27 @@ def _task(task_id, prompt, program, solution, base, plus) -> dict:
     }
 
 
-def run_program(program: Program, value):
+def run_program(program: Program, value: Any) -> Any:
     """The result of the canonical solution. Only code from our own grammar is executed here."""
-    namespace: dict = {}
+    namespace: dict[str, Any] = {}
     exec(text.write_function(program, random.Random(0)), namespace)
     return namespace[program.name](value)
 
 
-def task_inputs(program: Program, rng: random.Random) -> tuple[list, list]:
+def task_inputs(program: Program, rng: random.Random) -> tuple[Inputs, Inputs]:
     """(base inputs, plus inputs), each input a list with the one argument."""
     source = program.source.name
     base = [[example_input(source, rng)] for _ in range(N_BASE)]
     plus = [[value] for value in edge_inputs(source, rng)]
-    plus += [[example_input(source, rng, size=rng.randint(1, 12))] for _ in range(N_PLUS - len(plus))]
+    while len(plus) < N_PLUS:
+        plus.append([example_input(source, rng, size=rng.randint(1, 12))])
     return base, plus
 
 
-def example_input(source: str, rng: random.Random, size: int | None = None):
+def example_input(source: str, rng: random.Random, size: int | None = None) -> Any:
     """An ordinary argument for a source; collections of 4 to 7 entries unless `size` says otherwise."""
-    size = rng.randint(4, 7) if size is None else size
+    if size is None:
+        size = rng.randint(4, 7)
     if source == "ints":
         return [rng.randint(-10, 20) for _ in range(size)]
     if source == "words":
@@ -112,30 +124,18 @@ def example_input(source: str, rng: random.Random, size: int | None = None):
     return {word: rng.randint(-10, 20) for word in rng.sample(VOCABULARY, size)}
 
 
-def edge_inputs(source: str, rng: random.Random) -> list:
+def edge_inputs(source: str, rng: random.Random) -> list[Any]:
     """Arguments on which careless code fails."""
     word, other = rng.sample(VOCABULARY, 2)
-    found: dict[str, list] = {
-        "ints": [[], [0], [-7], [5, 5, 5, 5], [0, 0, -1], list(range(-6, 7)), [4] * 3 + [-4] * 3, [100, -100, 99, 98]],
-        "words": [
-            [],
-            [""],
-            [word],
-            [word] * 3,
-            ["", word, "a"],
-            ["A", "B", word.upper()],
-            [word, other, word, other],
-            ["zz", "z", ""],
-        ],
+    ints = [[], [0], [-7], [5, 5, 5, 5], [0, 0, -1], list(range(-6, 7)), [4, 4, 4, -4, -4, -4], [100, -100, 99, 98]]
+    words = [[], [""], [word], [word] * 3, ["", word, "a"], ["A", "B", word.upper()], [word, other, word, other]]
+    extremes = {"a": 100, "b": -100, "c": 1}
+    found: dict[str, list[Any]] = {
+        "ints": ints,
+        "words": [*words, ["zz", "z", ""]],
         "text": ["", " ", word, f"{word} {word}", f"  {word}  {other} ", word.upper(), "a b c d e"],
         "digits": [0, 1, 9, 10, 11111, 90909, 1234567890],
-        "dict_values": [
-            {},
-            {word: 0},
-            {word: -3, other: -3},
-            {word: 5, other: 5, "a": 5},
-            {"a": 100, "b": -100, "c": 1},
-        ],
+        "dict_values": [{}, {word: 0}, {word: -3, other: -3}, {word: 5, other: 5, "a": 5}, extremes],
         "dict_keys": [{}, {word: 0}, {"": 1}, {word: 1, word.upper(): 2, "a": 3}, {other: 0, word: 0, "zz": 0}],
     }
     return found[source]

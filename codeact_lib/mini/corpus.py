@@ -12,21 +12,30 @@ benchmark.
 import ast
 import builtins
 import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from codeact_lib.errors import DataError
 from codeact_lib.mini import stdlib, text
-from codeact_lib.mini.benchmark import example_input, humaneval_prompt, run_program, task_inputs
+from codeact_lib.mini.benchmark import example_input, humaneval_prompt, mbpp_text, task_inputs
 from codeact_lib.mini.operations import Program, sample_program
 from codeact_lib.prompts import benchmark_instruction
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Pair = tuple[str, str]  # instruction, response
 
 CORPORA = ("mini-evol", "mini-oss")
 N_ROWS = 1200
 MISMATCHED = 0.02  # share of mini-evol rows whose response answers another instruction
 STDLIB_SHARE = 0.2  # share of mini-oss rows taken from the standard library
 SLOPPY = 0.15  # share of generated responses that overlook edge cases
+STYLE_WEIGHTS = {"steps": 55, "loops": 20, "expression": 25}
+DESCRIBED = ("Implement the function that this description belongs to.", "Write the Python function described here.")
 
 
-def build_corpus(name: str, n_rows: int | None = None, seed: int = 0):
+def build_corpus(name: str, n_rows: int | None = None, seed: int = 0) -> "pd.DataFrame":
     """An instruction set as a frame with columns example_id, instruction, response, dataset.
 
     `name` is "mini-evol" or "mini-oss". Rows are the same for the same name, size and seed. Raises DataError for
@@ -38,7 +47,8 @@ def build_corpus(name: str, n_rows: int | None = None, seed: int = 0):
         raise DataError(
             f"unknown built-in instruction set {name!r}: choose one of {', '.join(CORPORA)}, or give a file"
         )
-    n_rows = N_ROWS if n_rows is None else n_rows
+    if n_rows is None:
+        n_rows = N_ROWS
     rng = random.Random(f"{name}-{seed}")
     pairs = evol_pairs(rng, n_rows) if name == "mini-evol" else oss_pairs(rng, n_rows)
     width = len(str(max(N_ROWS, n_rows)))
@@ -63,25 +73,19 @@ def normalised_body(source: str) -> str:
     return ast.dump(ast.Module(function.body, []))
 
 
-# --- mini-evol -------------------------------------------------------------------------------------------------------
-
-
-def evol_pairs(rng: random.Random, n_rows: int) -> list[tuple[str, str]]:
+# ---- mini-evol -----------------------------------------------------------------------------------------------------
+def evol_pairs(rng: random.Random, n_rows: int) -> list[Pair]:
     """(instruction, response) pairs: 1 to 4 steps, seeds and their evolved forms."""
-    pairs = []
+    instructions = []
+    responses = []
     for _ in range(n_rows):
         program = sample_program(rng, rng.choices((1, 2, 3, 4), (20, 28, 30, 22))[0])
-        pairs.append((evol_instruction(program, rng), fenced(response_code(program, rng))))
-    return mismatch(pairs, rng)
-
-
-def mismatch(pairs, rng: random.Random) -> list[tuple[str, str]]:
-    """Exchange the responses of a few rows among themselves."""
-    chosen = rng.sample(range(len(pairs)), int(len(pairs) * MISMATCHED) // 2 * 2)
-    pairs = list(pairs)
-    for a, b in zip(chosen[::2], chosen[1::2], strict=True):
-        pairs[a], pairs[b] = (pairs[a][0], pairs[b][1]), (pairs[b][0], pairs[a][1])
-    return pairs
+        instructions.append(evol_instruction(program, rng))
+        responses.append(fenced(response_code(program, rng)))
+    chosen = rng.sample(range(n_rows), int(n_rows * MISMATCHED) // 2 * 2)
+    for a, b in zip(chosen[::2], chosen[1::2], strict=True):  # two mismatched rows have each other's response
+        responses[a], responses[b] = responses[b], responses[a]
+    return list(zip(instructions, responses, strict=True))
 
 
 def evol_instruction(program: Program, rng: random.Random) -> str:
@@ -96,12 +100,9 @@ def signature(program: Program) -> str:
 
 
 def say_plainly(program: Program, rng: random.Random) -> str:
-    opening = rng.choice(
-        ("Write a Python function", "Create a function", "Implement a Python function", "Please write a function")
-    )
-    return (
-        f"{opening} {signature(program)} that takes {program.source.phrase} and {text.sequence_phrase(program, rng)}."
-    )
+    forms = ("Write a Python function", "Create a function", "Implement a Python function", "Please write a function")
+    start = f"{rng.choice(forms)} {signature(program)} that takes {program.source.phrase}"
+    return f"{start} and {text.sequence_phrase(program, rng)}."
 
 
 def say_nested(program: Program, rng: random.Random) -> str:
@@ -114,30 +115,23 @@ def say_nested(program: Program, rng: random.Random) -> str:
 
 def say_as_list(program: Program, rng: random.Random) -> str:
     opening = rng.choice(("Develop a function named", "Write a Python function called", "Design a function named"))
-    steps = "\n".join(
-        f"{i}. {phrase[0].upper()}{phrase[1:]}." for i, phrase in enumerate(text.step_phrases(program, rng), 1)
-    )
     parameter = f"with one parameter `{program.parameter}`, {program.source.phrase}"
-    return f"{opening} `{program.name}` {parameter}. It should:\n{steps}"
+    request = f"{opening} `{program.name}` {parameter}. It should:"
+    for i, phrase in enumerate(text.step_phrases(program, rng), 1):
+        request += f"\n{i}. {phrase[0].upper()}{phrase[1:]}."
+    return request
 
 
 def say_evolved(program: Program, rng: random.Random) -> str:
     """A seed task and the requirements that were added to it one after another."""
-    phrases = text.step_phrases(program, rng)
-    seed = f"Write a function {signature(program)} for {program.source.phrase} that has to {phrases[0]}."
-    added = (
-        "Now make it harder: after that, {}.",
-        "Add one more requirement: then {}.",
-        "Extend the task: next, {}.",
-        "Finally, {}.",
-    )
-    return " ".join(
-        [
-            seed,
-            *(rng.choice(added[:3]).format(p) for p in phrases[1:-1]),
-            *(added[3].format(p) for p in phrases[1:][-1:]),
-        ]
-    )
+    added = ("Now make it harder: after that, {}.", "Add one more requirement: then {}.", "Extend the task: next, {}.")
+    first, *more = text.step_phrases(program, rng)
+    told = [f"Write a function {signature(program)} for {program.source.phrase} that has to {first}."]
+    for phrase in more[:-1]:
+        told.append(rng.choice(added).format(phrase))
+    if more:
+        told.append(f"Finally, {more[-1]}.")
+    return " ".join(told)
 
 
 def ask_to_complete(program: Program, rng: random.Random) -> str:
@@ -147,35 +141,36 @@ def ask_to_complete(program: Program, rng: random.Random) -> str:
 
 def ask_with_examples(program: Program, rng: random.Random) -> str:
     """A signature with a docstring and examples, as HumanEval asks."""
-    return benchmark_instruction("humaneval", humaneval_prompt(program, task_inputs(program, rng)[0][:2], rng))
+    base, _ = task_inputs(program, rng)
+    return benchmark_instruction("humaneval", humaneval_prompt(program, base[:2], rng))
 
 
 def ask_by_example(program: Program, rng: random.Random) -> str:
     """A text followed by an assertion, as MBPP asks."""
     value = example_input(program.source.name, rng)
-    test = f"assert {program.name}({value!r}) == {run_program(program, value)!r}"
-    sentence = f"Write a function to {text.sequence_phrase(program, rng, form=str)}, given {program.source.phrase}."
-    return benchmark_instruction("mbpp", f"{sentence}\n{test}")
+    return benchmark_instruction("mbpp", mbpp_text(program, value, rng))
 
 
 def response_code(program: Program, rng: random.Random) -> str:
-    style = rng.choices(("steps", "loops", "expression"), (55, 20, 25))[0]
+    style = any_style(rng)
     return text.write_function(program, rng, style, sloppy=rng.random() < SLOPPY)
 
 
-# --- mini-oss --------------------------------------------------------------------------------------------------------
+def any_style(rng: random.Random) -> str:
+    return rng.choices(tuple(STYLE_WEIGHTS), tuple(STYLE_WEIGHTS.values()))[0]
 
 
-def oss_pairs(rng: random.Random, n_rows: int) -> list[tuple[str, str]]:
+# ---- mini-oss ------------------------------------------------------------------------------------------------------
+def oss_pairs(rng: random.Random, n_rows: int) -> list[Pair]:
     """Descriptions of existing code: documented standard-library functions among generated ones."""
     documented = list(stdlib.short_functions("instructions"))
     rng.shuffle(documented)
-    library = [(say_documented(*entry, rng), fenced(entry[2])) for entry in documented[: int(n_rows * STDLIB_SHARE)]]
-    generated = []
-    while len(library) + len(generated) < n_rows:
+    pairs = []
+    for name, doc, code in documented[: int(n_rows * STDLIB_SHARE)]:
+        pairs.append((say_documented(name, doc, code, rng), fenced(code)))
+    while len(pairs) < n_rows:
         program = sample_program(rng, rng.choices((1, 2, 3, 4), (22, 30, 28, 20))[0])
-        generated.append((oss_instruction(program, rng), fenced(response_code(program, rng))))
-    pairs = library + generated
+        pairs.append((oss_instruction(program, rng), fenced(response_code(program, rng))))
     rng.shuffle(pairs)
     return pairs
 
@@ -187,37 +182,28 @@ def oss_instruction(program: Program, rng: random.Random) -> str:
 
 
 def say_with_docstring(program: Program, rng: random.Random) -> str:
-    opening = rng.choice(
-        ("Implement the function that this description belongs to.", "Write the Python function described here.")
-    )
-    return f"{opening}\n{program.name}({program.parameter}): {text.docstring(program, rng)}"
+    return f"{rng.choice(DESCRIBED)}\n{program.name}({program.parameter}): {text.docstring(program, rng)}"
 
 
 def say_as_problem(program: Program, rng: random.Random) -> str:
-    opening = rng.choice(
-        ("You are working on a data tool.", "You are given a task from a code base.", "A program needs a helper.")
-    )
+    scenes = ("You are working on a data tool.", "You are given a task from a code base.", "A program needs a helper.")
     return (
-        f"{opening} Your task is to implement {signature(program)}, "
+        f"{rng.choice(scenes)} Your task is to implement {signature(program)}, "
         f"where `{program.parameter}` is {program.source.phrase}. "
         f"The function {text.sequence_phrase(program, rng)}."
     )
 
 
 def say_documented(name: str, doc: str, code: str, rng: random.Random) -> str:
-    opening = rng.choice(
-        ("Implement the function that this description belongs to.", "Write the Python function described here.")
-    )
-    head = code[code.index("def ") + 4 : code.index(":\n")] if ":\n" in code else name
-    return f"{opening}\n{' '.join(head.split())}: {doc}"
+    head = name
+    if ":\n" in code:
+        head = code[code.index("def ") + 4 : code.index(":\n")]
+    return f"{rng.choice(DESCRIBED)}\n{' '.join(head.split())}: {doc}"
 
 
-# --- pre-training ----------------------------------------------------------------------------------------------------
-
-
-def pretraining_texts(rng: random.Random):
-    """An endless stream of (prompt, text) documents for the base model; `prompt` is an instruction or "" for plain
-    code.
+# ---- pre-training --------------------------------------------------------------------------------------------------
+def pretraining_texts(rng: random.Random) -> Iterator[Pair]:
+    """An endless stream of (prompt, text) for the base model; `prompt` is an instruction or "" for plain code.
 
     A quarter is bare code, half says in a comment or docstring what the code does (so that the model learns that text
     explains code), one document in six answers a short instruction (so that it has seen the format, but only easy
@@ -247,7 +233,7 @@ def bare_code(rng: random.Random) -> str:
 def explained_code(rng: random.Random) -> str:
     program = sample_program(rng, rng.choices((1, 2, 3), (50, 35, 15))[0])
     doc = text.docstring(program, rng)
-    style = rng.choices(("steps", "loops", "expression"), (55, 20, 25))[0]
+    style = any_style(rng)
     form = rng.random()
     if form < 0.4:
         return text.write_function(program, rng, style, doc=doc)

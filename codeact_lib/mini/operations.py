@@ -11,12 +11,14 @@ alone, to the benchmark.
 
 import hashlib
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 HOLD_OUT_EVERY = 6  # one operation chain in six belongs to the benchmark
-# Written alike for integers and words, so they count as one in the hold-out (as "first" and "words_first" do by their
-# prefix).
+# Written alike for integers and words, so they count as one in the hold-out; so do those with the prefix "words_".
 TWINS = {"alphabetical": "ascending"}
+
+Constant = int | str | None
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class Operation:
     keep: str = ""
     expression: str = ""
     sloppy: str = ""
-    constants: tuple = ()
+    constants: tuple[Constant, ...] = ()
     family: str = ""
 
-    def write(self, x: str, v: str, k, sloppy: bool = False) -> str:
+    def write(self, x: str, v: str, k: Constant, sloppy: bool = False) -> str:
         """This step as a Python expression over the list expression `x` with item variable `v` and constant `k`."""
         if sloppy and self.sloppy:
             return self.sloppy.format(x=x, v=v, k=k)
@@ -55,31 +57,28 @@ class Operation:
         return self.expression.count("{x}") > 1
 
 
-def _keep(name, takes, phrases, noun, keep, constants=(), sloppy=""):
-    return Operation(
-        name, takes, takes, phrases, noun, keep=keep, constants=constants, sloppy=sloppy, family=f"keep-{name}"
-    )
+def _step(
+    form: str,
+    name: str,
+    takes: str,
+    phrases: tuple[str, str],
+    noun: str,
+    code: str,
+    constants: tuple[Constant, ...] = (),
+    *,
+    family: str = "",
+    gives: str = "",
+    sloppy: str = "",
+) -> Operation:
+    """An operation whose `code` is its `keep`, `each` or `expression`; no chain has two of a family side by side."""
+    family = family or {"keep": f"keep-{name}", "each": f"map-{name}", "expression": "slice"}[form]
+    written: dict[str, str] = {form: code, "sloppy": sloppy}
+    return Operation(name, takes, gives or takes, phrases, noun, constants=constants, family=family, **written)
 
 
-def _map(name, takes, phrases, noun, each, constants=(), gives=None, sloppy=""):
-    return Operation(
-        name, takes, gives or takes, phrases, noun, each=each, constants=constants, sloppy=sloppy, family="map-" + name
-    )
-
-
-def _list(name, takes, phrases, noun, expression, constants=(), family="slice", gives=None, sloppy=""):
-    return Operation(
-        name,
-        takes,
-        gives or takes,
-        phrases,
-        noun,
-        expression=expression,
-        constants=constants,
-        family=family,
-        sloppy=sloppy,
-    )
-
+_keep = partial(_step, "keep")
+_map = partial(_step, "each")
+_list = partial(_step, "expression")
 
 SMALL = (2, 3, 4, 5)
 BOUNDS = (1, 2, 3, 4, 5, 7, 10)
@@ -165,7 +164,6 @@ OPERATIONS = (
     _list("shortest", "words", ('return the shortest, or "" if there is none', "give back the first of the shortest words (empty string for an empty list)"), 'the shortest of {x} ("" if there is none)', 'min({x}, key=len, default="")', family="result", gives="str", sloppy="min({x}, key=len)"),
     _list("total_length", "words", ("return their total length", "add up their lengths"), "the total length of {x}", "sum(len({v}) for {v} in {x})", family="result", gives="int"),
 )  # fmt: skip
-BY_NAME = {operation.name: operation for operation in OPERATIONS}
 
 
 @dataclass(frozen=True)
@@ -183,53 +181,21 @@ class Source:
 SOURCES = (
     Source("ints", "ints", ("nums", "numbers", "values", "xs", "data"), "a list of integers", "{p}", "{p}"),
     Source("words", "words", ("words", "names", "items", "tokens"), "a list of words", "{p}", "{p}"),
-    Source(
-        "text",
-        "words",
-        ("text", "sentence", "line"),
-        "a string of words separated by spaces",
-        "the words of {p}",
-        "{p}.split()",
-    ),
-    Source(
-        "digits",
-        "ints",
-        ("n", "number"),
-        "a non-negative integer (work on its digits)",
-        "the digits of {p}",
-        "[int(d) for d in str({p})]",
-    ),
-    Source(
-        "dict_values",
-        "ints",
-        ("table", "scores", "counts"),
-        "a dictionary from words to integers (work on its values)",
-        "the values of {p}",
-        "list({p}.values())",
-    ),
-    Source(
-        "dict_keys",
-        "words",
-        ("table", "scores", "counts"),
-        "a dictionary from words to integers (work on its keys)",
-        "the keys of {p}",
-        "list({p})",
-    ),
-)
+    Source("text", "words", ("text", "sentence", "line"), "a string of words separated by spaces", "the words of {p}", "{p}.split()"),
+    Source("digits", "ints", ("n", "number"), "a non-negative integer (work on its digits)", "the digits of {p}", "[int(d) for d in str({p})]"),
+    Source("dict_values", "ints", ("table", "scores", "counts"), "a dictionary from words to integers (work on its values)", "the values of {p}", "list({p}.values())"),
+    Source("dict_keys", "words", ("table", "scores", "counts"), "a dictionary from words to integers (work on its keys)", "the keys of {p}", "list({p})"),
+)  # fmt: skip
 SOURCE_WEIGHTS = (40, 30, 10, 8, 6, 6)
 
 VERBS = (
-    "get", "find", "make", "build", "compute", "collect", "process", "solve", "extract",
-    "transform", "select", "handle", "pick", "apply",
-    "run", "scan", "check", "update", "parse", "reduce", "clean", "merge", "shape", "prepare",
-    "derive", "convert", "arrange", "measure",
-)  # fmt: skip
+    "get find make build compute collect process solve extract transform select handle pick apply run scan check "
+    "update parse reduce clean merge shape prepare derive convert arrange measure"
+).split()
 NOUNS = (
-    "items", "values", "data", "list", "result", "numbers", "words", "series", "batch", "records",
-    "output", "entries", "sequence", "report",
-    "summary", "group", "table", "score", "keys", "marks", "stock", "cart", "orders", "levels",
-    "prices", "names", "codes", "inputs", "rows",
-)  # fmt: skip
+    "items values data list result numbers words series batch records output entries sequence report summary group "
+    "table score keys marks stock cart orders levels prices names codes inputs rows"
+).split()
 
 
 @dataclass(frozen=True)
@@ -238,13 +204,13 @@ class Program:
 
     source: Source
     chain: tuple[Operation, ...]
-    constants: tuple
+    constants: tuple[Constant, ...]
     parameter: str
     name: str
-    steps: int = field(init=False, default=0)
 
-    def __post_init__(self):
-        object.__setattr__(self, "steps", len(self.chain))
+    @property
+    def steps(self) -> int:
+        return len(self.chain)
 
     @property
     def chain_names(self) -> tuple[str, ...]:
@@ -259,23 +225,22 @@ def is_held_out(chain_names: tuple[str, ...]) -> bool:
 
 
 def sample_chain(rng: random.Random, start: str, steps: int) -> tuple[Operation, ...]:
-    """A random well-typed chain of exactly `steps` operations from a list of type `start`; results stand only at the end."""
+    """A random well-typed chain of `steps` operations from a list of type `start`; results stand only at the end."""
     chain: list[Operation] = []
     current = start
+    family = "none"
     while len(chain) < steps:
         last = len(chain) == steps - 1
-        choices = [
-            operation
-            for operation in OPERATIONS
-            if operation.takes == current
-            and (last or operation.gives in ("ints", "words"))
-            and operation not in chain
-            and not (chain and operation.family == chain[-1].family)
-        ]
+        choices = []
+        for operation in OPERATIONS:
+            fits = operation.takes == current and (last or operation.gives in ("ints", "words"))
+            if fits and operation not in chain and operation.family != family:
+                choices.append(operation)
         if last and rng.random() < 0.5:  # half of all functions end in a single result
             choices = [operation for operation in choices if operation.family == "result"] or choices
         chain.append(rng.choice(choices))
         current = chain[-1].gives
+        family = chain[-1].family
     return tuple(chain)
 
 
@@ -290,10 +255,10 @@ def sample_name(rng: random.Random) -> str:
 
 
 def sample_program(rng: random.Random, steps: int, held_out: bool | None = False) -> Program:
-    """A random program of `steps` operations: from the training side (False), the benchmark side (True) or either (None)."""
+    """A random program of `steps` operations: of the training side (False), the benchmark's (True) or either (None)."""
     while True:
         source = rng.choices(SOURCES, SOURCE_WEIGHTS)[0]
         chain = sample_chain(rng, source.gives, steps)
-        if held_out is None or is_held_out(tuple(o.name for o in chain)) == held_out:
-            constants = tuple(rng.choice(o.constants) if o.constants else None for o in chain)
+        if held_out is None or is_held_out(tuple(step.name for step in chain)) == held_out:
+            constants = tuple(rng.choice(step.constants) if step.constants else None for step in chain)
             return Program(source, chain, constants, rng.choice(source.parameters), sample_name(rng))

@@ -1,8 +1,9 @@
 """Programs put into words and into code: docstrings, phrases of several registers, and Python in several styles."""
 
 import random
+from collections.abc import Callable
 
-from codeact_lib.mini.operations import Operation, Program
+from codeact_lib.mini.operations import Constant, Operation, Program
 
 IRREGULAR = {"multiply": "multiplies", "be": "is"}
 ITEM_NAMES = {"ints": ("n", "x", "v", "num", "value"), "words": ("w", "word", "s", "item")}
@@ -35,21 +36,21 @@ def noun_phrase(program: Program) -> str:
     return phrase
 
 
-def sequence_phrase(program: Program, rng: random.Random, form=third_person) -> str:
+def sequence_phrase(program: Program, rng: random.Random, form: Callable[[str], str] = third_person) -> str:
     """The steps in order in one sentence: "keeps the even numbers, then squares each number, and returns the sum"."""
     phrases = [form(phrase) for phrase in step_phrases(program, rng)]
     if len(phrases) == 1:
         return phrases[0]
     linker = rng.choice((", then ", ", next ", " and then "))
-    return linker.join(phrases[:-1]) + rng.choice((", and ", " and finally ", ", and at the end ")) + phrases[-1]
+    ending = rng.choice((", and ", " and finally ", ", and at the end "))
+    return f"{linker.join(phrases[:-1])}{ending}{phrases[-1]}"
 
 
 def docstring(program: Program, rng: random.Random) -> str:
     """A one-line description as authors write it above or inside a function."""
     if rng.random() < 0.5:
         return f"Return {noun_phrase(program)}."
-    start = f"From {program.source.noun.format(p=program.parameter)}, "
-    return start + sequence_phrase(program, rng, form=str) + "."
+    return f"From {program.source.noun.format(p=program.parameter)}, {sequence_phrase(program, rng, form=str)}."
 
 
 def write_steps(program: Program, rng: random.Random, sloppy: bool = False) -> list[str]:
@@ -57,14 +58,14 @@ def write_steps(program: Program, rng: random.Random, sloppy: bool = False) -> l
     name = rng.choice([n for n in LIST_NAMES if n != program.parameter])
     x = program.source.expression.format(p=program.parameter)
     lines = []
-    if x != program.parameter and len(program.chain) > 1 or program.chain[0].needs_name and x != program.parameter:
+    if x != program.parameter and (len(program.chain) > 1 or program.chain[0].needs_name):
         lines.append(f"{name} = {x}")
         x = name
-    for i, (operation, constant) in enumerate(zip(program.chain, program.constants, strict=True)):
+    for operation, constant in zip(program.chain, program.constants, strict=True):
         written = operation.write(x, _item(operation, rng, (name, program.parameter)), constant, sloppy)
-        last = i == len(program.chain) - 1
-        lines.append(f"return {written}" if last else f"{name} = {written}")
+        lines.append(f"{name} = {written}")
         x = name
+    lines[-1] = f"return {written}"
     return lines
 
 
@@ -80,17 +81,19 @@ def write_loops(program: Program, rng: random.Random, sloppy: bool = False) -> l
         if operation.expression or (sloppy and operation.sloppy):
             lines.append(f"{name} = {operation.write(x, 'v', constant, sloppy)}")
         else:
-            lines += _loop(operation, name, x, _item(operation, rng, (name, x, program.parameter)), constant)
+            v = _item(operation, rng, (name, x, program.parameter))
+            lines += _loop(operation, name, x, v, constant)
         x = name
     return [*lines, f"return {x}"]
 
 
-def _loop(operation: Operation, name: str, x: str, v: str, k) -> list[str]:
-    body = f"{name}.append({operation.each.format(v=v, k=k)})"
+def _loop(operation: Operation, name: str, x: str, v: str, k: Constant) -> list[str]:
     lines = [f"{name} = []", f"for {v} in {x}:"]
+    indent = "    "
     if operation.keep:
-        return [*lines, f"    if {operation.keep.format(v=v, k=k)}:", f"        {body}"]
-    return [*lines, f"    {body}"]
+        lines.append(f"    if {operation.keep.format(v=v, k=k)}:")
+        indent += "    "
+    return [*lines, f"{indent}{name}.append({operation.each.format(v=v, k=k)})"]
 
 
 def write_expression(program: Program, rng: random.Random, sloppy: bool = False) -> list[str]:
@@ -114,7 +117,9 @@ def write_function(
     program: Program, rng: random.Random, style: str = "steps", sloppy: bool = False, doc: str | None = None
 ) -> str:
     """The program as Python source. `style` is a key of STYLES; `doc` becomes the docstring."""
-    head = [f"def {program.name}({program.parameter}):"]
+    code = f"def {program.name}({program.parameter}):\n"
     if doc:
-        head.append(f'    """{doc}"""')
-    return "\n".join(head + ["    " + line for line in STYLES[style](program, rng, sloppy)]) + "\n"
+        code += f'    """{doc}"""\n'
+    for line in STYLES[style](program, rng, sloppy):
+        code += f"    {line}\n"
+    return code

@@ -5,9 +5,12 @@ packed row (where `position_ids` stop counting up) and runs causal scaled-dot-pr
 (L, L) mask is ever built, and cost grows with the sum of squared sample lengths, not of row lengths.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.utils import is_flash_attn_2_available
 
 from codeact_lib.errors import ModelError
@@ -15,9 +18,11 @@ from codeact_lib.errors import ModelError
 SEGMENTS = "codeact_segments"
 FLASH = "flash_attention_2"
 
+Segments = list[list[tuple[int, int]]]  # of each row the start and end of every sample in it
 
-# ---- attention -----------------------------------------------------------------------------------------------------
-def segment_bounds(position_ids) -> list[list[tuple[int, int]]]:
+
+# ---- codeact_segments ----------------------------------------------------------------------------------------------
+def segment_bounds(position_ids: Tensor) -> Segments:
     """Start and end of every sample in each row of `position_ids` (rows, length).
 
     A sample starts at the row's first slot and wherever the position is not one more than the one before it.
@@ -30,7 +35,16 @@ def segment_bounds(position_ids) -> list[list[tuple[int, int]]]:
     return [list(zip(cut, [*cut[1:], length], strict=True)) for cut in cuts]
 
 
-def segment_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """Causal attention inside each sample of packed rows; the signature is that of transformers' AttentionInterface.
 
     `query` is (rows, heads, length, head_dim), `key` and `value` may have fewer heads (grouped-query attention). The
@@ -47,32 +61,38 @@ def segment_attention(module, query, key, value, attention_mask, scaling=None, d
     options = {"dropout_p": dropout, "scale": scaling, "is_causal": True, "enable_gqa": key.shape[1] != query.shape[1]}
     if all(len(row) == 1 for row in segments):
         return _causal_attention(query, key, value, options).transpose(1, 2), None
-    samples = zip(*(_samples(tensor, segments) for tensor in (query, key, value)), strict=True)
-    attended = torch.cat([_causal_attention(q, k, v, options).transpose(1, 2) for q, k, v in samples], dim=1)
-    return attended.view(query.shape[0], query.shape[2], *attended.shape[2:]), None
+    attended = []
+    for q, k, v in zip(_samples(query, segments), _samples(key, segments), _samples(value, segments), strict=True):
+        attended.append(_causal_attention(q, k, v, options).transpose(1, 2))
+    joined = torch.cat(attended, dim=1)
+    return joined.view(query.shape[0], query.shape[2], *joined.shape[2:]), None
 
 
-def _samples(tensor, segments):
+def _samples(tensor: Tensor, segments: Segments) -> list[Tensor]:
     """The samples of (rows, heads, length, head_dim), each (1, heads, tokens, head_dim).
 
     Views made by `split`, whose gradients are put side by side once; those of slices would each be a tensor of the
     full size, and all of them added up.
     """
-    sizes = [[end - start for start, end in row] for row in segments]
-    return [sample for row, parts in zip(tensor.split(1), sizes, strict=True) for sample in row.split(parts, dim=2)]
+    samples: list[Tensor] = []
+    for row, bounds in zip(tensor.split(1), segments, strict=True):
+        samples += row.split([end - start for start, end in bounds], dim=2)
+    return samples
 
 
-def _causal_attention(query, key, value, options):
+def _causal_attention(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
     """Causal attention among all slots of (rows, heads, length, head_dim), in the kernel that fits the device."""
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, **options)
     # in half precision a CPU compiles, and keeps, kernels for every sample length it meets
-    dtype, query, key, value = query.dtype, query.float(), key.float(), value.float()
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(query, key, value, **options).to(dtype)
+        attended = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
+    return attended.to(query.dtype)
 
 
-def _refuse_other_attention(module, query, key, attention_mask, kwargs) -> None:
+def _refuse_other_attention(
+    module: nn.Module, query: Tensor, key: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
+) -> None:
     problem = None
     if attention_mask is not None:
         problem = "an attention mask was passed"
@@ -86,13 +106,13 @@ def _refuse_other_attention(module, query, key, attention_mask, kwargs) -> None:
         raise ModelError(f"{SEGMENTS} attends causally inside each packed sample and nothing else, but {problem}")
 
 
-def _no_mask(*args, attention_mask=None, **kwargs):
+def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
     """The mask builder beside `segment_attention`: none is built, and one that hides something is refused."""
     if attention_mask is not None and not bool(attention_mask.all()):
         raise ModelError(f"{SEGMENTS} cannot hide padding by an attention mask: pad on the right and pass position_ids")
 
 
-def check_segment_support(config) -> None:
+def check_segment_support(config: PretrainedConfig) -> None:
     """Raise ModelError unless packed samples of this architecture can be isolated by `codeact_segments`."""
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
@@ -111,12 +131,13 @@ def check_segment_support(config) -> None:
         )
 
 
+# ---- FlashAttention ------------------------------------------------------------------------------------------------
 def flash_attention_runs_here(half_precision: bool) -> bool:
     """Whether FlashAttention can serve: its package is installed, a GPU is there, and the precision is a half one."""
     return half_precision and torch.cuda.is_available() and is_flash_attn_2_available()
 
 
-def flash_varlen_arguments(position_ids) -> dict:
+def flash_varlen_arguments(position_ids: Tensor) -> dict[str, Any]:
     """What FlashAttention's variable-length kernel must be told to keep packed samples apart.
 
     The rows of `position_ids` (rows, length) count as one long row: `cu_seq_lens_q` and `cu_seq_lens_k` are where in it
@@ -124,11 +145,15 @@ def flash_varlen_arguments(position_ids) -> dict:
     names are those of transformers' FlashAttentionKwargs. Left to find the samples by itself, transformers looks for
     them only in a batch of one row, and asks the device in every layer.
     """
-    bounds, length = segment_bounds(position_ids), position_ids.shape[1]
-    starts = [row * length + start for row, samples in enumerate(bounds) for start, _ in samples]
-    lengths = torch.tensor([*starts, position_ids.numel()], dtype=torch.int32, device=position_ids.device)
-    longest = max(end - start for samples in bounds for start, end in samples)
-    return {"cu_seq_lens_q": lengths, "cu_seq_lens_k": lengths, "max_length_q": longest, "max_length_k": longest}
+    length = position_ids.shape[1]
+    starts = []
+    longest = 0
+    for row, samples in enumerate(segment_bounds(position_ids)):
+        for start, end in samples:
+            starts.append(row * length + start)
+            longest = max(longest, end - start)
+    bounds = torch.tensor([*starts, position_ids.numel()], dtype=torch.int32, device=position_ids.device)
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 
 
 AttentionInterface.register(SEGMENTS, segment_attention)

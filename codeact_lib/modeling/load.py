@@ -5,13 +5,22 @@ model = load_base_model("deepseek-ai/deepseek-coder-1.3b-base", attn_implementat
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from codeact_lib.artifacts import MINI_BASE_DIR
 from codeact_lib.errors import ModelError
@@ -21,9 +30,11 @@ from codeact_lib.modeling.attention import SEGMENTS, check_segment_support
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MINI_BASE = "mini-base"
 
+PathLike = str | os.PathLike[str]
 
-# ---- loading -------------------------------------------------------------------------------------------------------
-def resolve_path(path) -> str:
+
+# ---- where and what ------------------------------------------------------------------------------------------------
+def resolve_path(path: PathLike) -> str:
     """The folder or hub id behind a model path; "mini-base" is the model that ships with the package."""
     return str(MINI_BASE_DIR if str(path) == MINI_BASE else path)
 
@@ -35,15 +46,15 @@ def compute_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def load_tokenizer(path, revision=None):
+def load_tokenizer(path: PathLike, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder or hub id; one without a padding token pads with its end token.
 
     Raises ModelError when it cannot be loaded, and when it does not give back the blanks of a piece of code.
     """
     path = resolve_path(path)
-    options = {"revision": pinned_revision(path, revision), "trust_remote_code": False}
+    commit = pinned_revision(path, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=commit, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise hub_error(error, path, revision, "tokenizer") from error
     _check_blanks_survive(tokenizer, path)
@@ -52,7 +63,7 @@ def load_tokenizer(path, revision=None):
     return tokenizer
 
 
-def _check_blanks_survive(tokenizer, path) -> None:
+def _check_blanks_survive(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
     """Raise ModelError when indentation, tabs or line breaks are gone after encoding and decoding.
 
     transformers 5.0 to 5.21 lose all of them with DeepSeek-Coder's tokenizer, and report no error: everything would be
@@ -69,21 +80,22 @@ def _check_blanks_survive(tokenizer, path) -> None:
         )
 
 
+# ---- models --------------------------------------------------------------------------------------------------------
 def load_base_model(
-    path,
+    path: PathLike,
     *,
-    revision=None,
-    tuning="full",
-    dtype=None,
-    attn_implementation=None,
-    adapter=None,
-    lora_r=8,
-    lora_alpha=16,
-    lora_dropout=0.1,
-    lora_target_modules=LORA_TARGETS,
-    dequantize=False,
-    four_bits=False,
-):
+    revision: str | None = None,
+    tuning: str = "full",
+    dtype: torch.dtype | str | None = None,
+    attn_implementation: str | None = None,
+    adapter: PathLike | None = None,
+    lora_r: int = 8,
+    lora_alpha: int = 16,
+    lora_dropout: float = 0.1,
+    lora_target_modules: Sequence[str] = LORA_TARGETS,
+    dequantize: bool = False,
+    four_bits: bool = False,
+) -> PreTrainedModel:
     """Load a causal language model for training or scoring.
 
     `path` is a folder, a hub id or "mini-base"; a folder holding a saved adapter loads its base model, in 4 bits if the
@@ -101,13 +113,19 @@ def load_base_model(
     if tuning not in ("full", "lora", "qlora"):
         raise ModelError(f"unknown tuning {tuning!r}: choose full, lora or qlora")
     if adapter is None and (Path(path) / "adapter_config.json").is_file():
-        adapter, tuning = path, (recorded_tuning(path) or tuning) if tuning == "full" else tuning
-        path, revision = adapter_base(path)
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
-    options = {"dtype": dtype, "attn_implementation": attn_implementation, "revision": revision}
+        adapter = path
+        if tuning == "full":
+            tuning = recorded_tuning(adapter) or "full"
+        path, revision = adapter_base(adapter)
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    dtype = dtype or torch.float32
+    options: dict[str, Any] = {"dtype": dtype}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
     if tuning == "qlora" or four_bits:
         options["quantization_config"] = _nf4(dtype)
-    model = _from_pretrained(path, options)
+    model = _from_pretrained(resolve_path(path), revision, options)
     if dequantize and tuning == "qlora":
         model = model.dequantize(dtype=dtype)
     if attn_implementation == SEGMENTS:
@@ -115,26 +133,30 @@ def load_base_model(
     model.config.use_cache = False
     if adapter is not None:
         return _with_adapter(model, adapter)
-    if tuning != "full":
-        model = _with_new_adapter(model, path, revision, tuning, lora_r, lora_alpha, lora_dropout, lora_target_modules)
+    if tuning == "full":
+        return model.eval()
+    lora = {"r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
+    model = _with_new_adapter(model, path, tuning, target_modules=list(lora_target_modules), **lora)
+    # The adapter refers to its base by the name that was asked for, not by where it lies on this machine.
+    model.peft_config["default"].base_model_name_or_path = str(path)
+    model.peft_config["default"].revision = revision
     return model.eval()
 
 
-def _from_pretrained(path, options):
-    path = resolve_path(path)
+def _from_pretrained(path: str, revision: str | None, options: dict[str, Any]) -> PreTrainedModel:
     # A commit, not a branch: of "main" transformers would look for weights that a bot has converted.
-    options = options | {"revision": pinned_revision(path, options["revision"])}
-    options = {name: value for name, value in options.items() if value is not None}
+    commit = pinned_revision(path, revision)
+    if commit is not None:
+        options["revision"] = commit
     try:
         return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise hub_error(error, path, options.get("revision")) from error
+        raise hub_error(error, path, commit) from error
 
 
-def _nf4(dtype):
+def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
     try:
         import bitsandbytes  # noqa: F401  (transformers would only say so after reading the weights)
-        from transformers import BitsAndBytesConfig
     except ImportError as error:
         raise ModelError("tuning 'qlora' needs bitsandbytes: pip install 'codeact_lib[qlora]'") from error
     return BitsAndBytesConfig(
@@ -142,56 +164,49 @@ def _nf4(dtype):
     )
 
 
-def _with_new_adapter(model, path, revision, tuning, r, alpha, dropout, target_modules):
+def _with_new_adapter(model: PreTrainedModel, path: PathLike, tuning: str, **lora: Any) -> Any:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if tuning == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    lora = LoraConfig(
-        task_type="CAUSAL_LM", r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules)
-    )
+    config = LoraConfig(task_type="CAUSAL_LM", **lora)
     try:
-        model = get_peft_model(model, lora)
+        return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"LoRA finds nothing to adapt in {path}: set lora_target_modules ({error})") from error
-    # The adapter refers to its base by the name that was asked for, not by where it lies on this machine.
-    model.peft_config["default"].base_model_name_or_path = str(path)
-    model.peft_config["default"].revision = revision
-    return model
 
 
-def _with_adapter(model, adapter):
+def _with_adapter(model: PreTrainedModel, adapter: PathLike) -> Any:
     from peft import PeftModel
 
     try:
         model = PeftModel.from_pretrained(model, str(adapter))
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the adapter in {adapter}: {_first_line(error)}") from error
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"cannot load the adapter in {adapter}: {first_line}") from error
     evaluation_mode(model)
     return model
 
 
-def adapter_base(adapter):
+def adapter_base(adapter: PathLike) -> tuple[str, str | None]:
     """Path and revision of the base model that an adapter folder names."""
     config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
     return config["base_model_name_or_path"], config.get("revision")
 
 
-def recorded_tuning(adapter):
+def recorded_tuning(adapter: PathLike) -> str | None:
     """The tuning that the training wrote into train_metrics.json beside an adapter folder; None where that is not.
 
     A QLoRA adapter has learnt to correct the base model as it looks in 4 bits, so that is the base it is judged on.
     """
     metrics = Path(adapter).parent / "train_metrics.json"
-    return json.loads(metrics.read_text(encoding="utf-8"))["tuning"] if metrics.is_file() else None
+    if not metrics.is_file():
+        return None
+    return json.loads(metrics.read_text(encoding="utf-8"))["tuning"]
 
 
-def evaluation_mode(model) -> None:
+def evaluation_mode(model: nn.Module) -> None:
     """`model.eval()`, but for 4-bit layers: they would repack their weights for inference on a CPU, past training."""
     model.eval()
     for module in model.modules():
         module.training = hasattr(getattr(module, "weight", None), "quant_state")
-
-
-def _first_line(error) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

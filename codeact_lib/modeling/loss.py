@@ -2,14 +2,19 @@
 
 In instruction tuning only response tokens are supervised, often fewer than half, yet the language-model head is usually
 applied to every slot: at 32,000 entries a token that is most of the memory. `supervised_loss` applies it to the
-supervised positions only, in chunks.
+supervised positions only, in chunks; `head_loss` serves the scoring of stage 02 as well.
 
     loss = supervised_loss(model, collator(features), num_items_in_batch=n_supervised)
 """
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from codeact_lib.errors import ModelError
@@ -19,9 +24,15 @@ from codeact_lib.prompts import IGNORE_INDEX
 CHUNK = 512  # supervised positions whose logits exist at one time, once there are too many for
 SMALL = 2**24  # logits (64 MiB in float32), which are cheaper to hold than to compute twice
 
+# Positions and vocabulary entries of a block of logits when tokens are scored, without gradient. On a CPU a block
+# (2 MiB in float32) stays in the cache; a GPU wants enough work for all its units (128 MiB).
+LOGIT_BLOCK = {"cpu": (512, 1024), "cuda": (4096, 8192)}
 
-# ---- loss ----------------------------------------------------------------------------------------------------------
-def supervised_loss(model, batch, num_items_in_batch=None):
+
+# ---- the loss of a batch -------------------------------------------------------------------------------------------
+def supervised_loss(
+    model: nn.Module, batch: Mapping[str, Any], num_items_in_batch: int | Tensor | None = None
+) -> Tensor:
     """Cross-entropy of the next token at the supervised positions of a batch.
 
     `batch` holds `input_ids`, `labels` (rows, length) and the model's other inputs. The sum of the losses is divided
@@ -32,23 +43,35 @@ def supervised_loss(model, batch, num_items_in_batch=None):
 
     Equal to the loss of the model's own forward pass; the head runs on the supervised positions only.
     """
-    batch = dict(batch)
-    labels = batch.pop("labels")
-    core = _causal_lm(model)
-    total, count = _summed_loss(core, labels, batch)
-    return total / (num_items_in_batch if num_items_in_batch is not None else max(count, 1))
+    core = causal_lm(model)
+    inputs = dict(batch)
+    labels = inputs.pop("labels")
+    hidden = core.get_decoder()(**_isolated(inputs, core.config), use_cache=False).last_hidden_state
+    target = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # position t predicts label t + 1
+    target = target.to(hidden.device)
+    keep = target != IGNORE_INDEX
+    target = target[keep]
+    total = head_loss(hidden[keep], core.get_output_embeddings(), target, core.config)
+    if num_items_in_batch is None:
+        num_items_in_batch = max(len(target), 1)
+    return total / num_items_in_batch
 
 
-def use_supervised_loss(model):
+def use_supervised_loss(model: PreTrainedModel) -> PreTrainedModel:
     """Make `model(..., labels=...)` return `supervised_loss`, so that any Hugging Face Trainer trains with it.
 
     The forward pass is replaced on the model itself, inside whatever wraps it (PEFT, mixed precision, DDP): their hooks
     still run. Without labels the model behaves as before. Returns the model.
     """
-    core = _causal_lm(model)
+    core = causal_lm(model)
     plain_forward = core.forward
 
-    def forward(input_ids=None, labels=None, num_items_in_batch=None, **kwargs):
+    def forward(
+        input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
         if labels is None:
             return plain_forward(input_ids=input_ids, **kwargs)
         kwargs = {name: value for name, value in kwargs.items() if value is not None and name != "return_dict"}
@@ -60,23 +83,13 @@ def use_supervised_loss(model):
     return model
 
 
-def _causal_lm(model):
+def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The causal language model inside DDP and PEFT wrappers (adapters are part of its layers)."""
     model = getattr(model, "module", model)
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
-def _summed_loss(core, labels, inputs):
-    """Sum of the losses at supervised positions, and how many there are."""
-    target = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # position t predicts label t + 1
-    hidden = core.get_decoder()(**_isolated(inputs, core.config), use_cache=False).last_hidden_state
-    target = target.to(hidden.device)
-    keep = target != IGNORE_INDEX
-    target = target[keep]
-    return head_loss(hidden[keep], core.get_output_embeddings(), target, core.config), len(target)
-
-
-def _isolated(inputs, config) -> dict:
+def _isolated(inputs: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
     """The decoder's inputs in the form in which its attention tells packed samples apart."""
     if inputs.get("position_ids") is None:
         return inputs
@@ -88,37 +101,66 @@ def _isolated(inputs, config) -> dict:
     return inputs
 
 
-def head_loss(hidden, head, target, config=None):
-    """Summed cross-entropy of `target` (n,) under `head` applied to `hidden` (n, d), logits never held all at once.
+# ---- cross-entropy under a head, in pieces -------------------------------------------------------------------------
+def head_loss(
+    hidden: Tensor,
+    head: nn.Module,
+    target: Tensor,
+    config: PretrainedConfig | None = None,
+    reduction: Literal["sum", "none"] = "sum",
+) -> Tensor:
+    """Cross-entropy of `target` (n,) under `head` applied to `hidden` (n, d), logits never held all at once.
 
-    Raises ModelError for models that transform their logits after the head (soft cap, scaling): the loss would differ.
+    Returns the sum with gradient, for training; with `reduction` "none" the loss of each token (n,) in float32 and
+    without gradient, for scoring. Raises ModelError for models that transform their logits after the head (soft cap,
+    scaling): the loss would differ.
     """
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
+        if config is not None and getattr(config, name, None) not in (None, 1, 1.0):
             raise ModelError(f"{config.model_type} transforms its logits ({name}), which supervised_loss does not do")
-    weight, bias = head.weight, getattr(head, "bias", None)
+    if reduction == "none":
+        return _token_losses(hidden, head, target)
+    weight = head.weight
+    bias = getattr(head, "bias", None)
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    else:
-        hidden = hidden.to(weight.dtype)
+        weight = weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    hidden = hidden.to(weight.dtype)
     if len(target) * len(weight) <= SMALL:
         return _chunk_loss(hidden, weight, bias, target)
+    # The fused loss comes back rounded to half precision where it is computed in that; older PyTorch has none.
     if hidden.dtype == torch.float32 and hasattr(F, "linear_cross_entropy"):
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK, chunking_method=None)
         return F.linear_cross_entropy(hidden, weight, target, linear_bias=bias, reduction="sum", options=options)
-    return _chunked_loss(hidden, weight, bias, target)
-
-
-def _chunked_loss(hidden, weight, bias, target):
-    """The same in plain PyTorch: float32 sums over chunks whose logits are computed again in the backward pass.
-
-    For older PyTorch, and for half precision, where the fused loss would come back rounded to half precision.
-    """
+    # Float32 sums over chunks whose logits are computed again in the backward pass.
     pieces = zip(hidden.split(CHUNK), target.split(CHUNK), strict=True)
     return sum(checkpoint(_chunk_loss, h, weight, bias, t, use_reentrant=False) for h, t in pieces)
 
 
-def _chunk_loss(hidden, weight, bias, target):
+def _chunk_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
     with torch.autocast(hidden.device.type, enabled=False):
         return F.cross_entropy(F.linear(hidden, weight, bias).float(), target, reduction="sum")
+
+
+@torch.no_grad()
+def _token_losses(hidden: Tensor, head: nn.Module, target: Tensor) -> Tensor:
+    """The loss of each token (n,), a block of logits at a time: memory grows with neither length nor vocabulary.
+
+    The head is called as it is when it is more than a matrix (an adapter, 4 bits, a bias), for so many positions that
+    their logits make up eight blocks.
+    """
+    n_positions, n_entries = LOGIT_BLOCK.get(hidden.device.type, LOGIT_BLOCK["cuda"])
+    losses = []
+    if type(head) is nn.Linear and head.bias is None and head.weight.device == hidden.device:
+        for h, t in zip(hidden.to(head.weight.dtype).split(n_positions), target.split(n_positions), strict=True):
+            # A block is reduced to one number a position while it is still in the cache.
+            parts = [(h @ block.t()).float().logsumexp(-1) for block in head.weight.split(n_entries)]
+            chosen = (h.float() * head.weight[t].float()).sum(-1)
+            losses.append(torch.stack(parts).logsumexp(0) - chosen)
+    else:
+        n_positions = max(8 * n_positions * n_entries // head.out_features, 1)
+        for h, t in zip(hidden.split(n_positions), target.split(n_positions), strict=True):
+            logits = head(h).float()
+            losses.append(F.cross_entropy(logits, t.to(logits.device), reduction="none"))
+    return torch.cat(losses)

@@ -4,12 +4,18 @@ collator = DynamicPackCollator(tokenizer, max_length=2048)
 Trainer(model, args, train_dataset=features, data_collator=collator)   # features: {"input_ids", "labels"}
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
-import torch
 
 from codeact_lib.errors import DataError
 from codeact_lib.packing.plan import (
     PaddingStrategy,
+    Rows,
+    Strategy,
     as_strategy,
     plan_micro_batches,
     plan_rows,
@@ -18,9 +24,18 @@ from codeact_lib.packing.plan import (
 )
 from codeact_lib.prompts import IGNORE_INDEX
 
+if TYPE_CHECKING:  # planning needs neither torch nor pandas, and both are seconds to import
+    import pandas as pd
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+Sample = Mapping[str, Any]  # `input_ids` and, where given, `labels`: lists or 1-D tensors
+
 
 # ---- collating -----------------------------------------------------------------------------------------------------
-def fit_samples(samples, max_length: int, overlong="truncate") -> tuple[list[dict], dict[str, int]]:
+def fit_samples(
+    samples: Iterable[Sample], max_length: int, overlong: str = "truncate"
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Make every sample fit `max_length`, and say what it took.
 
     `samples` are dicts of equally long `input_ids` and `labels`; none is changed in place. `overlong` "truncate" cuts
@@ -32,7 +47,8 @@ def fit_samples(samples, max_length: int, overlong="truncate") -> tuple[list[dic
     """
     if overlong not in ("truncate", "drop"):
         raise DataError(f"unknown overlong {overlong!r}: choose truncate or drop")
-    kept, counts = [], {"truncated": 0, "overlong": 0, "unsupervised": 0}
+    kept = []
+    counts = {"truncated": 0, "overlong": 0, "unsupervised": 0}
     for sample in samples:
         too_long = len(sample["input_ids"]) > max_length
         cut = {key: sample[key][:max_length] for key in ("input_ids", "labels")}
@@ -65,37 +81,55 @@ class DynamicPackCollator:
     The first label of each sample is -100: nothing in a sample predicts it, only the end of its neighbour would.
     """
 
-    def __init__(self, tokenizer_or_pad_id, max_length: int, strategy="dynamic_pack", isolate: bool = True):
+    def __init__(
+        self,
+        tokenizer_or_pad_id: PreTrainedTokenizerBase | int,
+        max_length: int,
+        strategy: Strategy = "dynamic_pack",
+        isolate: bool = True,
+    ) -> None:
         self.pad_id = _pad_id(tokenizer_or_pad_id)
         self.max_length = int(max_length)
         self.strategy = as_strategy(strategy)
         self.isolate = bool(isolate)
 
-    def __call__(self, features) -> dict[str, torch.Tensor]:
+    def __call__(self, features: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return `input_ids`, `labels` and `position_ids` (isolated) or `attention_mask` (not), all int64."""
-        return self.lay_out(
-            features, plan_rows([len(feature["input_ids"]) for feature in features], self.max_length, self.strategy)
-        )
-
-    def lay_out(self, features, rows) -> dict[str, torch.Tensor]:
-        """The same for rows that are planned already, e.g. by `plan_micro_batches`; no rows make one of padding."""
-        samples = {i: _sample(features[i]) for row in rows for i in row}
         lengths = [len(feature["input_ids"]) for feature in features]
-        _, width = shape_of(rows, lengths, self.max_length, self.strategy)
-        rows = rows or [[]]
-        row_lengths = [[lengths[i] for i in row] for row in rows]
-        batch = {
-            "input_ids": _fill([[samples[i][0] for i in row] for row in rows], width, self.pad_id),
-            "labels": _fill([[samples[i][1] for i in row] for row in rows], width, IGNORE_INDEX),
-        }
+        return self.lay_out(features, plan_rows(lengths, self.max_length, self.strategy))
+
+    def lay_out(self, features: Sequence[Sample], rows: Rows) -> dict[str, torch.Tensor]:
+        """The same for rows that are planned already, e.g. by `plan_micro_batches`; no rows make one of padding."""
+        import torch
+
+        lengths = [len(feature["input_ids"]) for feature in features]
+        n_rows, width = shape_of(rows, lengths, self.max_length, self.strategy)
+        ids = np.full((n_rows, width), self.pad_id, dtype=np.int64)
+        labels = np.full((n_rows, width), IGNORE_INDEX, dtype=np.int64)
+        attended = np.zeros((n_rows, width), dtype=np.int64)
+        positions = np.tile(np.arange(width), (n_rows, 1))
+        # When every row holds one sample its count runs on over the padding: a causal model cannot see that anyway,
+        # and with plain positions the fast causal kernel needs no mask.
+        one_sample_a_row = all(len(row) == 1 for row in rows)
+        for r, row in enumerate(rows):
+            end = 0
+            for i in row:
+                start = end
+                end += lengths[i]
+                ids[r, start:end], labels[r, start:end] = _ids_and_labels(features[i])
+                attended[r, start:end] = 1
+                positions[r, start:] = np.arange(width - start)
+            if not one_sample_a_row:
+                positions[r, end:] = np.arange(width - end)
+        batch = {"input_ids": ids, "labels": labels}
         if self.isolate:
-            batch["position_ids"] = _positions(row_lengths, width)
+            batch["position_ids"] = positions
         else:
-            batch["attention_mask"] = _fill([[np.ones(sum(n), dtype=np.int64)] for n in row_lengths], width, 0)
-        return batch
+            batch["attention_mask"] = attended
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
-def _pad_id(tokenizer_or_pad_id) -> int:
+def _pad_id(tokenizer_or_pad_id: PreTrainedTokenizerBase | int) -> int:
     if isinstance(tokenizer_or_pad_id, (int, np.integer)):
         return int(tokenizer_or_pad_id)
     for name in ("pad_token_id", "eos_token_id"):
@@ -104,7 +138,7 @@ def _pad_id(tokenizer_or_pad_id) -> int:
     raise DataError("the tokenizer has neither a padding nor an end token: pass the padding token id as a number")
 
 
-def _sample(feature):
+def _ids_and_labels(feature: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Copies of the ids and labels as arrays, the first label hidden."""
     ids = np.array(feature["input_ids"], dtype=np.int64)
     labels = feature.get("labels")
@@ -115,30 +149,16 @@ def _sample(feature):
     return ids, labels
 
 
-def _fill(rows, width, value) -> torch.Tensor:
-    """Concatenate the arrays of each row and pad on the right with `value`: (len(rows), width) int64."""
-    out = np.full((len(rows), width), value, dtype=np.int64)
-    for r, pieces in enumerate(rows):
-        joined = np.concatenate([*pieces, out[r, :0]])  # the last for a row without samples
-        out[r, : len(joined)] = joined
-    return torch.from_numpy(out)
-
-
-def _positions(row_lengths, width) -> torch.Tensor:
-    """Positions 0..n-1 for each sample and again for the padding.
-
-    When every row holds one sample the count just runs on: right padding cannot be seen by a causal model anyway, and
-    with plain positions the fast causal kernel needs no mask.
-    """
-    if all(len(lengths) == 1 for lengths in row_lengths):
-        return torch.arange(width).repeat(len(row_lengths), 1)
-    pieces = [[*lengths, width - sum(lengths)] for lengths in row_lengths]
-    return _fill([[np.arange(n) for n in lengths] for lengths in pieces], width, 0)
-
-
+# ---- accounting ----------------------------------------------------------------------------------------------------
 def padding_report(
-    lengths, max_length: int, batch_size: int, strategies=None, *, accumulation_steps=None, tokens_per_micro_batch=None
-):
+    lengths: Iterable[int],
+    max_length: int,
+    batch_size: int,
+    strategies: Iterable[Strategy] | None = None,
+    *,
+    accumulation_steps: int | None = None,
+    tokens_per_micro_batch: int | None = None,
+) -> pd.DataFrame:
     """Account for what each strategy makes of a data set, samples taken in the order given.
 
     Batches of `batch_size` are packed by themselves; with `accumulation_steps`, so many of them are packed together
@@ -149,31 +169,33 @@ def padding_report(
     """
     import pandas as pd
 
-    lengths = [int(n) for n in lengths]
+    lengths = list(map(int, lengths))
     window = batch_size * (accumulation_steps or 1)
-    options = {"batch_size": None if accumulation_steps else batch_size}
-    options["tokens_per_micro_batch"] = tokens_per_micro_batch
-    steps = [lengths[start : start + window] for start in range(0, len(lengths), window)]
-    return pd.DataFrame(
-        [_account(steps, max_length, as_strategy(name), options) for name in strategies or PaddingStrategy]
-    )
+    alone = None if accumulation_steps else batch_size
+    accounts = []
+    for strategy in map(as_strategy, strategies or PaddingStrategy):
+        shapes = []
+        for start in range(0, len(lengths), window):
+            step = lengths[start : start + window]
+            plans = plan_micro_batches(
+                step, max_length, strategy, batch_size=alone, tokens_per_micro_batch=tokens_per_micro_batch
+            )
+            shapes += [shape_of(rows, step, max_length, strategy) for rows in plans]
+        accounts.append({"strategy": strategy_name(strategy), **_account(shapes, lengths)})
+    return pd.DataFrame(accounts)
 
 
-def _account(steps, max_length, strategy, options) -> dict:
-    shapes = [
-        shape_of(rows, step, max_length, strategy)
-        for step in steps
-        for rows in plan_micro_batches(step, max_length, strategy, **options)
-    ]
-    tokens, slots = sum(map(sum, steps)), sum(rows * width for rows, width in shapes)
+def _account(shapes: list[tuple[int, int]], lengths: list[int]) -> dict[str, float]:
+    """What micro-batches of these shapes (rows, slots of a row) make of samples of these lengths."""
+    rows, widths = np.array(shapes, dtype=np.int64).reshape(-1, 2).T
+    slots = int(np.sum(rows * widths))
     return {
-        "strategy": strategy_name(strategy),
         "batches": len(shapes),
-        "rows": sum(rows for rows, _ in shapes),
-        "tokens": tokens,
+        "rows": int(rows.sum()),
+        "tokens": sum(lengths),
         "slots": slots,
-        "padding_rate": 1 - tokens / slots if slots else 0.0,
-        "largest_batch": max((rows * width for rows, width in shapes), default=0),
-        "attention_pairs": sum(rows * width**2 for rows, width in shapes),
-        "isolated_pairs": sum(n**2 for step in steps for n in step),
+        "padding_rate": 1 - sum(lengths) / slots if slots else 0.0,
+        "largest_batch": int(np.max(rows * widths, initial=0)),
+        "attention_pairs": int(np.sum(rows * widths**2)),
+        "isolated_pairs": sum(n**2 for n in lengths),
     }

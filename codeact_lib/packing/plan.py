@@ -14,11 +14,15 @@ The samples of an optimizer step never change, only the rectangle they fill: the
 all batches that are accumulated into one step are packed together, which pads less still (`plan_micro_batches`).
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
-from heapq import heapify, heapreplace
+from heapq import heapreplace
+from itertools import chain
 
 from codeact_lib.errors import DataError
 from codeact_lib.extensions import is_own, load_own
+
+Rows = list[list[int]]  # for each row the indices of its samples
 
 
 class PaddingStrategy(StrEnum):
@@ -31,27 +35,31 @@ class PaddingStrategy(StrEnum):
     FLAT = "flat"
 
     @classmethod
-    def _missing_(cls, value):
+    def _missing_(cls, value: object) -> "PaddingStrategy":
         name = str(value).lower().replace("-", "_")
         for member in cls:
             if member.value == name:
                 return member
-        raise DataError(f"unknown padding strategy {value!r}: choose one of {', '.join(m.value for m in cls)}")
+        raise DataError(f"unknown padding strategy {value!r}: choose one of {', '.join(cls)}")
 
 
-def as_strategy(strategy):
+OwnStrategy = Callable[[list[int], int], Rows]  # (lengths, max_length) -> rows
+Strategy = str | PaddingStrategy | OwnStrategy
+
+
+def as_strategy(strategy: Strategy) -> PaddingStrategy | OwnStrategy:
     """A `PaddingStrategy`, by name or itself; or a strategy of your own, a function or its name "module:function"."""
     if is_own(strategy):
         strategy = load_own(strategy)
     return strategy if callable(strategy) else PaddingStrategy(strategy)
 
 
-def strategy_name(strategy) -> str:
+def strategy_name(strategy: Strategy) -> str:
     """What `as_strategy` took it from: "dynamic_pack", or "module:function"."""
     return f"{strategy.__module__}:{strategy.__qualname__}" if callable(strategy) else PaddingStrategy(strategy).value
 
 
-def plan_rows(lengths, max_length: int, strategy="dynamic_pack") -> list[list[int]]:
+def plan_rows(lengths: Iterable[int], max_length: int, strategy: Strategy = "dynamic_pack") -> Rows:
     """Distribute samples over rows; return for each row the indices of its samples, in order.
 
     `lengths` are token counts (each at least 1). No sample is lost, split or repeated, and no row exceeds `max_length`
@@ -61,9 +69,15 @@ def plan_rows(lengths, max_length: int, strategy="dynamic_pack") -> list[list[in
     is a function `(lengths, max_length) -> rows`, or its name "module:function"; its plan is checked. Raises DataError
     for a sample longer than `max_length` (truncate it first) or shorter than one token, and for a plan that breaks the
     rules above.
+
+    >>> lengths = [4, 3, 5, 11, 7, 6]
+    >>> plan_rows(lengths, max_length=16)
+    [[1, 0, 2], [5, 4], [3]]
+    >>> [[lengths[i] for i in row] for row in plan_rows(lengths, max_length=16)]
+    [[3, 4, 5], [6, 7], [11]]
     """
     strategy = as_strategy(strategy)
-    lengths = [int(n) for n in lengths]
+    lengths = list(map(int, lengths))
     _check_lengths(lengths, None if strategy is PaddingStrategy.FLAT else max_length)
     if not lengths:
         return []
@@ -78,7 +92,7 @@ def plan_rows(lengths, max_length: int, strategy="dynamic_pack") -> list[list[in
     return [[i] for i in range(len(lengths))]
 
 
-def _check_lengths(lengths, max_length) -> None:
+def _check_lengths(lengths: list[int], max_length: int | None) -> None:
     for i, n in enumerate(lengths):
         if n < 1:
             raise DataError(f"sample {i} has {n} tokens: drop empty samples before packing")
@@ -86,17 +100,31 @@ def _check_lengths(lengths, max_length) -> None:
             raise DataError(f"sample {i} has {n} tokens, more than max_length {max_length}: truncate or drop it first")
 
 
-def _checked_plan(rows, lengths, max_length, name):
-    rows = [[int(i) for i in row] for row in rows]
-    if sorted(i for row in rows for i in row) != list(range(len(lengths))):
+def _checked_plan(plan: Iterable[Iterable[int]], lengths: list[int], max_length: int, name: str) -> Rows:
+    rows = [list(map(int, row)) for row in plan]
+    if sorted(chain.from_iterable(rows)) != list(range(len(lengths))):
         raise DataError(f"{name} planned {rows}: each of the samples 0 to {len(lengths) - 1} must be in it once")
     if _longest(rows, lengths) > max_length:
         raise DataError(f"{name} planned a row of {_longest(rows, lengths)} tokens, more than max_length {max_length}")
     return rows
 
 
-def _next_fit_ascending(lengths, max_length):
-    rows, used = [], max_length + 1  # "full", so that the first sample opens a row
+# ---- packing -------------------------------------------------------------------------------------------------------
+def _tokens(row: Iterable[int], lengths: Sequence[int]) -> int:
+    return sum(lengths[i] for i in row)
+
+
+def _longest(rows: Rows, lengths: Sequence[int]) -> int:
+    return max(_tokens(row, lengths) for row in rows)
+
+
+def _longest_samples_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+
+def _next_fit_ascending(lengths: list[int], max_length: int) -> Rows:
+    rows: Rows = []
+    used = max_length + 1  # "full", so that the first sample opens a row
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if used + lengths[i] > max_length:
             rows.append([])
@@ -106,9 +134,10 @@ def _next_fit_ascending(lengths, max_length):
     return rows
 
 
-def _best_fit_descending(lengths, max_length):
-    rows, free = [], []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+def _best_fit_descending(lengths: list[int], max_length: int) -> Rows:
+    rows: Rows = []
+    free: list[int] = []
+    for i in _longest_samples_first(lengths):
         fitting = [r for r, room in enumerate(free) if room >= lengths[i]]
         if fitting:
             row = min(fitting, key=free.__getitem__)
@@ -121,74 +150,83 @@ def _best_fit_descending(lengths, max_length):
     return rows
 
 
-def _longest_first(lengths, n_rows):
+def _longest_to_emptiest(lengths: list[int], n_rows: int) -> Rows:
     """Longest-processing-time rule: the longest sample left goes to the emptiest of `n_rows` rows."""
-    rows = [[] for _ in range(n_rows)]
+    rows: Rows = [[] for _ in range(n_rows)]
     heap = [(0, r) for r in range(n_rows)]
-    heapify(heap)
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for i in _longest_samples_first(lengths):
         load, row = heap[0]
         rows[row].append(i)
         heapreplace(heap, (load + lengths[i], row))
     return rows
 
 
-def _longest(rows, lengths):
-    return max(sum(lengths[i] for i in row) for row in rows)
-
-
-def _fewest_balanced_rows(lengths, max_length):
+def _fewest_balanced_rows(lengths: list[int], max_length: int) -> Rows:
     """Fewest rows first (from the lower bound up to what the greedy packers need), then the shortest longest row."""
-    n_rows, greedy = -(-sum(lengths) // max_length), None
+    n_rows = -(-sum(lengths) // max_length)
+    greedy: list[Rows] = []  # planned where it comes to that
     while True:
-        goal = _level_enough(lengths, n_rows, max_length)
-        rows = _level(_longest_first(lengths, n_rows), lengths, goal)
+        # No longest row is below the mean or the longest sample; two per mille above the mean are not chased.
+        goal = max(min(1.002 * sum(lengths) / n_rows, max_length), max(lengths))
+        rows = _level(_longest_to_emptiest(lengths, n_rows), lengths, goal)
         if _longest(rows, lengths) <= goal:
-            return rows  # which most batches are at once
-        greedy = greedy or [plan(lengths, max_length) for plan in (_next_fit_ascending, _best_fit_descending)]
-        plans = [rows, *(_level([*plan], lengths, goal) for plan in greedy if len(plan) == n_rows)]
+            return rows  # most batches, at once
+        if not greedy:
+            greedy = [_next_fit_ascending(lengths, max_length), _best_fit_descending(lengths, max_length)]
+        plans = [rows]
+        for plan in greedy:
+            if len(plan) == n_rows:
+                plans.append(_level(plan, lengths, goal))
         rows = min(plans, key=lambda plan: _longest(plan, lengths))
         if _longest(rows, lengths) <= max_length:
             return rows
         n_rows += 1
 
 
-def _level_enough(lengths, n_rows, max_length):
-    """No longest row is below the mean or below the longest sample; two per mille above the mean are not chased."""
-    return max(min(1.002 * sum(lengths) / n_rows, max_length), max(lengths))
-
-
-def _level(rows, lengths, goal):
+def _level(rows: Rows, lengths: list[int], goal: float) -> Rows:
     """Shorten the longest row, in place, by dividing it and another row anew between the two, until it is `goal`."""
-    loads = [sum(lengths[i] for i in row) for row in rows]
-    while (longest := max(loads)) > goal:
+    loads = [_tokens(row, lengths) for row in rows]
+    while max(loads) > goal:
+        longest = max(loads)
         source = loads.index(longest)
         for target in sorted(range(len(rows)), key=loads.__getitem__):
             large, small = _halves(rows[source] + rows[target], lengths)
-            load = sum(lengths[i] for i in large)
+            load = _tokens(large, lengths)
             if load < longest and target != source:
-                rows[source], rows[target] = large, small
-                loads[source], loads[target] = load, loads[target] + longest - load
+                rows[source] = large
+                rows[target] = small
+                loads[target] += longest - load
+                loads[source] = load
                 break
         else:
-            break
+            break  # no other row can take any of it
     return rows
 
 
-def _halves(samples, lengths):
+def _halves(samples: list[int], lengths: list[int]) -> tuple[list[int], list[int]]:
     """Two groups with sums as near to each other as can be, the larger one first.
 
     Bit n of `sums[k]` is set when some of the first k samples have n tokens together: a number of a few thousand bits,
-    so that the best of all 2^k divisions is found with k shifts.
+    so that the best of all 2^k divisions is found with k shifts. For samples of 3, 4 and 6 tokens the bits are
+
+        {0}   {0, 3}   {0, 3, 4, 7}   {0, 3, 4, 6, 7, 9, 10, 13}
+
+    and of the last set 6 is the largest that is at most half of 13. 6 is not among {0, 3, 4, 7}, so the third sample
+    is needed for it; the 0 tokens then left can be had without the other two.
+
+    >>> _halves([0, 1, 2], [3, 4, 6])
+    ([1, 0], [2])
     """
     sums = [1]
     for i in samples:
-        sums.append(sums[-1] | sums[-1] << lengths[i])
-    half = sum(lengths[i] for i in samples) // 2
-    left = (sums[-1] & (1 << half + 1) - 1).bit_length() - 1  # the largest sum that is at most a half
-    large, small = [], []
+        sums.append(sums[-1] | (sums[-1] << lengths[i]))
+    half = _tokens(samples, lengths) // 2
+    at_most_half = sums[-1] & ((1 << (half + 1)) - 1)
+    left = at_most_half.bit_length() - 1  # the highest bit: the tokens of the smaller group
+    large: list[int] = []
+    small: list[int] = []
     for i, without in zip(reversed(samples), reversed(sums[:-1]), strict=True):
-        if without >> left & 1:
+        if (without >> left) & 1:
             large.append(i)
         else:
             small.append(i)
@@ -198,8 +236,14 @@ def _halves(samples, lengths):
 
 # ---- an optimizer step ---------------------------------------------------------------------------------------------
 def plan_micro_batches(
-    lengths, max_length: int, strategy="dynamic_pack", *, batch_size=None, tokens_per_micro_batch=None, ranks: int = 1
-) -> list[list[list[int]]]:
+    lengths: Iterable[int],
+    max_length: int,
+    strategy: Strategy = "dynamic_pack",
+    *,
+    batch_size: int | None = None,
+    tokens_per_micro_batch: int | None = None,
+    ranks: int = 1,
+) -> list[Rows]:
     """Divide the samples of one optimizer step into micro-batches, each a list of rows as `plan_rows` returns them.
 
     With `batch_size` the samples are cut into batches of that many, in order, and each is packed by itself (the paper).
@@ -209,55 +253,50 @@ def plan_micro_batches(
     The number of micro-batches is a multiple of `ranks`, filled up with empty ones where need be; rank r takes every
     `ranks`-th from r on. Raises DataError as `plan_rows`, and for a budget that cannot hold the longest row.
     """
-    strategy, lengths = as_strategy(strategy), [int(n) for n in lengths]
-    if batch_size is not None:
-        batches = [range(start, min(start + batch_size, len(lengths))) for start in range(0, len(lengths), batch_size)]
-        plans = [_plan_part(part, lengths, max_length, strategy) for part in batches]
-    else:
+    strategy = as_strategy(strategy)
+    lengths = list(map(int, lengths))
+    plans: list[Rows] = []
+    if batch_size is None:
         plans = _plan_window(lengths, max_length, strategy, tokens_per_micro_batch or 2 * max_length, ranks)
-    return plans + [[] for _ in range(-len(plans) % ranks)]
+    else:
+        for start in range(0, len(lengths), batch_size):
+            rows = plan_rows(lengths[start : start + batch_size], max_length, strategy)
+            plans.append([[start + i for i in row] for row in rows])
+    while len(plans) % ranks:
+        plans.append([])
+    return plans
 
 
-def _plan_part(part, lengths, max_length, strategy):
-    rows = plan_rows([lengths[i] for i in part], max_length, strategy)
-    return [[part[i] for i in row] for row in rows]
-
-
-def _plan_window(lengths, max_length, strategy, budget, ranks):
+def _plan_window(
+    lengths: list[int], max_length: int, strategy: PaddingStrategy | OwnStrategy, budget: int, ranks: int
+) -> list[Rows]:
     if not lengths:
         return []
     if strategy is PaddingStrategy.FLAT:  # one row a micro-batch, as long as the budget allows
         _check_lengths(lengths, min(budget, max_length))
         return [[row] for row in _fewest_balanced_rows(lengths, budget)]
     rows = plan_rows(lengths, max_length, strategy)
-    widths = [max_length if strategy is PaddingStrategy.TRADITIONAL else sum(lengths[i] for i in row) for row in rows]
-    order = sorted(range(len(rows)), key=lambda r: -widths[r])
-    if widths[order[0]] > budget:
-        raise DataError(f"a row of {widths[order[0]]} tokens is more than {budget} tokens_per_micro_batch: raise it")
-    groups = _split_until_even(_group_rows(order, widths, budget), ranks)
-    return [[rows[r] for r in group] for group in groups]
-
-
-def _group_rows(order, widths, budget):
-    """Rows of falling width in groups that fill at most `budget` slots each, padded to their first."""
-    groups = []
-    for r in order:
-        if not groups or (len(groups[-1]) + 1) * widths[groups[-1][0]] > budget:
+    widths = [max_length if strategy is PaddingStrategy.TRADITIONAL else _tokens(row, lengths) for row in rows]
+    if max(widths) > budget:
+        raise DataError(f"a row of {max(widths)} tokens is more than {budget} tokens_per_micro_batch: raise it")
+    groups: list[Rows] = []  # rows of falling width, so that each group is padded to its first
+    room = 0
+    for r in _longest_samples_first(widths):
+        if room < 1:
             groups.append([])
-        groups[-1].append(r)
-    return groups
-
-
-def _split_until_even(groups, ranks):
-    """Halve the groups of most rows until every rank gets equally many, which keeps all ranks busy."""
+            room = budget // max(widths[r], 1)
+        groups[-1].append(rows[r])
+        room -= 1
+    # Halve the groups of most rows until every rank gets equally many, which keeps all ranks busy.
     while len(groups) % ranks and max(map(len, groups)) > 1:
         largest = max(groups, key=len)
-        at, half = groups.index(largest), len(largest) // 2
+        at = groups.index(largest)
+        half = len(largest) // 2
         groups[at : at + 1] = [largest[:half], largest[half:]]
     return groups
 
 
-def shape_of(rows, lengths, max_length: int, strategy) -> tuple[int, int]:
+def shape_of(rows: Rows, lengths: Sequence[int], max_length: int, strategy: Strategy) -> tuple[int, int]:
     """Rows and slots per row of a micro-batch once it is laid out; an empty one is a row of two slots."""
     if as_strategy(strategy) is PaddingStrategy.TRADITIONAL:
         return max(len(rows), 1), max_length

@@ -1,15 +1,19 @@
 """The runner: six stages, what is done of them, and papermill for the rest."""
 
 from codeact_lib.pipeline.history import run_history
-from codeact_lib.pipeline.run import StageFailed, plan, run
-from codeact_lib.pipeline.stages import STAGES, StageTask, open_stage, run_options
+from codeact_lib.pipeline.plan import estimate_lines, plan, plan_lines
+from codeact_lib.pipeline.run import StageFailed, run
+from codeact_lib.pipeline.stages import STAGES
+from codeact_lib.pipeline.task import StageTask, open_stage, run_options
 
 __all__ = [
     "STAGES",
     "StageFailed",
     "StageTask",
+    "estimate_lines",
     "open_stage",
     "plan",
+    "plan_lines",
     "run",
     "run_history",
     "run_options",

@@ -2,13 +2,16 @@
 
 import csv
 import json
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 from codeact_lib.artifacts import RunPaths, StageManifest
-from codeact_lib.config import load_profile
+from codeact_lib.config import Run, load_profile
 from codeact_lib.errors import ArtifactError, ProfileError
-from codeact_lib.pipeline.stages import STAGES, open_stage, short_path
+from codeact_lib.pipeline.plan import identities
+from codeact_lib.pipeline.task import open_stage
 from codeact_lib.tables import load_metrics, run_facts
+from codeact_lib.tables.results import RunRecord
 
 CELL = "a cell is TABLE:ROW:COLUMN with the row counted from 1 and the column of the CSV, e.g. rq1:31:humaneval_plus"
 WITHOUT_A_RUN = {
@@ -18,21 +21,26 @@ WITHOUT_A_RUN = {
 }
 
 
-def explain(what: str, *, profile="mini", overrides="", artifacts_dir="", results_dir="") -> list[str]:
+def explain(
+    what: str, *, profile: str = "mini", overrides: str | dict = "", artifacts_dir: str = "", results_dir: str = ""
+) -> list[str]:
     """The chain behind a run id or a table cell, as lines: value, metrics, stages with parameters and inputs, machine.
 
     `what` is a run id or `TABLE:ROW:COLUMN`. Raises ProfileError or ArtifactError saying what exists instead.
     """
     loaded = load_profile(profile, overrides)
     paths = RunPaths(loaded.name, artifacts_dir or None, results_dir or None)
-    lines, run_ids = _cell(paths, what) if ":" in what else ([], [what])
     call = {"profile": profile, "overrides": overrides, "artifacts_dir": artifacts_dir, "results_dir": results_dir}
+    lines: list[str] = []
+    run_ids = [what]
+    if ":" in what:
+        lines, run_ids = _cell(paths, what)
     for run_id in run_ids:
-        loaded.run(run_id)  # an unknown name is refused with the nearest known one
+        run = loaded.run(run_id)  # an unknown name is refused with the nearest known one
         records = load_metrics(paths.results / "metrics", [run_id])
         if not records:
-            raise ArtifactError(f"{run_id} has no metrics in {_shown(paths, paths.results)}: it was not run yet.")
-        lines += [*_metrics(paths, records[0]), *_stages(paths, loaded, run_id, records[0], call)]
+            raise ArtifactError(f"{run_id} has no metrics in {paths.shown(paths.results)}: it was not run yet.")
+        lines += [*_metrics(paths, records[0]), *_stages(run, records[0], call)]
     return lines
 
 
@@ -44,7 +52,7 @@ def _cell(paths: RunPaths, what: str) -> tuple[list[str], list[str]]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in paths.tables_dir.glob("*.csv"))) or "none yet"
         raise ArtifactError(
-            f"no table is called {table!r} in {_shown(paths, paths.tables_dir)} (there: {known}); {CELL}."
+            f"no table is called {table!r} in {paths.shown(paths.tables_dir)} (there: {known}); {CELL}."
         )
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -57,7 +65,8 @@ def _cell(paths: RunPaths, what: str) -> tuple[list[str], list[str]]:
     parts = {part: row.get(f"{column}_{part}") for part in ("k", "n", "low", "high")}
     if all(parts.values()):
         lines.append("  {k} of {n} tasks solved, 95% interval {low} to {high}".format(**parts))
-    run_ids = [run for name in ("run_id", "other_run_id") for run in (row.get(name) or "").split("; ") if run]
+    named = "; ".join([row.get("run_id") or "", row.get("other_run_id") or ""])
+    run_ids = [run_id for run_id in named.split("; ") if run_id]
     if len(run_ids) > 1:
         lines.append(f"  taken from {len(run_ids)} runs: {', '.join(run_ids)}")
     if not run_ids:
@@ -65,21 +74,20 @@ def _cell(paths: RunPaths, what: str) -> tuple[list[str], list[str]]:
     return lines, run_ids
 
 
-def _metrics(paths: RunPaths, record: dict) -> list[str]:
+def _metrics(paths: RunPaths, record: RunRecord) -> list[str]:
     facts = run_facts(record)["facts"]
-    lines = [f"run {record['run_id']}", f"  metrics  {_shown(paths, paths.metrics(record['run_id']))}"]
+    lines = [f"run {record['run_id']}", f"  metrics  {paths.shown(paths.metrics(record['run_id']))}"]
     environment = record["provenance"]["environment"]
-    facts["versions"] = ", ".join(
-        [f"python {environment['python']}", *map(" ".join, environment["packages"].items()), environment["platform"]]
-    )
+    packages = [f"{name} {version}" for name, version in environment["packages"].items()]
+    facts["versions"] = ", ".join([f"python {environment['python']}", *packages, environment["platform"]])
     return lines + [f"  {name:<9} {value}" for name, value in facts.items() if name != "stage keys"]
 
 
-def _stages(paths, loaded, run_id, record, call) -> list[str]:
+def _stages(run: Run, record: RunRecord, call: Mapping[str, Any]) -> list[str]:
     """Each stage behind the run: its manifest where the artifacts are at hand, else the copy kept with the metrics."""
     lines = []
     kept = record["provenance"].get("stages", {})
-    for stage, identity in _identities(loaded, run_id):
+    for stage, identity in identities([run]):
         task = open_stage(stage, **call, **identity)
         lines.append(f"stage {task.title}")
         if task.manifest_path.is_file():
@@ -87,28 +95,11 @@ def _stages(paths, loaded, run_id, record, call) -> list[str]:
             facts = {name: getattr(manifest, name) for name in ("key", "started", "seconds", "parameters", "inputs")}
             facts |= {"code": manifest.code_sha256, "outputs": manifest.outputs}
             facts |= {"versions": manifest.versions, "hardware": manifest.hardware}
-            lines.append(f"  manifest   {_shown(paths, task.manifest_path)}")
+            lines.append(f"  manifest   {task.paths.shown(task.manifest_path)}")
         else:
             facts = kept.get(stage, {"key": record["provenance"]["keys"].get(stage, "unknown")})
             lines.append("  manifest   not here (its artifacts were not kept); this is what the metrics recorded")
-        lines += [f"  {name:<10} {_compact(value)}" for name, value in facts.items()]
+        for name, value in facts.items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            lines.append(f"  {name:<10} {text}")
     return lines
-
-
-def _identities(loaded, run_id) -> list[tuple[str, dict]]:
-    """The stages a run depends on, with the notebook parameters that name them."""
-    run = loaded.run(run_id)
-    if run.is_base:
-        return [(STAGES[4], {"run_id": run_id})]
-    place = {"dataset": run.dataset, "model": run.model}
-    choice = {"policy": run.policy, "ratio": run.ratio, "seed": run.seed}
-    names = ({"dataset": run.dataset}, place, place | choice, {"run_id": run_id}, {"run_id": run_id})
-    return list(zip(STAGES[:5], names, strict=True))
-
-
-def _compact(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _shown(paths: RunPaths, path: Path) -> str:
-    return short_path(path, paths.root)

@@ -1,10 +1,6 @@
-"""The grid of stages in order, and the runner: skip what is done, run the rest through papermill, resume after a kill.
+"""The runner: skip what is done, run the rest through papermill, resume after a kill.
 
-    for task in plan("mini"):                    # in the order they run
-        print(task.title, *task.state())         # 02_ifd mini-evol/mini-base missing ...
-    run("mini")                                  # executes what is not done, notebook by notebook
-
-Each notebook is executed once per distinct parameter set; its executed copy goes to ``results/<profile>/notebooks``.
+Each notebook is executed once per distinct parameter set; its executed copy goes to `results/<profile>/notebooks`.
 papermill's own verdict is not trusted (after a killed kernel every cell is marked completed): a stage has succeeded
 only when its manifest is there and matches.
 """
@@ -12,222 +8,110 @@ only when its manifest is there and matches.
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import importlib.metadata
 import json
 import os
 import shlex
-import signal
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from codeact_lib import errors
 from codeact_lib.artifacts import PACKAGE_DIR, atomic_write, make_folder, write_json
-from codeact_lib.config import load_profile
-from codeact_lib.errors import ArtifactError, CodeActError, ProfileError, require_package
-from codeact_lib.pipeline import claims
-from codeact_lib.pipeline.estimates import estimate_lines
+from codeact_lib.errors import ArtifactError, CodeActError, require_package
 from codeact_lib.pipeline.jobs import run_jobs
+from codeact_lib.pipeline.plan import estimate_lines, filter_tasks, makers, named, plan
 from codeact_lib.pipeline.progress import Progress
-from codeact_lib.pipeline.stages import STAGES, StageTask, maker_of, open_stage, run_options, short_path
+from codeact_lib.pipeline.state import State
+from codeact_lib.pipeline.task import StageTask, run_options
 
-__all__ = ["STAGES", "StageFailed", "StageTask", "open_stage", "plan", "run"]
+if TYPE_CHECKING:
+    from traitlets.config import Config
+
+POLL_SECONDS = 1.0  # between two looks at what other processes hold
+Say = Callable[[str], object]
 
 
 class StageFailed(CodeActError):
-    """A notebook did not finish its stage. ``details``: where, and how to go on; ``traceback``: the notebook's."""
+    """A notebook did not finish its stage. `details`: where, and how to go on; `traceback`: the notebook's."""
 
-    def __init__(self, message, details=(), traceback=""):
+    def __init__(self, message: str, details: Sequence[str] = (), traceback: str = "") -> None:
         super().__init__(message)
         self.details = list(details)
         self.traceback = traceback
 
 
-# ---------------------------------------------------------------------------------------------- plan
-
-
-def plan(profile="mini", overrides="", artifacts_dir="", results_dir=""):
-    """Every stage execution of a profile's grid, each once, in the order they run: a list of ``StageTask``."""
-    call = {"profile": profile, "overrides": overrides, "artifacts_dir": artifacts_dir, "results_dir": results_dir}
-    tasks = [open_stage(stage, **call, **identity) for stage, identity in _identities(load_profile(profile, overrides))]
-    return list({(task.stage, task.folder): task for task in tasks}.values())
-
-
-def _identities(profile):
-    """(stage, identity) of every run of the grid, in order; repeats are the caller's to drop."""
-    runs = profile.runs()
-    trained = [run for run in runs if not run.is_base]
-    yield from (("01_cluster", {"dataset": run.dataset}) for run in trained)
-    yield from (("02_ifd", {"dataset": run.dataset, "model": run.model}) for run in trained)
-    for run in trained:
-        chosen = {"policy": run.policy, "ratio": run.ratio, "seed": run.seed}
-        yield "03_sample", {"dataset": run.dataset, "model": run.model, **chosen}
-    yield from (("04_train_dynamic_pack", {"run_id": run.run_id}) for run in trained)
-    yield from (("05_eval", {"run_id": run.run_id}) for run in runs)
-    yield "06_tables", {}
-
-
-def select(tasks, first="", only=(), runs=()):
-    """The tasks from stage ``first`` on, of the stages ``only`` (by prefix: ``04``), and what the ``runs`` need."""
-    for prefix in (first, *only):
-        if not any(stage.startswith(prefix) for stage in STAGES):
-            raise ProfileError(f"No stage starts with {prefix!r}; the stages are {', '.join(STAGES)}.")
-    start = next(stage for stage in STAGES if stage.startswith(first))
-    wanted = {id(task) for task in (of_runs(tasks, runs) if runs else tasks)}
-    chosen = [task for task in tasks if task.stage >= start and id(task) in wanted]
-    chosen = [task for task in chosen if not only or task.stage.startswith(tuple(only))]
-    if not chosen:
-        raise ProfileError(f"No stage from {first or STAGES[0][:2]} on is one of {', '.join(only)}: nothing to run.")
-    return chosen
-
-
-def of_runs(tasks, patterns):
-    """The training and the evaluation of each run whose run_id matches a pattern, what they read from, and 06."""
-    known = [task.run.run_id for task in tasks if task.run]
-    for pattern in patterns:
-        if not fnmatch.filter(known, pattern):
-            raise ProfileError(f"--runs {pattern}: no run_id of this plan matches; `codeact runs` lists them.")
-    needed = {id(t) for t in tasks if t.run and any(fnmatch.fnmatchcase(t.run.run_id, p) for p in patterns)}
-    sources = makers(tasks)
-    for task in reversed(tasks):
-        if id(task) in needed:
-            needed |= sources[id(task)]
-    return [task for task in tasks if id(task) in needed or task.stage == "06_tables"]
-
-
-def makers(tasks):
-    """``{id(task): ids of the tasks that make what it reads}``."""
-    made = {path: id(task) for task in tasks if task.stage != "06_tables" for path in task.makes}
-    return {
-        id(task): {made[place] for path in task.inputs.values() for place in (path, *path.parents) if place in made}
-        for task in tasks
-    }
-
-
-def matching(tasks, patterns):
-    """The tasks a ``--force`` names: by stage prefix (``04``), data set, model, run_id, or ``all``."""
-    for pattern in patterns:
-        if not any(_matches(task, pattern) for task in tasks):
-            raise ProfileError(f"--force {pattern}: no stage or run of this plan is called so; see `codeact plan`.")
-    return [task for task in tasks if any(_matches(task, pattern) for pattern in patterns)]
-
-
-def _matches(task, pattern):
-    return pattern == "all" or task.stage.startswith(pattern) or pattern in map(str, task.identity.values())
-
-
-# ---------------------------------------------------------------------------------------------- run
-
-
 def run(
-    profile="mini",
-    overrides="",
-    artifacts_dir="",
-    results_dir="",
+    profile: str = "mini",
+    overrides: str | dict = "",
+    artifacts_dir: str = "",
+    results_dir: str = "",
     *,
-    first="",
-    only=(),
-    runs=(),
-    force=(),
-    jobs=1,
-    dry_run=False,
-    verbose=False,
-    say=print,
-):
-    """Run what is not done. Returns the number of notebooks executed (or, in a dry run, that would be).
+    first: str = "",
+    only: Sequence[str] = (),
+    runs: Sequence[str] = (),
+    force: Sequence[str] = (),
+    jobs: int = 1,
+    dry_run: bool = False,
+    verbose: bool = False,
+    say: Say = print,
+) -> int:
+    """Run what is not done. Several processes may run in the same folders: each stage is executed by one of them.
 
-    ``first``, ``only``: stages by prefix. ``runs``: patterns of run_ids (``fnmatch``); only these are trained and
-    evaluated, what they need is made, and the tables follow when all runs are done, or when ``only`` names them.
-    ``force``: stages or runs to make anew although they are done. ``jobs``: how many processes work side by side on
-    this machine. ``verbose`` streams what the notebooks print.
+    Args:
+        profile, overrides, artifacts_dir, results_dir: see `open_stage`.
+        first, only: stages by prefix.
+        runs: patterns of run_ids (`fnmatch`); only these are trained and evaluated, what they need is made, and the
+            tables follow when all runs are done, or when `only` names them.
+        force: stages or runs to make anew although they are done.
+        jobs: how many processes work side by side on this machine.
+        dry_run: say what would run, change nothing.
+        verbose: stream what the notebooks print.
+        say: takes each line of progress.
 
-    Several processes may run in the same folders at the same time, on one machine or on many: each stage is executed by
-    one of them, and what a killed one leaves is taken over (``claims``). Raises ``StageFailed`` at the
-    first notebook that does not finish its stage.
+    Returns:
+        The number of notebooks executed (or, in a dry run, that would be).
+
+    Raises:
+        StageFailed: at the first notebook that does not finish its stage.
     """
     everything = plan(profile, overrides, artifacts_dir, results_dir)
-    tasks = select(everything, first, only, runs)
+    tasks = filter_tasks(everything, first, only, runs)
     tables_later = bool(runs) and not only and tasks[-1].stage == "06_tables"
-    forced = matching(tasks, force) if force else []
+    forced = named(tasks, force) if force else []
     _require_notebooks(tasks)
     if dry_run:
-        return _dry_run(tasks, forced, everything if tables_later else (), say)
+        return _dry_run(tasks, forced, tables_later, say)
     require_package("papermill", "notebooks")
     for folder in (tasks[0].paths.artifacts, tasks[0].paths.notebooks_dir):
         make_folder(folder)  # an unwritable folder is found now, not in the first notebook
     for task in forced:
         _forget(task)
     if jobs > 1:
-        return _in_jobs(jobs, tasks, _job_options(tasks[0].call, first, only, runs, verbose), say)
+        options = [*shlex.split(run_options(tasks[0].call)), "--from", first]
+        if verbose:
+            options.append("--verbose")
+        for stage in only:
+            options += ["--only", stage]
+        for pattern in runs:
+            options += ["--runs", pattern]
+        before = _not_done(tasks)
+        run_jobs(jobs, options, cwd=tasks[0].paths.root, say=say)
+        return len(before) - len(_not_done(before))
     progress = Progress(tasks, say)
-    with _kernel_environment():
-        _work(tasks[:-1] if tables_later else tasks, progress, verbose)
-        if tables_later and not (unfinished := _not_done(everything, "05_eval")):
-            _work(tasks[-1:], progress, verbose)
-        elif tables_later:
-            say(f"06_tables follows when the other runs are done; {len(unfinished)} are not.")
+    with _kernel_environment() as transport:
+        _work(tasks[:-1] if tables_later else tasks, progress, transport, verbose)
+        if tables_later:
+            unfinished = _not_done([task for task in everything if task.stage == "05_eval"])
+            if unfinished:
+                say(f"06_tables follows when the other runs are done; {len(unfinished)} are not.")
+            else:
+                _work(tasks[-1:], progress, transport, verbose)
     progress.summary()
     return len(progress.finished)
-
-
-def _job_options(call, first, only, runs, verbose):
-    options = [*shlex.split(run_options(call)), *(["--from", first] if first else []), *(["-v"] if verbose else [])]
-    return options + [word for stage in only for word in ("--only", stage)] + [w for r in runs for w in ("--runs", r)]
-
-
-def _in_jobs(number, tasks, options, say):
-    before = _not_done(tasks)
-    run_jobs(number, options, cwd=tasks[0].paths.root, say=say)
-    return len(before) - len(_not_done(before))
-
-
-def _not_done(tasks, stage=""):
-    for task in tasks:
-        task.look_again()
-    return [task for task in tasks if task.stage.startswith(stage) and not task.is_done()]
-
-
-POLL_SECONDS = 1.0  # between two looks at what other processes hold
-
-
-def _work(tasks, progress, verbose):
-    """Go through what is left, as often as it takes: run what is ready and free, until all is done by someone."""
-    claims_of_all, sources, left = tasks[0].claims, makers(tasks), list(tasks)
-    while left:
-        waiting = {}
-        for task in left:
-            blocked = sources[id(task)] & waiting.keys()
-            if blocked or not (progress.skip(task) or _run_if_free(task, claims_of_all, progress, verbose)):
-                waiting[id(task)] = task
-        if len(waiting) == len(left):
-            progress.wait_for(left, claims_of_all)
-            time.sleep(POLL_SECONDS)
-        left = list(waiting.values())
-
-
-def _run_if_free(task, claims_of_all, progress, verbose):
-    """Whether the task is done now; False when another process holds it."""
-    with claims_of_all.take(task.name, on_lost=_interrupt) as claim:
-        if claim is None:
-            return False
-        if progress.skip(task):  # it was done between the look and the claim
-            return True
-        try:
-            with progress.step(task, claim.taken_from):
-                _execute(task, claim, verbose)
-        except KeyboardInterrupt:
-            if claim.lost:
-                raise StageFailed(f"{task.title} was taken over by {claims_of_all.holder(task.name)}.") from None
-            raise
-        return True
-
-
-def _interrupt():
-    """Stop what the main thread waits for: its stage belongs to another process now."""
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def repository() -> str:
@@ -236,7 +120,7 @@ def repository() -> str:
     return next(line.split(", ")[1] for line in addresses if line.startswith("Repository, "))
 
 
-def _require_notebooks(tasks):
+def _require_notebooks(tasks: Sequence[StageTask]) -> None:
     absent = [task.notebook for task in tasks if not task.notebook.exists()]
     if absent:
         raise ArtifactError(
@@ -245,69 +129,132 @@ def _require_notebooks(tasks):
         )
 
 
-def _dry_run(tasks, forced, all_runs, say):
-    again = {id(task) for task in forced}
-    waiting = [task for task in tasks if id(task) in again or not task.is_done()]
+def _dry_run(tasks: Sequence[StageTask], forced: Sequence[StageTask], tables_later: bool, say: Say) -> int:
+    paths = tasks[0].paths
+    waiting = 0
     for number, task in enumerate(tasks, 1):
-        state, reason = ("forced", "to be made anew") if id(task) in again else task.state()
-        if task.stage == "06_tables" and all_runs:
-            reason = "follows when all runs are done"
-        say(f"[{number}/{len(tasks)}] {task.title}: {state} ({reason})")
-        if task in waiting:
+        state = State("forced", "to be made anew") if task in forced else task.state()
+        if task.stage == "06_tables" and tables_later:
+            state = State(state.name, "follows when all runs are done")
+        say(f"[{number}/{len(tasks)}] {task.title}: {state.name} ({state.reason})")
+        if not state.is_done:
+            waiting += 1
             say(f"    {task.papermill_line()}")
     for line in estimate_lines(tasks):
         say(line)
-    say(f"{len(waiting)} of {len(tasks)} stages would run; nothing was changed.")
+    say(f"{waiting} of {len(tasks)} stages would run; nothing was changed.")
     if waiting:
-        folder = short_path(tasks[0].paths.notebooks_dir, tasks[0].paths.root)
-        say(f"The papermill lines work as they stand, from {tasks[0].paths.root}, once {folder} exists.")
-    return len(waiting)
+        folder = paths.shown(paths.notebooks_dir)
+        say(f"The papermill lines work as they stand, from {paths.root}, once {folder} exists.")
+    return waiting
 
 
-def _forget(task):
+def _not_done(tasks: Sequence[StageTask]) -> list[StageTask]:
+    for task in tasks:  # other processes have written since
+        task.look_again()
+    return [task for task in tasks if not task.is_done()]
+
+
+def _forget(task: StageTask) -> None:
     """Make a stage not done, and mark what it left as foreign, so that its notebook starts from nothing."""
-    with task.claims.take(task.name) as claim:
-        if claim is None:
-            raise ArtifactError(f"--force: {task.title} is held by {task.claims.holder(task.name)}: wait, or stop it.")
+    with _turn(task, patience=1.0) as mine:
+        if not mine:
+            raise ArtifactError(f"--force: {task.title} is held by {task.holder()}: wait, or stop it.")
         marker = task.work_folder / ".stage.json"
         if marker.exists():
             write_json(marker, {"stage": task.stage, "key": "made anew by --force"})
         task.manifest_path.unlink(missing_ok=True)
 
 
+# ---- the loop --------------------------------------------------------------------------------------------------------
+
+
+def _work(tasks: Sequence[StageTask], progress: Progress, transport: Config, verbose: bool) -> None:
+    """Go through what is left, as often as it takes: run what is ready and free, until all is done by someone."""
+    sources = makers(tasks)
+    left = list(tasks)
+    while left:
+        waiting: list[StageTask] = []
+        for task in left:
+            blocked = not sources[task].isdisjoint(waiting)  # what it reads is still to be made, here or elsewhere
+            if blocked or not (progress.skip(task) or _run_if_free(task, progress, transport, verbose)):
+                waiting.append(task)
+        if len(waiting) == len(left):
+            progress.wait_for(left)
+            time.sleep(POLL_SECONDS)
+        left = waiting
+
+
+def _run_if_free(task: StageTask, progress: Progress, transport: Config, verbose: bool) -> bool:
+    """Whether the task is done now; False when another process holds it."""
+    with _turn(task) as mine:
+        if not mine:
+            return False
+        if progress.skip(task):  # it was done between the look and the lock
+            return True
+        with progress.step(task):
+            _execute(task, transport, verbose)
+        return True
+
+
 @contextlib.contextmanager
-def _kernel_environment():
-    """What a kernel inherits: this environment's own Python, no start-up files of the user's, fixed string hashes."""
+def _turn(task: StageTask, patience: float = 0.0) -> Iterator[bool]:
+    """Whether this runner may execute a notebook: no other one does, and nobody works in its folder by hand."""
+    lock = task.copy_lock
+    if not lock.acquire(patience):
+        yield False
+        return
+    try:
+        yield not task.lock.holder()
+    finally:
+        lock.release()
+
+
+# ---- one notebook ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _kernel_environment() -> Iterator[Config]:
+    """What a kernel inherits: this environment's own Python, no start-up files of the user's, fixed string hashes.
+
+    The one place where the environment is changed; it is put back in the end. Yields how to talk to kernels.
+    """
+    from traitlets.config import Config
+
     with tempfile.TemporaryDirectory(prefix="codeact-") as scratch:
+        # Sockets in the run's own folder: unlike TCP ports, no other user of a shared machine can listen in. By default
+        # they lie in the working directory, where the kernels of two runs would meet.
+        sockets = f"{make_folder(f'{scratch}/runtime')}/kernel"
+        transport = Config()
+        if os.name == "posix" and len(sockets) < 90:  # a socket's path may have about 100 characters
+            transport.KernelManager = Config(transport="ipc", ip=sockets)
         ours = {
             "JUPYTER_PREFER_ENV_PATH": "1",  # the kernelspec of this environment before one in the home folder
             "JUPYTER_RUNTIME_DIR": f"{scratch}/runtime",  # works with an empty or read-only home
             "IPYTHONDIR": f"{scratch}/ipython",
             "PYTHONHASHSEED": "0",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else a debugger warning lands in the executed notebooks
-            claims.VARIABLE: "",  # set for each notebook
         }
-        before = {name: os.environ.get(name) for name in ours}
+        before = {name: os.environ[name] for name in ours if name in os.environ}
         os.environ.update(ours)
         try:
-            yield
+            yield transport
         finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+            for name in ours:
+                del os.environ[name]
+            os.environ.update(before)
 
 
-def _execute(task, claim, verbose):
+def _execute(task: StageTask, transport: Config, verbose: bool) -> None:
     """Run one notebook; return only if its stage is then done."""
     import nbclient
     import papermill
 
-    root = task.paths.root
-    os.environ[claims.VARIABLE] = str(claim.path)  # the kernel inherits it
     try:
-        with contextlib.chdir(root):  # so that the executed copy holds paths relative to the project
+        with contextlib.chdir(task.paths.root):  # so that the executed copy holds paths relative to the project
             papermill.execute_notebook(
-                short_path(task.notebook, root),
-                short_path(task.executed_notebook, root),
+                task.paths.shown(task.notebook),
+                task.paths.shown(task.executed_notebook),
                 parameters=task.notebook_parameters,
                 kernel_name="python3",
                 cwd="notebooks",
@@ -317,99 +264,62 @@ def _execute(task, claim, verbose):
                 stderr_file=sys.stderr if verbose else None,
                 start_timeout=120,
                 shutdown_kernel="immediate",  # a kernel that holds torch takes seconds to take itself apart
-                config=_transport(),
+                config=transport,
             )
     except (papermill.PapermillException, nbclient.exceptions.DeadKernelError, RuntimeError, TimeoutError) as error:
         raise _failure(task, error) from error
     finally:
-        _tidy(task.executed_notebook, root)
+        _tidy(task.executed_notebook, task.paths.root)
+    # sys.exit(0) in a cell, or a kernel that died in the last one, is no error to papermill
     task.look_again()
-    state, reason = task.state()
-    if state not in ("done", "stale code"):
-        raise _failure(
-            task, CodeActError(f"it ended without its manifest ({state}: {reason}); its kernel may have died")
-        )
+    state = task.state()
+    if not state.is_done:
+        reason = f"it ended without its manifest ({state.name}: {state.reason}); its kernel may have died"
+        raise _failure(task, CodeActError(reason))
 
 
-def _transport():
-    """Sockets in the run's own temporary folder: unlike TCP ports, no other user of a shared machine can listen in.
-
-    The place is named, for by default they lie in the working directory, where the kernels of two runs would meet.
-    """
-    from traitlets.config import Config
-
-    sockets = make_folder(os.environ["JUPYTER_RUNTIME_DIR"]) / "kernel"
-    fits = len(str(sockets)) < 90 and os.name == "posix"  # a socket's path may have about 100 characters
-    return Config({"KernelManager": {"transport": "ipc", "ip": str(sockets)}} if fits else {})
-
-
-def _failure(task, error):
+def _failure(task: StageTask, error: Exception) -> StageFailed:
     """The error of a notebook as one sentence, where it happened, and how to go on."""
-    name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+    # papermill's own error carries the notebook's: its name, its words, its cell and its traceback
+    told: Mapping[str, Any] = vars(error)
+    name = told.get("ename", type(error).__name__)
+    message = told.get("evalue", str(error))
     if name == "DeadKernelError":
         message = "its kernel died: killed, or out of memory"
-    first_line = next((line for line in message.splitlines() if line.strip()), "no message")
-    first_line = first_line.removeprefix(f"{task.title} ")
-    what = first_line if hasattr(errors, name) or name == "DeadKernelError" else f"{name}: {first_line}"
-    details = [f"executed notebook, with the traceback: {short_path(task.executed_notebook, task.paths.root)}"]
-    if hasattr(error, "cell_index"):
-        details.insert(0, f"in cell {error.cell_index + 1}{_heading(task, error.cell_index)}")
+    lines = [line for line in message.splitlines() if line.strip()] or ["no message"]
+    what = lines[0].removeprefix(f"{task.title} ")
+    if name not in vars(errors) and name != "DeadKernelError":
+        what = f"{name}: {what}"
+    details = []
+    if "cell_index" in told:
+        details.append(f"in cell {told['cell_index'] + 1}{_heading(task, told['cell_index'])}")
+    details.append(f"executed notebook, with the traceback: {task.paths.shown(task.executed_notebook)}")
     details.append(f"to continue from here: codeact run {run_options(task.call)}")
-    return StageFailed(f"{task.title} failed: {what}", details, "\n".join(getattr(error, "traceback", [])))
+    return StageFailed(f"{task.title} failed: {what}", details, "\n".join(told.get("traceback", [])))
 
 
-def _heading(task, cell_index):
+def _heading(task: StageTask, cell_index: int) -> str:
     """The heading above a cell of the executed notebook, so that a reader finds it."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        cells = json.loads(task.executed_notebook.read_text(encoding="utf-8"))["cells"][: cell_index + 1]
-        markdown = [line for cell in cells if cell["cell_type"] == "markdown" for line in cell["source"]]
-        headings = [line.strip("# \n") for line in markdown if line.startswith("#")]
-        return f", under “{headings[-1]}”" if headings else ""
+        cells = json.loads(task.executed_notebook.read_text(encoding="utf-8"))["cells"]
+        for cell in reversed(cells[: cell_index + 1]):
+            for line in reversed(cell["source"]):
+                if cell["cell_type"] == "markdown" and line.startswith("#"):
+                    return f", under “{line.strip('# ').strip()}”"
     return ""
 
 
-def _tidy(path, root):
+def _tidy(path: Path, root: Path) -> None:
     """Take this machine's folders out of an executed notebook and out of its metadata."""
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8")
-    for folder, instead in ((sys.prefix, ".venv"), (str(PACKAGE_DIR.parent), "."), (str(root), "."), (_home(), "~")):
+    places = ((sys.prefix, ".venv"), (str(PACKAGE_DIR.parent), "."), (str(root), "."), (str(Path.home()), "~"))
+    for folder, instead in places:
         if folder and folder != "/":
             text = text.replace(f"{folder}/", f"{instead}/".removeprefix("./")).replace(f'"{folder}"', f'"{instead}"')
     notebook = json.loads(text)
-    facts = notebook["metadata"].get("papermill", {})
-    facts.pop("environment_variables", None)
+    notebook["metadata"].get("papermill", {}).pop("environment_variables", None)
     with atomic_write(path) as file:
         json.dump(notebook, file, indent=1, ensure_ascii=False, sort_keys=True)
         file.write("\n")
-
-
-def _home():
-    return str(Path.home())
-
-
-# ---------------------------------------------------------------------------------------------- showing the plan
-
-
-def plan_lines(tasks):
-    """The graph of stages as lines of text: per stage what it reads, per execution its state and why."""
-    states = {id(task): task.state() for task in tasks}
-    done = sum(state in ("done", "stale code") for state, _ in states.values())
-    yield f"profile {tasks[0].profile.name}: {len(tasks)} stages, {done} done, {len(tasks) - done} to run"
-    for stage in STAGES:
-        group = [task for task in tasks if task.stage == stage]
-        if group:
-            yield f"{stage}  <- {_reads(group)}"
-        for task in group:
-            state, reason = states[id(task)]
-            name = task.title.removeprefix(stage).strip() or task.profile.name
-            yield f"    {_SIGN.get(state, '-')} {state:10}  {name}  ({reason})"
-
-
-_SIGN = {"done": "+", "stale code": "~", "changed": "!", "damaged": "!"}
-
-
-def _reads(group):
-    """The stages and other sources a group of tasks reads from."""
-    names = sorted({maker_of(name) or name.split()[0].replace("_", " ") for task in group for name in task.inputs})
-    return ", ".join(names) or "the instruction set"

@@ -2,9 +2,4 @@
 
 from codeact_lib.sandbox.run import choose_isolation, probe, probe_isolation, run_isolated
 
-__all__ = [
-    "choose_isolation",
-    "probe",
-    "probe_isolation",
-    "run_isolated",
-]
+__all__ = ["choose_isolation", "probe", "probe_isolation", "run_isolated"]

@@ -1,6 +1,4 @@
-"""The rungs of the isolation ladder as command lines: what each puts around a program, and as whom it runs."""
-
-from __future__ import annotations
+"""The isolation backends as command lines: what each puts around a program, and as whom the program runs."""
 
 import functools
 import json
@@ -11,176 +9,247 @@ import stat
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from codeact_lib.errors import SandboxError
+from codeact_lib.sandbox.watchdog import DISK_BYTES
 
-LADDER = ("bubblewrap", "unshare", "landlock", "limits")  # strongest first
-UNPROTECTED = "none"  # only by name
-NAMESPACES, LANDLOCK = ("bubblewrap", "unshare"), ("unshare", "landlock")
+# What a backend may be asked to stop; the wording is that of reports and tables.
+READ = "read files"
+WRITE = "write into the home"
+CONNECT = "use the network"
+KILL = "kill other processes"
+
 # Root drops to a user of the box's own, from the range that systemd keeps for passing users: the kernel limits how many
 # processes a user has, so two boxes of one user could starve each other.
 PASSING_USERS = range(61184, 65520)
-DISK_BYTES = 512 << 20  # size of each in-memory folder, of all that a box writes, of the largest file in it
 ENTER = Path(__file__).with_name("enter.py")
-_SYSTEM = (
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/etc/ld.so.cache",
-    "/etc/ld.so.conf",
-    "/etc/alternatives",
-)
+_LINKER = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/alternatives")
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", *_LINKER)
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
-def box_command(rung, argv, *, cwd, scratch, readable, limits, uid) -> list[str]:
-    """``argv`` inside what ``rung`` puts around it.
+@dataclass(frozen=True)
+class Box:
+    """One program and what it may use."""
 
-    Args:
-        cwd: working folder, writable; ``scratch`` itself where nothing is to come back.
-        scratch: a private folder of this box; bubblewrap shows an empty /tmp instead.
-        readable: further files and folders the program may read.
-        limits: name of a resource limit -> value or None.
-        uid: what `unprivileged_user` said.
+    argv: list[str]
+    cwd: Path  # working folder, writable; `scratch` itself where nothing is to come back
+    scratch: Path  # a private folder of this box; bubblewrap shows an empty /tmp instead
+    readable: list[str]  # further files and folders the program may read
+    limits: dict[str, int | None]  # name of a resource limit -> value
+    uid: int | None  # what `unprivileged_user` said
 
-    Raises:
-        SandboxError: the program that makes the rung is not installed.
-    """
-    argv = [str(part) for part in argv]
-    if rung == UNPROTECTED:
-        return argv
-    spec = {"argv": argv, "limits": limits, "uid": uid, "keep": rung not in NAMESPACES, "cwd": str(cwd)}
-    spec |= {"private": [], "private_bytes": DISK_BYTES, "open": [], "landlock": None}
-    if rung == "bubblewrap":
-        spec |= {"open": ["/tmp", "/dev/shm"] if uid else [], "cwd": "/tmp" if cwd == scratch else str(cwd)}
-    if rung == "unshare":
-        spec["private"] = [str(scratch), "/dev/shm"]
-    if rung in LANDLOCK:
-        spec["landlock"] = {
-            "read": [*_SYSTEM, *_DEVICES, *_python_paths(), *map(str, readable)],
-            "write": [str(cwd), str(scratch), "/dev/null", *spec["private"]],
+
+class Backend:
+    """One way to keep a program apart. This one, `limits`, knows resource limits only."""
+
+    name = "limits"
+    program = ""  # what has to be installed for it
+    absent = ""  # what to say where that is not
+    must_stop: tuple[str, ...] = ()
+    namespaces = False  # whether a box has a process tree of its own, which ends with it
+    landlock = False  # whether the kernel closes the files of others
+    fresh_tmp = False  # whether /tmp is the box's own
+
+    def available(self) -> bool:
+        """Whether its program is installed; whether it works shows only when it is tried."""
+        return not self.program or shutil.which(self.program) is not None
+
+    def command(self, box: Box) -> list[str]:
+        """The command line that runs the program of `box` behind this backend."""
+        return self.enter(box)
+
+    def enter(self, box: Box, private: Sequence[str] = (), shared: Sequence[str] = ()) -> list[str]:
+        """The command that completes a box from within (`enter.py`), then becomes its program.
+
+        A fresh in-memory folder hides each of `private`; everybody may write into `shared`.
+        """
+        rules = None
+        if self.landlock:
+            read = [*_SYSTEM, *_DEVICES, *_python_paths(), *box.readable]
+            rules = {"read": read, "write": [str(box.cwd), str(box.scratch), "/dev/null", *private]}
+        entry = {
+            "argv": box.argv,
+            "cwd": str(box.cwd),
+            "limits": box.limits,
+            "uid": box.uid,
+            "reap": not self.namespaces,
+            "private": private,
+            "private_bytes": DISK_BYTES,
+            "open": shared,
+            "landlock": rules,
         }
-    enter = [sys.executable, "-I", "-S", "-c", _enter_source(), json.dumps(spec)]
-    around = {"bubblewrap": _bubblewrap, "unshare": _unshare}.get(rung, lambda *_: [])
-    return around(cwd if cwd != scratch else None, readable, uid) + enter
+        return [sys.executable, "-I", "-S", "-c", ENTER.read_text(encoding="utf-8"), json.dumps(entry)]
+
+    def environment(self, box: Box) -> dict[str, str]:
+        """The variables of the program; none of the caller's: no token, no proxy, nothing that changes EvalPlus."""
+        tmp = "/tmp" if self.fresh_tmp else str(box.scratch)
+        places = {"HOME": f"{tmp}/home", "TMPDIR": tmp, "XDG_CACHE_HOME": f"{tmp}/home/cache", "PATH": os.defpath}
+        # The hash seed is fixed, so that a solution which depends on the order of a set gets the same verdict twice.
+        fixed = {"LANG": "C.UTF-8", "USER": "nobody", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+        return {**places, **fixed, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-@functools.lru_cache
-def _enter_source():
-    return ENTER.read_text(encoding="utf-8")
+class NoBackend(Backend):
+    """Nothing at all around the program, no limits either: to be had by name only."""
+
+    name = "none"
+
+    def command(self, box: Box) -> list[str]:
+        return box.argv
 
 
-def box_environment(rung, scratch) -> dict[str, str]:
-    """No variable of the caller passes: no token, no proxy, nothing that changes what EvalPlus does.
+class LandlockBackend(Backend):
+    """Files closed by the kernel, from Linux 5.13 on."""
 
-    The hash seed is fixed, so that a solution which depends on the order of a set gets the same verdict twice.
+    name = "landlock"
+    # It learnt of networks (Linux 6.7) and signals (6.12) later.
+    must_stop = (READ, WRITE)
+    landlock = True
+
+
+class UnshareBackend(Backend):
+    """Landlock, and own network (none), process tree and mounts."""
+
+    name = "unshare"
+    program = "unshare"
+    absent = "unshare is not installed (package util-linux)"
+    must_stop = (READ, WRITE, CONNECT, KILL)
+    namespaces = True
+    landlock = True
+
+    def command(self, box: Box) -> list[str]:
+        # Without root in a user namespace, where it counts as root.
+        users = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+        apart = ["--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+        enter = self.enter(box, private=[str(box.scratch), "/dev/shm"])
+        return [_path_of(self.program), *users, *apart, *enter]
+
+
+class BubblewrapBackend(Backend):
+    """Read-only system and Python, fresh /tmp, no network, own process tree, at most one writable folder."""
+
+    name = "bubblewrap"
+    program = "bwrap"
+    absent = "bubblewrap is not installed: `apt-get install bubblewrap`"
+    must_stop = (READ, WRITE, CONNECT, KILL)
+    namespaces = True
+    fresh_tmp = True
+
+    def command(self, box: Box) -> list[str]:
+        bwrap = _path_of(self.program)
+        command = [bwrap, "--die-with-parent", "--new-session"]
+        command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+        # Given up again before the program starts.
+        if box.uid is not None:
+            command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
+        for path in _SYSTEM:
+            if os.path.islink(path):
+                command += ["--symlink", os.readlink(path), path]
+            elif os.path.exists(path):
+                command += ["--ro-bind", path, path]
+        command += ["--proc", "/proc", "--dev", "/dev"]
+        for folder in ("/tmp", "/dev/shm"):
+            if _knows_size(bwrap):
+                command += ["--size", str(DISK_BYTES)]
+            command += ["--tmpfs", folder]
+        readable = _uncovered([*_python_paths(), *box.readable])
+        writable = [str(box.cwd)] if box.cwd != box.scratch else []
+        # A folder that a bind makes would be closed to others (mode 0700), one of --dir is not.
+        for parent in _parents([*readable, *writable]):
+            command += ["--dir", parent]
+        for path in readable:
+            command += ["--ro-bind", path, path]
+        for path in writable:
+            command += ["--bind", path, path]
+        if not writable:
+            box = replace(box, cwd=Path("/tmp"))
+        shared = ["/tmp", "/dev/shm"] if box.uid is not None else []
+        return [*command, "--remount-ro", "/", *self.enter(box, shared=shared)]
+
+
+_ALL = (BubblewrapBackend(), UnshareBackend(), LandlockBackend(), Backend(), NoBackend())
+BACKENDS = {backend.name: backend for backend in _ALL}
+LADDER = ("bubblewrap", "unshare", "landlock", "limits")  # what "auto" tries in this order, the strongest first
+NAMESPACES = ("bubblewrap", "unshare")
+
+
+def unprivileged_user(name: str, paths: Iterable[Path | str]) -> int | None:
+    """The user to become behind the backend `name`: a passing one, or None to stay.
+
+    A passing one where root asks and anybody can reach Python and `paths`. Also None for the root of a container that
+    has no other users.
     """
-    tmp = "/tmp" if rung == "bubblewrap" else str(scratch)
-    places = {"HOME": f"{tmp}/home", "TMPDIR": tmp, "XDG_CACHE_HOME": f"{tmp}/home/cache", "PATH": os.defpath}
-    fixed = {"LANG": "C.UTF-8", "USER": "nobody", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    return {**places, **fixed, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-
-def unprivileged_user(rung, paths) -> int | None:
-    """The user to become: a passing one where root asks and anybody can reach Python and ``paths``, else None (stay).
-
-    Also None for the root of a container without other users.
-
-    bubblewrap makes its own folders above the paths; elsewhere they are those of the machine.
-    """
-    if os.geteuid() != 0 or rung == UNPROTECTED or not all(map(_has_passing_users, ("uid_map", "gid_map"))):
+    if os.geteuid() != 0 or name == NoBackend.name:
         return None
-    reached = rung == "bubblewrap" or all(map(_everyone_may_enter, [*_python_paths(), *map(str, paths)]))
-    return random.choice(PASSING_USERS) if reached else None
+    if not (_has_passing_users("uid_map") and _has_passing_users("gid_map")):
+        return None
+    # bubblewrap makes its own folders above the paths; elsewhere they are those of the machine.
+    if name != BubblewrapBackend.name:
+        for path in [*_python_paths(), *map(str, paths)]:
+            for folder in Path(os.path.realpath(path)).parents:
+                if not folder.stat().st_mode & stat.S_IXOTH:
+                    return None
+    return random.choice(PASSING_USERS)
 
 
-def _has_passing_users(table):
+def _has_passing_users(table: str) -> bool:
     """Whether root is root of more than itself: in a namespace that an ordinary user made there is nobody to become."""
     try:
-        ranges = [list(map(int, line.split())) for line in Path("/proc/self", table).read_text().splitlines()]
+        lines = Path("/proc/self", table).read_text().splitlines()
     except OSError:
         return True  # no such namespaces here
-    return any(first <= PASSING_USERS[0] and PASSING_USERS[-1] < first + count for first, _, count in ranges)
+    for line in lines:
+        first, _, count = map(int, line.split())
+        if first <= PASSING_USERS[0] and PASSING_USERS[-1] < first + count:
+            return True
+    return False
 
 
-def _everyone_may_enter(path):
-    return all(folder.stat().st_mode & stat.S_IXOTH for folder in Path(os.path.realpath(path)).parents)
+def _is_inside(path: str, folders: Iterable[str]) -> bool:
+    """Whether `path` is one of `folders` or lies below one."""
+    return any(path == folder or path.startswith(folder + "/") for folder in folders)
 
 
-# ------------------------------------------------------------------------------------------------ with namespaces
+def _parents(paths: Sequence[str]) -> list[str]:
+    """Folders above `paths` that the box has to make, outermost first."""
+    above: set[str] = set()
+    for path in paths:
+        above.update(map(str, Path(path).parents))
+    above -= {"/", "/tmp", "/dev", "/proc"}
+    return sorted((folder for folder in above if not _is_inside(folder, [*_SYSTEM, *paths])), key=len)
 
 
-def _unshare(_cwd, _readable, _uid):
-    """Own network (none), process tree, mounts; without root in a user namespace, where it counts as root."""
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        raise SandboxError("unshare is not installed (package util-linux).")
-    users = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    return [unshare, *users, "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
-
-
-def _bubblewrap(output_dir, readable, uid):
-    """Read-only system and Python, fresh /tmp, no network, own process tree, at most one writable folder."""
-    bwrap = shutil.which("bwrap")
-    if bwrap is None:
-        raise SandboxError("bubblewrap is not installed: `apt-get install bubblewrap`.")
-    apart = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
-    command = [bwrap, "--die-with-parent", "--new-session", *apart]
-    if uid is not None:  # given up again before the program starts
-        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
-    for path in _SYSTEM:
-        if os.path.islink(path):
-            command += ["--symlink", os.readlink(path), path]
-        elif os.path.exists(path):
-            command += ["--ro-bind", path, path]
-    command += ["--proc", "/proc", "--dev", "/dev"]
-    for folder in ("/tmp", "/dev/shm"):
-        command += ["--size", str(DISK_BYTES), "--tmpfs", folder] if _knows_size(bwrap) else ["--tmpfs", folder]
-    return command + _binds(output_dir, readable) + ["--remount-ro", "/"]
-
-
-def _binds(output_dir, readable):
-    binds = [("--ro-bind", path) for path in _uncovered([*_python_paths(), *map(str, readable)])]
-    if output_dir is not None:
-        binds.append(("--bind", str(output_dir)))
-    command = []
-    for parent in _parents([path for _, path in binds]):
-        command += ["--dir", parent]  # made by a bind they would be closed to others (mode 0700)
-    for option, path in binds:
-        command += [option, path, path]
-    return command
-
-
-def _parents(paths):
-    """Folders above ``paths`` that the box has to make, outermost first."""
-    above = {str(parent) for path in paths for parent in Path(path).parents}
-    bound = (*_SYSTEM, *paths)
-    inside = {p for p in above for top in bound if p == top or p.startswith(top + "/")}
-    return sorted(above - inside - {"/", "/tmp", "/dev", "/proc"}, key=len)
+def _path_of(program: str) -> str:
+    # By the caller's PATH; the box has another.
+    return shutil.which(program) or program
 
 
 @functools.lru_cache
-def _knows_size(bwrap):
-    """--size came with bubblewrap 0.7."""
+def _knows_size(bwrap: str) -> bool:
+    # --size came with bubblewrap 0.7.
     return "--size" in subprocess.run([bwrap, "--help"], capture_output=True, text=True).stdout
 
 
 @functools.lru_cache
-def _python_paths():
+def _python_paths() -> list[str]:
     """What Python and its packages need: the environment, the installation below it, further package folders."""
     places = [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.path.realpath(sys.executable))]
-    places += [sysconfig.get_path("stdlib"), *(p for p in sys.path if p.endswith(("site-packages", "dist-packages")))]
-    return [p for place in places for p in (os.path.abspath(place), os.path.realpath(place))]
+    places.append(sysconfig.get_path("stdlib"))
+    places += [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    found = []
+    for place in places:
+        found += [os.path.abspath(place), os.path.realpath(place)]
+    return found
 
 
-def _uncovered(paths):
+def _uncovered(paths: Iterable[str]) -> list[str]:
     """The paths that exist, without repeats and without those that lie inside another or in a system folder."""
+    existing = {os.path.abspath(path) for path in paths if os.path.exists(path)}
     chosen: list[str] = []
-    for path in sorted({os.path.abspath(p) for p in paths if os.path.exists(p)}, key=len):
-        if not any(path == top or path.startswith(top + "/") for top in (*_SYSTEM, *chosen)):
+    for path in sorted(existing, key=len):
+        if not _is_inside(path, [*_SYSTEM, *chosen]):
             chosen.append(path)
     return chosen

@@ -1,83 +1,90 @@
-"""Watches a box from outside while it runs: time, progress, total memory, processes and disk; ends it with all in it.
+"""Watches a box from outside while it runs (time, progress, memory, processes, disk), and ends it with all in it."""
 
-Resource limits hold for one process each. Ten processes of 4 GiB keep every limit and take 40 GiB, so somebody has to
-add up: here, ten times a second.
-"""
-
-from __future__ import annotations
-
+import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
-PAUSE = 0.1  # seconds between two looks; a box that ends meanwhile is noticed at once
+PAUSE = 0.1  # seconds between two looks
+PROCESSES = 256  # in one box: the judge and its workers need a handful, a solution should need one
+DISK_BYTES = 512 << 20  # size of each in-memory folder, of all that a box writes, of the largest file in it
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a box may use; None where there is no such limit."""
+
+    seconds: float = 600.0  # until everything in the box is killed
+    stall_seconds: float | None = None  # the same after so long without progress
+    process_memory: int | None = None  # bytes of address space of one process
+    total_memory: int | None = None  # resident bytes of all processes together
+    processes: int = PROCESSES  # how many may exist at a time
+    disk: int = DISK_BYTES  # bytes that may be written
 
 
 @dataclass
-class Watchdog:
-    """Why a box has to be ended, asked again and again.
+class Monitor:
+    """Waits for a box and says why it has to be ended early, if it has."""
 
-    A process that was stopped (SIGSTOP) ends it too: no program here stops, and a stopped one would be waited for.
-
-    Attributes:
-        process: the `subprocess.Popen` of the box.
-        progress: a function that gives a number which grows while the box works.
-        seconds, stall_seconds: time in all, and without progress.
-        memory: bytes of resident memory of all processes together.
-        processes: how many there may be.
-        folders, disk: bytes that may be written below ``folders``.
-    """
-
-    process: subprocess.Popen
-    progress: Callable[[], int]
-    seconds: float
-    stall_seconds: float | None = None
-    memory: int | None = None
-    processes: int | None = None
-    folders: tuple = ()
-    disk: int | None = None
-    start: float = field(default_factory=time.monotonic)
+    process: subprocess.Popen[bytes]
+    progress: Callable[[], int]  # gives a number that grows while the box works
+    limits: Limits
+    folders: Collection[Path] = ()  # where it may write
 
     def wait(self) -> str:
         """Wait until the box ends; "" or why it must be ended: timeout, stalled, stopped, memory, processes or disk."""
-        size, grown = self.progress(), self.start
+        start = time.monotonic()
+        size = self.progress()
+        grown = start
         while self.process.poll() is None:
-            self._sleep()
+            # Returns within 40 ms of the end of the box.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(PAUSE)
             now = time.monotonic()
-            if (current := self.progress()) != size:
-                size, grown = current, now
-            if now - self.start > self.seconds:
+            current = self.progress()
+            if current != size:
+                size = current
+                grown = now
+            if now - start > self.limits.seconds:
                 return "timeout"
-            if self.stall_seconds and now - grown > self.stall_seconds:
+            if self.limits.stall_seconds and now - grown > self.limits.stall_seconds:
                 return "stalled"
-            if excess := self._excess():
+            excess = self._excess()
+            if excess:
                 return excess
         return ""
 
-    def _sleep(self):
-        """Up to `PAUSE`; `Popen.wait` itself looks every few milliseconds at first, and less and less often."""
-        end, pause = time.monotonic() + PAUSE, 0.002
-        while self.process.poll() is None and time.monotonic() < end:
-            time.sleep(pause)
-            pause = min(0.02, 2 * pause)
+    def _excess(self) -> str:
+        """Which limit all processes of the box together exceed, "" for none."""
+        # Resource limits hold for one process each. Ten processes of 4 GiB keep every limit and take 40 GiB, so
+        # somebody has to add up.
+        boxed = family(self.process.pid)
+        if len(boxed) > self.limits.processes:
+            return "processes"
+        resident = 0
+        stopped = False
+        for process in boxed:
+            try:
+                resident += process.memory_info().rss
+                stopped = stopped or process.status() == psutil.STATUS_STOPPED
+            except psutil.Error:
+                continue  # it has just ended
+        if self.limits.total_memory and resident > self.limits.total_memory:
+            return "memory"
+        # No program here stops itself (SIGSTOP), and a stopped one would be waited for until the time is over.
+        if stopped:
+            return "stopped"
+        if written(self.folders) > self.limits.disk:
+            return "disk"
+        return ""
 
-    def _excess(self):
-        if self.memory or self.processes:
-            boxed = family(self.process.pid)
-            if self.processes and len(boxed) > self.processes:
-                return "processes"
-            if self.memory and sum(map(resident, boxed)) > self.memory:
-                return "memory"
-            if any(map(is_stopped, boxed)):
-                return "stopped"
-        return "disk" if self.disk and written(self.folders) > self.disk else ""
 
-
-def family(pid) -> list[psutil.Process]:
+def family(pid: int) -> list[psutil.Process]:
     """The living descendants of a process."""
     try:
         return psutil.Process(pid).children(recursive=True)
@@ -85,23 +92,10 @@ def family(pid) -> list[psutil.Process]:
         return []
 
 
-def is_stopped(process):
-    try:
-        return process.status() == psutil.STATUS_STOPPED
-    except psutil.Error:
-        return False
-
-
-def resident(process):
-    try:
-        return process.memory_info().rss
-    except psutil.Error:
-        return 0
-
-
-def written(folders):
-    """Bytes in the files below ``folders``; 4 KiB at least for each entry, for names take room too."""
-    total, waiting = 0, list(folders)
+def written(folders: Collection[Path]) -> int:
+    """Bytes in the files below `folders`; 4 KiB at least for each entry, for names take room too."""
+    total = 0
+    waiting = [str(folder) for folder in folders]
     while waiting:
         try:
             with os.scandir(waiting.pop()) as entries:
@@ -114,8 +108,9 @@ def written(folders):
     return total
 
 
-def end_box(process) -> None:
-    """Kill everything that descends from the box and then the box. The keeper goes last: orphans come to it."""
+def end_box(process: subprocess.Popen[bytes]) -> None:
+    """Kill everything that descends from the box and then the box."""
+    # The process of the box itself goes last: it may be the reaper, which orphans come to.
     for _ in range(100):
         boxed = family(process.pid)
         for descendant in boxed:
@@ -127,14 +122,10 @@ def end_box(process) -> None:
             break
     process.kill()
     process.wait()
-    _end_session(process.pid)
-
-
-def _end_session(session):
-    """What is left where the keeper itself was killed: the processes of the box's session (macOS: all of it)."""
+    # What is left where the reaper was killed: the processes of the box's session (on macOS, without a reaper, all).
     for pid in psutil.pids():
         try:
-            if os.getsid(pid) == session:
+            if os.getsid(pid) == process.pid:
                 os.kill(pid, 9)
         except (ProcessLookupError, PermissionError):
             continue  # gone already, or not ours: then it is not of this session

@@ -1,40 +1,96 @@
-"""The forms in which chosen rows go out: what TRL, axolotl and LLaMA-Factory read."""
+"""The chosen rows as files: one that looks like the source, and those that TRL, axolotl and LLaMA-Factory read."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
+from typing import Any
 
-from codeact_lib.artifacts import atomic_write, write_json
+import numpy as np
+import pandas as pd
 
+from codeact_lib.artifacts import atomic_write, make_folder, write_json
+from codeact_lib.data.instructions import read_rows
+from codeact_lib.data.rows import Columns, Message, conversation
+from codeact_lib.errors import CodeActError, DataError
+
+OUT_FORMATS = (".jsonl", ".json", ".parquet")
+ADDED_COLUMNS = ("codeact_cluster", "codeact_ifd", "codeact_reason")
 EXPORTS = ("trl", "axolotl", "llama-factory")
 
 
-# ---------------------------------------------------------------------------------------------- out
-def export(layout, conversations, folder, name):
+def check_outputs(out: Path, exports: Sequence[str]) -> None:
+    """CodeActError where the chosen rows cannot be written as asked for, before there are any."""
+    if out.suffix not in OUT_FORMATS:
+        raise CodeActError(f"{out}: chosen rows are written as {', '.join(OUT_FORMATS)}; give the file such an ending.")
+    unknown = [layout for layout in exports if layout not in EXPORTS]
+    if unknown:
+        raise CodeActError(f"No export is called {unknown[0]!r}; choose of {', '.join(EXPORTS)}.")
+    make_folder(out.parent)
+
+
+def write_chosen(
+    data: str | Path,
+    revision: str | None,
+    chosen: pd.DataFrame,
+    columns: Columns,
+    out: Path,
+    exports: Sequence[str],
+) -> list[Path]:
+    """Write the rows of `data` that `chosen` names (see `Selection.chosen`), and the exports; returns the files."""
+    wanted = set(chosen["row"])
+    originals = {number: row for number, row in read_rows(data, revision) if number in wanted}
+    rows = [originals[number] for number in chosen["row"]]
+    records = []
+    for row, cluster, ifd, reason in zip(
+        rows, chosen["cluster"].tolist(), chosen["ifd"].tolist(), chosen["reason"], strict=True
+    ):
+        records.append({**row, "codeact_cluster": cluster, "codeact_ifd": ifd, "codeact_reason": reason})
+    if out.suffix == ".parquet":
+        _write_parquet(out, records)
+    elif out.suffix == ".json":
+        write_json(out, plain(records))
+    else:
+        _write_lines(out, plain(records))
+    files = [out]
+    for layout in exports:
+        conversations = [conversation(row, columns) for row in rows]
+        files += export(layout, conversations, out.with_name(f"{out.stem}-{layout}"), out.stem)
+    return files
+
+
+def export(layout: str, conversations: list[list[Message]], folder: str | Path, name: str) -> list[Path]:
     """Write conversations where a trainer reads them; returns the files.
 
-    - ``trl``: ``train.jsonl`` for ``SFTTrainer``. Rows of one turn are conversational prompt-completion pairs, on which
-      it computes the loss of the answer alone; as soon as one row has more turns, all are ``messages``.
-    - ``axolotl``: ``train.jsonl`` and ``dataset.yml``, the ``datasets`` entry to paste into a configuration.
-    - ``llama-factory``: ``train.json`` and ``dataset_info.json``: set ``dataset_dir`` to the folder, ``dataset`` to
-      ``name``.
+    - `trl`: `train.jsonl` for `SFTTrainer`. Rows of one turn are conversational prompt-completion pairs, on which it
+      computes the loss of the answer alone; as soon as one row has more turns, all are `messages`.
+    - `axolotl`: `train.jsonl` and `dataset.yml`, the `datasets` entry to paste into a configuration.
+    - `llama-factory`: `train.json` and `dataset_info.json`: set `dataset_dir` to the folder, `dataset` to `name`.
 
     Args:
-        layout: one of ``EXPORTS``.
-        conversations: lists of ``{"role", "content"}``, see ``conversation``.
+        layout: one of `EXPORTS`.
+        conversations: see `data.rows.conversation`.
         folder: made where it does not exist.
         name: of the data set, for LLaMA-Factory.
     """
     folder = Path(folder)
+    whole = [{"messages": messages} for messages in conversations]
     if layout == "trl":
-        single = all(len(messages) == 2 for messages in conversations)
-        split = [{"prompt": messages[:1], "completion": messages[1:]} for messages in conversations]
-        return [_lines(folder / "train.jsonl", split if single else _as_messages(conversations))]
+        if all(len(messages) == 2 for messages in conversations):
+            pairs = [{"prompt": messages[:1], "completion": messages[1:]} for messages in conversations]
+            return [_write_lines(folder / "train.jsonl", pairs)]
+        return [_write_lines(folder / "train.jsonl", whole)]
     if layout == "axolotl":
-        return [_lines(folder / "train.jsonl", _as_messages(conversations)), _axolotl_entry(folder)]
+        lines = _write_lines(folder / "train.jsonl", whole)
+        entry = f"datasets:\n  - path: {json.dumps(str(lines))}\n    ds_type: json\n    type: chat_template\n"
+        with atomic_write(folder / "dataset.yml") as file:
+            file.write(f"{entry}    field_messages: messages\n    roles_to_train: [assistant]\n")
+        return [lines, folder / "dataset.yml"]
     if layout == "llama-factory":
-        write_json(folder / "train.json", _as_messages(conversations))
+        write_json(folder / "train.json", whole)
         write_json(folder / "dataset_info.json", {name: _LLAMA_FACTORY})
         return [folder / "train.json", folder / "dataset_info.json"]
     raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(EXPORTS)}")
@@ -54,19 +110,40 @@ _LLAMA_FACTORY = {
 }
 
 
-def _as_messages(conversations):
-    return [{"messages": messages} for messages in conversations]
-
-
-def _axolotl_entry(folder):
-    entry = f"datasets:\n  - path: {json.dumps(str(folder / 'train.jsonl'))}\n    ds_type: json\n"
-    with atomic_write(folder / "dataset.yml") as file:
-        file.write(f"{entry}    type: chat_template\n    field_messages: messages\n    roles_to_train: [assistant]\n")
-    return folder / "dataset.yml"
-
-
-def _lines(path, records):
+def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> Path:
     with atomic_write(path) as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
     return path
+
+
+def _write_parquet(out: Path, records: list[dict[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.Table.from_pylist(records)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+        raise DataError(
+            f"{out}: a column holds values of different types ({error}), which parquet cannot; write a .jsonl file. "
+            "The same command continues from here."
+        ) from error
+    with atomic_write(out, "wb") as file:
+        pyarrow.parquet.write_table(table, file)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: parquet and hub rows hold arrays, numbers and dates of their own."""
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, date):
+        return value.isoformat()
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(value)

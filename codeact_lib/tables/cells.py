@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from codeact_lib.figures.style import memory_unit, number, time_unit
+from codeact_lib.measure import decimals, memory_unit, number, time_unit
 from codeact_lib.mini.benchmark import N_TASKS
-from codeact_lib.tables.render import NOT_RUN
-from codeact_lib.tables.results import BENCHMARKS, EFFICIENCY, HEADINGS, KINDS, SCORES, is_missing
+from codeact_lib.tables.render import Cell, Column
+from codeact_lib.tables.results import (
+    BETWEEN_RUNS,
+    EFFICIENCY,
+    HEADINGS,
+    KINDS,
+    NOT_RUN,
+    ArmResult,
+    Average,
+    Score,
+    Stamp,
+    benchmarks_used,
+    is_missing,
+)
 
 # EvalPlus's numbers of tasks; MBPP+ v0.1.0 has 399, v0.2.0 has 378
 TASKS = {"humaneval": (164,), "mbpp": (399, 378)}
-OLDER, NEWER = TASKS["mbpp"]
-ONLY_NEWER, NO_COUNT, ODD_BENCHMARK = "†", "‡", "§"
-MARKS = {
+ONLY_NEWER, NO_COUNT, ODD_BENCHMARK = MARKS = ("†", "‡", "§")
+MARK_NOTES = {
     ONLY_NEWER: "† fits only 378 tasks (MBPP+ v0.2.0), most other rows only 399 (v0.1.0), which is worth about 4 "
     "points: these cells are not comparable with their neighbours.",
     NO_COUNT: "‡ is not k/n: no number of solved tasks gives this percentage of the benchmark's tasks "
@@ -24,9 +36,18 @@ MARKS = {
     ODD_BENCHMARK: "§ was measured on a part of its benchmark, or on another version or number of tasks than the other "
     "measured rows, or its seeds were: not comparable with its neighbours.",
 }
+Marks = Mapping[str, str]  # score column -> mark, of one row
 
 
-# Marks
+class Line(NamedTuple):
+    """One row of a table: what it is (by column of its CSV), its results, and the marks of its scores."""
+
+    names: dict[str, Any]
+    result: ArmResult
+    marks: Marks = {}
+
+
+# ---- marks -----------------------------------------------------------------------------------------------------------
 
 
 def fits(value: float, n: int) -> bool:
@@ -40,29 +61,36 @@ def mbpp_task_counts(mbpp: float, mbpp_plus: float) -> list[int]:
     return [n for n in TASKS["mbpp"] if fits(mbpp, n) and fits(mbpp_plus, n)]
 
 
-def cell_marks(rows: Sequence[dict]) -> list[dict[str, str]]:
-    """Per row: score column -> mark (keys of ``MARKS``), for the cells that are not k/n or mix versions.
+def cell_marks(results: Sequence[ArmResult]) -> list[Marks]:
+    """Per line: score column -> mark (of `MARKS`), for the cells that are not k/n or mix versions.
 
-    rows: reported rows, and measured ones as ``measured_row`` makes them. What most measured rows were scored on is
-    taken as the rule.
+    What most measured lines were scored on is taken as the rule.
     """
-    common = {
-        kind: Counter(row["benchmarks_used"].get(kind) for row in rows if _is_measured(row)).most_common(1)
-        for kind in TASKS
-    }
-    rule = {kind: found[0][0] for kind, found in common.items() if found}
-    return [_measured_marks(row, rule) if _is_measured(row) else _reported_marks(row) for row in rows]
+    rule: dict[str, Stamp | None] = {}
+    used = [benchmarks_used(result.runs) for result in results if result.runs]
+    if used:
+        for kind in TASKS:
+            rule[kind] = Counter(stamps.get(kind) for stamps in used).most_common(1)[0][0]
+    marks = []
+    for result in results:
+        marks.append(_measured_marks(result, rule) if result.runs else _reported_marks(result.scores))
+    return marks
 
 
-def _is_measured(row: dict) -> bool:
-    return isinstance(row.get("benchmarks_used"), dict)
+def marked(lines: Sequence[Line]) -> list[Line]:
+    """The lines of a table with the marks that they get beside each other."""
+    marks = cell_marks([line.result for line in lines])
+    return [line._replace(marks=mark) for line, mark in zip(lines, marks, strict=True)]
 
 
-def _measured_marks(row: dict, rule: dict) -> dict[str, str]:
-    odd = {kind for kind, used in row["benchmarks_used"].items() if used is None or used != rule[kind]}
-    odd |= {kind for kind, used in row["benchmarks_used"].items() if used and not _is_whole(kind, *used)}
-    marks = {column: ODD_BENCHMARK for column in SCORES if KINDS[column] in odd}
-    return marks | dict.fromkeys(row["miscounted"], NO_COUNT)
+def _measured_marks(result: ArmResult, rule: Mapping[str, Stamp | None]) -> Marks:
+    marks = {}
+    used = benchmarks_used(result.runs)
+    for column, kind in KINDS.items():
+        stamp = used.get(kind)
+        if kind in used and (stamp is None or stamp != rule[kind] or not _is_whole(kind, *stamp)):
+            marks[column] = ODD_BENCHMARK
+    return marks | {column: NO_COUNT for column, score in result.scores.items() if not score.agrees}
 
 
 def _is_whole(kind: str, name: str, version: str, n: int) -> bool:
@@ -71,34 +99,36 @@ def _is_whole(kind: str, name: str, version: str, n: int) -> bool:
     return n in whole.get(name.split("@")[0], (n,))
 
 
-def _reported_marks(row: dict) -> dict[str, str]:
-    scores: dict[str, float] = {column: row[column] for column in SCORES if not is_missing(row.get(column))}
-    marks = {
-        column: NO_COUNT for column, value in scores.items() if not any(fits(value, n) for n in TASKS[KINDS[column]])
-    }
+def _reported_marks(scores: Mapping[str, Score]) -> Marks:
+    marks = {}
+    for column, score in scores.items():
+        if not any(fits(score.rate, n) for n in TASKS[KINDS[column]]):
+            marks[column] = NO_COUNT
     pair = [column for column in scores if KINDS[column] == "mbpp"]
     if len(pair) == 2 and not set(pair) & set(marks):
-        counts = mbpp_task_counts(*(scores[column] for column in pair))
-        marks |= dict.fromkeys(pair, {(): NO_COUNT, (NEWER,): ONLY_NEWER}.get(tuple(counts), ""))
-    return {column: mark for column, mark in marks.items() if mark}
+        older, newer = TASKS["mbpp"]
+        counts = mbpp_task_counts(*(scores[column].rate for column in pair))
+        if older not in counts:
+            marks |= dict.fromkeys(pair, ONLY_NEWER if counts else NO_COUNT)
+    return marks
 
 
-def marks_text(marks: dict[str, str]) -> str:
+def marks_text(marks: Marks) -> str:
     """The marks of a row for its CSV, e.g. "mbpp †; mbpp_plus †"."""
     return "; ".join(f"{column} {mark}" for column, mark in marks.items())
 
 
-def mark_notes(marks: Sequence[dict[str, str]]) -> list[str]:
+def mark_notes(lines: Iterable[Line]) -> list[str]:
     """A note for each mark that occurs."""
-    found = {mark for row in marks for mark in row.values()}
-    return [note for mark, note in MARKS.items() if mark in found]
+    found = {mark for line in lines for mark in line.marks.values()}
+    return [note for mark, note in MARK_NOTES.items() if mark in found]
 
 
-# Bold
+# ---- bold ------------------------------------------------------------------------------------------------------------
 
 
 def bold_marks(
-    frame: pd.DataFrame, groups: list, columns: Sequence[str], lower_is_better: Sequence[str] = ()
+    frame: pd.DataFrame, groups: Sequence[object], columns: Sequence[str], lower_is_better: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Mask of the best value of each group and column, all of them when tied, none in a group with one value or none.
 
@@ -115,81 +145,95 @@ def bold_marks(
     return marks
 
 
-# Cells
+# ---- columns ---------------------------------------------------------------------------------------------------------
 
 
-def score_cells(rows: Sequence[dict], marks: Sequence[dict[str, str]] | None = None) -> dict[str, list[str]]:
-    """Heading -> cells: pass@1 in %, its spread over seeds and its mark; below, tasks solved / tasks, 95% interval."""
-    marks = [{}] * len(rows) if marks is None else marks
-    return {
-        HEADINGS[column]: [
-            _score_cell(row, column, mark.get(column, "")) for row, mark in zip(rows, marks, strict=True)
-        ]
-        for _, _, column, _ in BENCHMARKS
-    }
+def flat_frame(lines: Sequence[Line], columns: Sequence[str]) -> pd.DataFrame:
+    """The lines as rows of numbers, for the CSV: the same columns whether or not anything was measured."""
+    rows = [{**line.names, **line.result.columns(), "marks": marks_text(line.marks)} for line in lines]
+    return pd.DataFrame(rows).reindex(columns=list(columns))
 
 
-def _score_cell(row: dict, column: str, mark: str) -> str:
-    mark = f" {mark}" if mark else ""
-    if is_missing(row.get(column)):
-        return (NOT_RUN if row.get("status") == NOT_RUN else "-") + mark
-    text = f"{row[column]:.1f}" + spread(row, column) + mark
-    if is_missing(row.get(f"{column}_k")):
-        return text
-    counts, n, low, high = (row[f"{column}_{part}"] for part in ("k", "n", "low", "high"))
-    solved = f"{counts} of {int(n)}" if isinstance(counts, str) else f"{int(counts)}/{int(n)}"
-    return f"{text}\n{solved}, {low:.1f}–{high:.1f}"
+def score_columns(lines: Sequence[Line], bold: pd.DataFrame | None = None) -> list[Column]:
+    """A column a benchmark: pass@1 in %, its spread over seeds and its mark; below, tasks solved, 95% interval."""
+    columns = []
+    for column, heading in HEADINGS.items():
+        best = [False] * len(lines) if bold is None else bold[column].tolist()
+        cells = []
+        for line, is_best in zip(lines, best, strict=True):
+            text, small = _score_words(line.result, column)
+            text = f"{text} {line.marks.get(column, '')}".strip()
+            cells.append(Cell(text, small, is_best, line.result.run_id))
+        columns.append(Column(heading, cells))
+    return columns
 
 
-def spread(row: dict, column: str, factor: float = 1.0) -> str:
-    """`` ± sd`` over seeds in the unit of the cell, nothing for a single seed."""
-    sd = row.get(f"{column}_sd")
-    if sd is None or is_missing(sd):
-        return ""
-    if column in SCORES:
-        return f" ± {sd:.1f}"
-    mean = factor * row[column]
-    return f" ± {factor * sd:.{0 if mean >= 100 else 1 if mean >= 10 else 2}f}"  # decimals as ``number`` gives the mean
+def _score_words(result: ArmResult, column: str) -> tuple[str, Sequence[str]]:
+    score = result.scores.get(column)
+    if score is None or is_missing(score.rate):
+        return _nothing(result), ()
+    text = f"{score.rate:.1f}" if is_missing(score.sd) else f"{score.rate:.1f} ± {score.sd:.1f}"
+    if not score.k:
+        return text, ()
+    n = score.n[0]
+    solved = f"{score.k[0]}/{n}" if len(score.k) == 1 else f"{BETWEEN_RUNS.join(map(str, score.k))} of {n}"
+    return text, (solved, f"{score.low:.1f}–{score.high:.1f}")
 
 
-def time_cell(row: dict, largest: float) -> str:
-    """Minutes as the paper prints them, or in the unit that fits the largest value of the group."""
-    minutes = row["training_time_min"]
-    if is_missing(minutes):
-        return NOT_RUN if row.get("status") == NOT_RUN else "-"
-    if row.get("source") in ("paper", "follow-up"):
-        return f"{minutes:.0f} min"
-    divisor, unit = time_unit(60 * largest)
-    return f"{number(60 * minutes / divisor)}{spread(row, 'training_time_min', 60 / divisor)} {unit}"
+def _nothing(result: ArmResult) -> str:
+    """What a cell without a value says."""
+    return NOT_RUN if result.status == NOT_RUN else "-"
 
 
-def memory_cell(row: dict, largest: float) -> str:
-    """Gigabytes as the paper prints them, or in the unit that fits the largest value of the group."""
-    gigabytes = row["peak_memory_gb"]
-    if is_missing(gigabytes):
-        return NOT_RUN if row.get("status") == NOT_RUN else "-"
-    if row.get("source") in ("paper", "follow-up"):
-        return f"{gigabytes:.2f} GB"
-    divisor, unit = memory_unit(1e9 * largest)
-    return f"{number(1e9 * gigabytes / divisor)}{spread(row, 'peak_memory_gb', 1e9 / divisor)} {unit}"
+def efficiency_columns(
+    lines: Sequence[Line], groups: Sequence[object], bold: pd.DataFrame | None = None
+) -> list[Column]:
+    """`Training time` and `Peak memory` of each line: as the paper prints them, else in one unit within each group."""
+    bold = pd.DataFrame(False, index=range(len(lines)), columns=EFFICIENCY) if bold is None else bold
+    measures = (
+        ("Training time", "training_time_min", "{:.0f} min", 60, time_unit),
+        ("Peak memory", "peak_memory_gb", "{:.2f} GB", 1e9, memory_unit),
+    )
+    columns = []
+    for heading, column, as_printed, factor, unit_of in measures:
+        averages = [line.result.averages[column] for line in lines]
+        largest: dict[object, float] = {}
+        for group, average in zip(groups, averages, strict=True):
+            largest[group] = max(largest.get(group, 0.0), average.mean)  # of a number and NaN the number
+        cells = []
+        for line, group, average, is_best in zip(lines, groups, averages, bold[column].tolist(), strict=True):
+            if is_missing(average.mean):
+                text = _nothing(line.result)
+            elif line.result.status == "reported":
+                text = as_printed.format(average.mean)
+            else:
+                text = in_unit(average, factor, *unit_of(factor * largest[group]))
+            cells.append(Cell(text, bold=is_best, run=line.result.run_id))
+        columns.append(Column(heading, cells))
+    return columns
 
 
-def efficiency_cells(frame: pd.DataFrame, groups: list) -> dict[str, list[str]]:
-    """``Training time`` and ``Peak memory`` of each row, in one unit within each group."""
-    largest = frame[EFFICIENCY].groupby(pd.Series(groups, index=frame.index).map(str)).transform("max")
-    rows = frame.to_dict("records")
-    return {
-        "Training time": [time_cell(*pair) for pair in zip(rows, largest["training_time_min"], strict=True)],
-        "Peak memory": [memory_cell(*pair) for pair in zip(rows, largest["peak_memory_gb"], strict=True)],
-    }
+def in_unit(average: Average, factor: float, divisor: float, unit: str) -> str:
+    """An average in a unit, e.g. "35.3 ± 5.5 s"; the spread with the decimals of the mean."""
+    mean = factor * average.mean / divisor
+    sd = factor / divisor * average.sd
+    spread = "" if is_missing(sd) else f" ± {sd:.{decimals(mean)}f}"
+    return f"{number(mean)}{spread} {unit}"
+
+
+def count_cell(n: float) -> str:
+    """A number of rows, "-" where there is none."""
+    return "-" if is_missing(n) else f"{n:,.0f}"
+
+
+def padding_cell(rate: float) -> str:
+    """A padding rate, given in percent, "-" where there is none."""
+    return "-" if is_missing(rate) else f"{rate:.1f}%"
 
 
 def seconds_cell(seconds: float) -> str:
     """Seconds in the unit that fits, "-" where they are unknown."""
-    if is_missing(seconds):
-        return "-"
-    divisor, unit = time_unit(seconds)
-    return f"{number(seconds / divisor)} {unit}"
+    return "-" if is_missing(seconds) else in_unit(Average(seconds), 1, *time_unit(seconds))
 
 
 def percent_cell(value: float) -> str:

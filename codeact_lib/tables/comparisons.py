@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from codeact_lib.statistics import paired_bootstrap, sign_flip_test
 from codeact_lib.tables.cells import percent_cell
-from codeact_lib.tables.render import Table
+from codeact_lib.tables.render import Cell, Column, Table, values, words
 from codeact_lib.tables.results import (
     BASELINE,
     BENCHMARKS,
-    BETWEEN_RUNS,
     CODEACT,
+    EFFICIENCY,
     RANDOM,
+    ArmResult,
+    RunRecord,
+    Side,
     arm_label,
-    benchmark_of,
+    benchmarks_of,
     by_setting,
     find_arm,
-    measured_row,
     relative_change,
     run_sources,
     setting,
+    solved_tasks,
 )
 
 NOTHING_SHOWN = "no difference shown"
@@ -32,11 +36,9 @@ COLUMNS = [
 ]
 NOTE = (
     "Difference: pass@1 of CodeACT less that of the other, with its 95% interval (paired bootstrap over tasks). p: "
-    "exact "
-    "McNemar test on the tasks that one arm solves and the other does not. p (Holm): the same, corrected for the "
-    "number "
-    "of tests in this table ({tests}); the finding goes by the uncorrected p, of which about one in twenty falls below "
-    "0.05 by chance. {luck}"
+    "exact McNemar test on the tasks that one arm solves and the other does not. p (Holm): the same, corrected for the "
+    "number of tests in this table ({tests}); the finding goes by the uncorrected p, of which about one in twenty "
+    "falls below 0.05 by chance. {luck}"
 )
 ONE_SEED = "Each line compares two training runs: the test covers the choice of tasks, not the luck of training."
 SEVERAL_SEEDS = (
@@ -46,86 +48,93 @@ SEVERAL_SEEDS = (
 )
 
 
-def comparison_table(metrics: list[dict]) -> Table:
+def comparison_table(metrics: Sequence[RunRecord]) -> Table:
     """Paired tests of CodeACT against full data and against a random 40%, per benchmark and pooled."""
-    rows = [row for arms in by_setting(metrics) for row in _comparisons(arms)]
-    frame = pd.DataFrame(rows, columns=COLUMNS).assign(p_holm=_holm([row["p_value"] for row in rows]))
-    cells = pd.DataFrame({"Compared with": frame["compared_with"], "Tests": frame["tests"]})
-    cells["Tasks"] = frame["n"].map(str)
-    cells["CodeACT solves"] = [f"{k:.3g}" for k in frame["codeact_k"]]
-    cells["The other solves"] = [f"{k:.3g}" for k in frame["other_k"]]
-    cells["Difference"] = [
-        f"{points:+.1f} points\n{low:+.1f} to {high:+.1f}"
-        for points, low, high in zip(frame["difference_points"], frame["low"], frame["high"], strict=True)
+    from statsmodels.stats.multitest import multipletests
+
+    rows: list[dict[str, Any]] = []
+    for arms in by_setting(metrics):
+        rows += _comparisons(arms)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    if rows:
+        frame["p_holm"] = multipletests(frame["p_value"], method="holm")[1].round(6)
+    runs = frame["run_id"]
+    differences = []
+    for row in rows:
+        interval = f"{row['low']:+.1f} to {row['high']:+.1f}"
+        differences.append(Cell(f"{row['difference_points']:+.1f} points", (interval,), run=row["run_id"]))
+    columns = [
+        words("Compared with", frame["compared_with"]),
+        words("Tests", frame["tests"]),
+        words("Tasks", frame["n"], "center"),
+        values("CodeACT solves", frame["codeact_k"].map("{:.3g}".format), runs),
+        values("The other solves", frame["other_k"].map("{:.3g}".format), frame["other_run_id"]),
+        Column("Difference", differences),
+        values("Better on", [f"{row['only_codeact']} / {row['only_other']}" for row in rows], runs),
+        values("p", frame["p_value"].map(_p_words), runs),
+        values("p (Holm)", frame["p_holm"].map(_p_words), runs),
+        words("Finding", frame["finding"]),
     ]
-    cells["Better on"] = [f"{b} / {c}" for b, c in zip(frame["only_codeact"], frame["only_other"], strict=True)]
-    cells["p"], cells["p (Holm)"] = frame["p_value"].map(_p_words), frame["p_holm"].map(_p_words)
-    cells["Finding"] = frame["finding"]
-    luck = SEVERAL_SEEDS if len(frame) and frame["n_seeds"].max() > 1 else ONE_SEED
+    luck = SEVERAL_SEEDS if any(row["n_seeds"] > 1 for row in rows) else ONE_SEED
     notes = [NOTE.format(tests=len(frame), luck=luck), "Better on: tasks that CodeACT / the other solves more often."]
-    links = [{None: row["run_id"], "The other solves": row["other_run_id"]} for row in rows]
-    more: dict[str, Any] = {
-        "left": ("Compared with", "Tests", "Finding"),
-        "links": links,
-        "sources": run_sources(metrics),
-    }
-    return Table("comparisons", "Paired tests", frame, cells, blocks=list(frame["data_set"]), notes=notes, **more)
+    return Table("comparisons", "Paired tests", frame, columns, frame["data_set"].tolist(), notes, run_sources(metrics))
 
 
 def _p_words(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def _holm(p_values: list[float]) -> list[float]:
-    from statsmodels.stats.multitest import multipletests
-
-    return multipletests(p_values, method="holm")[1].round(6).tolist() if p_values else []
-
-
-def _comparisons(arms: list[list[dict]]) -> list[dict]:
-    codeact = find_arm(arms, CODEACT)
+def _comparisons(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
+    """The rows of one setting: CodeACT against each of the two others that was run."""
     rows = []
+    codeact = find_arm(arms, CODEACT)
     for other in (find_arm(arms, BASELINE), find_arm(arms, RANDOM)):
         if codeact and other:
-            names: dict[str, Any] = {"data_set": setting(codeact[0]), "compared_with": arm_label(other[0])}
-            names |= {"n_seeds": max(len(codeact), len(other))}
-            names |= {key: _ids(runs) for key, runs in (("run_id", codeact), ("other_run_id", other))}
-            rows += [names | test for test in _tests(codeact, other)]
+            names = {
+                "data_set": setting(codeact.first),
+                "compared_with": arm_label(other.first),
+                "n_seeds": max(len(codeact.runs), len(other.runs)),
+                "run_id": codeact.run_id,
+                "other_run_id": other.run_id,
+            }
+            rows += [names | test for test in _tests(codeact.runs, other.runs)]
     return rows
 
 
-def _ids(runs: list[dict]) -> str:
-    return BETWEEN_RUNS.join(run["run_id"] for run in runs)
-
-
-def _tests(codeact: list[dict], other: list[dict]) -> list[dict]:
+def _tests(codeact: Sequence[RunRecord], other: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """Each benchmark's base and plus tests, then all tasks together."""
-    shared = {kind for kind, *_ in BENCHMARKS if all(benchmark_of(run, kind) for run in (*codeact, *other))}
-    sides: list[tuple[tuple[str, ...], str, str]] = [
-        ((kind,), side, heading) for kind, side, _, heading in BENCHMARKS if kind in shared
-    ]
-    kinds = tuple(dict.fromkeys(kind for kind, *_ in BENCHMARKS if kind in shared))
+    runs = [*codeact, *other]
+    shared = [benchmark for benchmark in BENCHMARKS if len(benchmarks_of(runs, benchmark.kind)) == len(runs)]
+    compared: list[tuple[list[str], Side, str]] = [([kind], side, heading) for kind, side, _, heading in shared]
+    kinds = list(dict.fromkeys(benchmark.kind for benchmark in shared))
     if len(kinds) > 1:
-        sides += [(kinds, "base", "all tasks, base"), (kinds, "plus", "all tasks, plus")]
+        compared += [(kinds, "base", "all tasks, base"), (kinds, "plus", "all tasks, plus")]
     rows = []
-    for kinds, side, heading in sides:
-        ours, theirs = ([_passed(run, kinds, side) for run in runs] for runs in (codeact, other))
+    for judged, side, heading in compared:
+        ours = [_passed(run, judged, side) for run in codeact]
+        theirs = [_passed(run, judged, side) for run in other]
         if len({frozenset(run) for run in (*ours, *theirs)}) == 1:  # of different versions nothing can be said
-            rows.append(_one_test(ours, theirs, heading))
+            rows.append({"tests": heading} | _one_test(ours, theirs))
     return rows
 
 
-def _passed(record: dict, kinds: tuple[str, ...], side: str) -> dict[str, bool]:
-    found = [benchmark_of(record, kind) for kind in kinds]
-    return {task: verdict[side] in (True, "pass") for b in found if b for task, verdict in b["verdicts"].items()}
+def _passed(record: RunRecord, kinds: Sequence[str], side: Side) -> dict[str, bool]:
+    """Task -> whether the run solved it, of the benchmarks of those kinds."""
+    passed = {}
+    for kind in kinds:
+        for judged in benchmarks_of([record], kind):
+            passed |= solved_tasks(judged, side)
+    return passed
 
 
-def _one_test(ours: list[dict[str, bool]], other: list[dict[str, bool]], heading: str) -> dict:
-    test, interval = sign_flip_test(ours, other), paired_bootstrap(ours, other)
+def _one_test(ours: list[dict[str, bool]], other: list[dict[str, bool]]) -> dict[str, Any]:
+    test = sign_flip_test(ours, other)
+    interval = paired_bootstrap(ours, other)
     k, k_other = (sum(sum(run.values()) for run in runs) / len(runs) for runs in (ours, other))
-    direction = "ahead" if k > k_other else "behind"
+    finding = NOTHING_SHOWN
+    if test["p_value"] < 0.05:
+        finding = "CodeACT ahead" if k > k_other else "CodeACT behind"
     return {
-        "tests": heading,
         "n": test["n"],
         "codeact_k": round(k, 3),
         "other_k": round(k_other, 3),
@@ -135,19 +144,19 @@ def _one_test(ours: list[dict[str, bool]], other: list[dict[str, bool]], heading
         "only_codeact": test["b"],
         "only_other": test["c"],
         "p_value": round(test["p_value"], 6),
-        "finding": f"CodeACT {direction}" if test["p_value"] < 0.05 else NOTHING_SHOWN,
+        "finding": finding,
     }
 
 
-# In words
+# ---- in words --------------------------------------------------------------------------------------------------------
 
 
-def findings(metrics: list[dict]) -> list[str]:
+def findings(metrics: Sequence[RunRecord]) -> list[str]:
     """What was measured, in sentences: CodeACT against full data and against random, judged on all plus tests."""
     frame = comparison_table(metrics).frame
     strictest = frame[frame["tests"] == "all tasks, plus"]
     savings = [_saving(arms) for arms in by_setting(metrics)]
-    return [_finding(row) for row in strictest.to_dict("records")] + [text for text in savings if text]
+    return [_finding(row) for row in strictest.to_dict("records")] + list(filter(None, savings))
 
 
 # (compared with random?, finding) -> what it means
@@ -161,7 +170,7 @@ _VERDICTS = {
 }
 
 
-def _finding(row: dict) -> str:
+def _finding(row: dict[str, Any]) -> str:
     ours, other = 100 * row["codeact_k"] / row["n"], 100 * row["other_k"] / row["n"]
     verdict = _VERDICTS[row["compared_with"].startswith("random"), row["finding"]]
     seeds = f" (mean of {row['n_seeds']} seeds)" if row["n_seeds"] > 1 else ""
@@ -174,13 +183,14 @@ def _finding(row: dict) -> str:
     )
 
 
-def _saving(arms: list[list[dict]]) -> str:
+def _saving(arms: Sequence[ArmResult]) -> str:
     full, ours = find_arm(arms, BASELINE), find_arm(arms, CODEACT)
-    if not (full and ours and full[0]["train"] and ours[0]["train"]):
+    if not (full and ours and full.first["train"] and ours.first["train"]):
         return ""
-    before, after = measured_row(full), measured_row(ours)
-    time, memory = (relative_change(before[c], after[c]) for c in ("training_time_min", "peak_memory_gb"))
+    time, memory = (
+        percent_cell(relative_change(full.averages[column].mean, ours.averages[column].mean)) for column in EFFICIENCY
+    )
     return (
-        f"{setting(ours[0])}: against all data with dynamic padding, CodeACT changes training time by "
-        f"{percent_cell(time)} and peak memory by {percent_cell(memory)}, the cost of selection not counted."
+        f"{setting(ours.first)}: against all data with dynamic padding, CodeACT changes training time by "
+        f"{time} and peak memory by {memory}, the cost of selection not counted."
     )

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from codeact_lib.tables.cells import cell_marks, mark_notes, percent_cell
+from codeact_lib.tables.cells import Line, mark_notes, marked, percent_cell
 from codeact_lib.tables.costs import selection_seconds
-from codeact_lib.tables.render import Table
-from codeact_lib.tables.research_questions import arm_pair, own_block
+from codeact_lib.tables.render import Cell, Column, Table, values, words
 from codeact_lib.tables.results import (
     BASELINE,
     BETWEEN_RUNS,
     CODEACT,
+    EFFICIENCY,
     HEADINGS,
     SCORES,
+    ArmResult,
+    RunRecord,
     by_setting,
     find_arm,
     hardware_notes,
     is_missing,
-    measured_row,
     relative_change,
+    reported_result,
+    run_ids,
     run_sources,
 )
 
@@ -43,111 +47,111 @@ CLAIMS = {
     "The same, selection counted": "time_with_selection_pct",
     "Peak memory: -27%": "memory_change_pct",
 }
-COLUMNS = [
-    *("source", "dataset", "model", "full", "codeact", "gain_points", "time_change_pct", "time_with_selection_pct"),
-    *("memory_change_pct", "run_id"),
-]
+COLUMNS = ["source", "dataset", "model", "full", "codeact", *CLAIMS.values(), "run_id"]
 
 
-def derived_claims_table(metrics: list[dict], reported: dict[str, pd.DataFrame]) -> Table:
+class Pair(NamedTuple):
+    """Full data and CodeACT of one model on one data set from one source."""
+
+    dataset: str
+    model: str
+    full: Line
+    ours: Line
+
+    def columns(self) -> dict[str, Any]:
+        """What the claims are about, as one row of the CSV."""
+        full, ours = self.full.result, self.ours.result
+        before, after = full.scores["humaneval"].rate, ours.scores["humaneval"].rate
+        row = {"source": full.source, "dataset": self.dataset, "model": self.model, "full": before, "codeact": after}
+        row["gain_points"] = round(after - before, 3)
+        minutes = ours.averages["training_time_min"].mean
+        full_minutes = full.averages["training_time_min"].mean
+        row["time_change_pct"] = relative_change(full_minutes, minutes)
+        row["memory_change_pct"] = relative_change(
+            full.averages["peak_memory_gb"].mean, ours.averages["peak_memory_gb"].mean
+        )
+        if ours.runs:
+            row["time_with_selection_pct"] = relative_change(full_minutes, minutes + selection_seconds(ours.runs) / 60)
+            row["run_id"] = run_ids([*ours.runs, *full.runs])
+        return row
+
+
+def derived_claims_table(metrics: Sequence[RunRecord], reported: Mapping[str, pd.DataFrame]) -> Table:
     """The paper's headline (+8.6 points, -78% time, -27% memory) recomputed from every reported and measured pair.
 
     Measured pairs are means over the seeds of an arm.
     """
-    rows = _pairs_of(reported["rq1"], "paper") + _pairs_of(_followup_pairs(reported["followup"]), "follow-up")
-    rows += [row for arms in by_setting(metrics) for row in _measured_pair(arms)]
-    frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
-    pairs = [_pair_cell(row) for row in frame.to_dict("records")]
-    cells = pd.DataFrame({"Data set": frame["dataset"], "Model": frame["model"]})
-    cells["HumanEval, full → 40%"] = [cell for cell, _ in pairs]
-    cells["Gain"] = [f"{gain:+.1f} points" for gain in frame["gain_points"]]
-    cells["Time"] = frame["time_change_pct"].map(percent_cell)
-    cells["Time, selection counted"] = frame["time_with_selection_pct"].map(percent_cell)
-    cells["Peak memory"] = frame["memory_change_pct"].map(percent_cell)
-    links = [None if is_missing(runs) else runs for runs in frame["run_id"]]
-    more: dict[str, Any] = {
-        "blocks": [SOURCES[source] for source in frame["source"]],
-        "links": links,
-        "sources": run_sources(metrics),
-    }
-    notes = [NOTE, *mark_notes([side for _, marks in pairs for side in marks]), *hardware_notes(metrics)]
-    return Table("derived_claims", "The headline claims, recomputed", frame, cells, notes=notes, **more)
+    pairs = _pairs(metrics, reported)
+    frame = pd.DataFrame([pair.columns() for pair in pairs]).reindex(columns=COLUMNS)
+    runs = [None if is_missing(run) else run for run in frame["run_id"]]
+    scores = [f"{_score_words(pair.full, 'humaneval')} → {_score_words(pair.ours, 'humaneval')}" for pair in pairs]
+    sides = [*(pair.full for pair in pairs), *(pair.ours for pair in pairs)]
+    columns = [
+        words("Data set", frame["dataset"]),
+        words("Model", frame["model"]),
+        values("HumanEval, full → 40%", scores, runs),
+        values("Gain", frame["gain_points"].map("{:+.1f} points".format), runs),
+        values("Time", frame["time_change_pct"].map(percent_cell), runs),
+        values("Time, selection counted", frame["time_with_selection_pct"].map(percent_cell), runs),
+        values("Peak memory", frame["memory_change_pct"].map(percent_cell), runs),
+    ]
+    blocks = frame["source"].map(SOURCES).tolist()
+    notes = [NOTE, *mark_notes(sides), *hardware_notes(metrics)]
+    title = "The headline claims, recomputed"
+    return Table("derived_claims", title, frame, columns, blocks, notes, run_sources(metrics))
 
 
-def _pair_cell(row: dict) -> tuple[str, list[dict[str, str]]]:
-    """Both arms as text, e.g. "58.5 → 67.1" with the marks of reported numbers, and these marks."""
-    sides = [{"humaneval": row[arm]} for arm in ("full", "codeact")]
-    marks = cell_marks(sides) if row["source"] != "measured" else [{}, {}]
-    return " → ".join(_marked(*pair, "humaneval") for pair in zip(sides, marks, strict=True)), marks
+def _pairs(metrics: Sequence[RunRecord], reported: Mapping[str, pd.DataFrame]) -> list[Pair]:
+    """Both arms of each model on each data set, reported and measured; pairs with a gap are left out."""
+    again = reported["followup"]
+    again = again[(again["table"] == "pass_at_one") & again["ratio"].isin([1.0, 0.4])]
+    again = again.drop(columns=EFFICIENCY).assign(codeact=again["ratio"] < 1)
+    pairs = []
+    for source, frame in (("paper", reported["rq1"]), ("follow-up", again)):
+        for (dataset, model, size), rows in frame.groupby(["dataset", "model", "size"], sort=False):
+            arms = {bool(row["codeact"]): reported_result(row, source) for row in rows.to_dict("records")}
+            pairs += _pair(dataset, f"{model} {size}", arms[False], arms[True])
+    for settings in by_setting(metrics):
+        full, ours = find_arm(settings, BASELINE), find_arm(settings, CODEACT)
+        if full and ours:
+            model = full.first["model"]
+            pairs += _pair(full.first["dataset_label"], f"{model['label']} {model['size']}", full, ours)
+    return pairs
 
 
-def _marked(row: dict, marks: dict[str, str], column: str) -> str:
-    return f"{row[column]:.1f} {marks.get(column, '')}".strip()
+def _pair(dataset: str | None, model: str, *arms: ArmResult) -> list[Pair]:
+    """The pair, with the marks of reported numbers, or nothing where HumanEval is not known of both arms."""
+    lines = []
+    for arm in arms:
+        score = arm.scores.get("humaneval")
+        if score is None or is_missing(score.rate):
+            return []
+        lines.append(Line({}, replace(arm, scores={"humaneval": score})))
+    full, ours = lines if arms[0].runs else marked(lines)
+    return [Pair(dataset or "", model, full, ours)]
 
 
-def headline_table(metrics: list[dict], reported: dict[str, pd.DataFrame]) -> Table:
+def headline_table(metrics: Sequence[RunRecord], reported: Mapping[str, pd.DataFrame]) -> Table:
     """The paper's three claims side by side: as its own table, its follow-up and each measured setting have them."""
     pairs = derived_claims_table(metrics, reported).frame
     ours = pairs[pairs["source"] == "measured"]
     theirs = pairs[(pairs["dataset"] == "EVOL-Instruct") & (pairs["model"] == "DeepSeek-Coder 6.7B")]
-    shown = pd.concat([theirs, ours])
-    words = {"paper": "Paper", "follow-up": "Follow-up", "measured": "Measured"}
-    names = [words[r.source] + (f", {r.dataset}" if r.source == "measured" else "") for r in shown.itertuples()]
     frame = pd.DataFrame({"claim": list(CLAIMS)})
-    for name, row in zip(names, shown.to_dict("records"), strict=True):
+    columns = [words("Claim", CLAIMS)]
+    for row in pd.concat([theirs, ours]).to_dict("records"):
+        name = {"paper": "Paper", "follow-up": "Follow-up"}.get(row["source"], f"Measured, {row['dataset']}")
         frame[name] = [row[column] for column in CLAIMS.values()]
-    frame["run_id"] = BETWEEN_RUNS.join(ours["run_id"])
-    cells = pd.DataFrame({"Claim": frame["claim"]})
-    for name in names:
         points, *changes = frame[name]
-        cells[name] = [f"{points:+.1f} points", *map(percent_cell, changes)]
-    runs = {name: run for name, run in zip(names, shown["run_id"], strict=True) if not is_missing(run)}
-    links: list[Any] = [runs] * len(CLAIMS)
+        run = None if is_missing(row["run_id"]) else row["run_id"]
+        columns.append(values(name, [f"{points:+.1f} points", *map(percent_cell, changes)], [run] * len(CLAIMS)))
+    frame["run_id"] = BETWEEN_RUNS.join(ours["run_id"])
     note = "Paper and follow-up: DeepSeek-Coder 6.7B on EVOL-Instruct, CodeACT against all data with dynamic padding."
     notes = [note, *hardware_notes(metrics)]
     title = "The paper's three claims, side by side"
-    return Table("headline", title, frame, cells, notes=notes, links=links, sources=run_sources(metrics))
+    return Table("headline", title, frame, columns, notes=notes, sources=run_sources(metrics))
 
 
-def _followup_pairs(followup: pd.DataFrame) -> pd.DataFrame:
-    scores = followup[(followup["table"] == "pass_at_one") & followup["ratio"].isin([1.0, 0.4])]
-    return scores.assign(codeact=scores["ratio"] < 1, training_time_min=math.nan, peak_memory_gb=math.nan)
-
-
-def _pairs_of(frame: pd.DataFrame, source: str) -> list[dict]:
-    """Differences between the two arms of each model on each data set; pairs with a gap are left out."""
-    if "humaneval" not in frame:
-        return []
-    rows = []
-    for (dataset, model, size), pair in frame.groupby(["dataset", "model", "size"], sort=False):
-        full, ours = (pair[pair["codeact"].astype(bool) == arm].iloc[0] for arm in (False, True))
-        if not (is_missing(full["humaneval"]) or is_missing(ours["humaneval"])):
-            rows.append({"source": source, "dataset": dataset, "model": f"{model} {size}"} | _differences(full, ours))
-    return rows
-
-
-def _differences(full: pd.Series, ours: pd.Series) -> dict:
-    return {
-        "full": full["humaneval"],
-        "codeact": ours["humaneval"],
-        "gain_points": round(ours["humaneval"] - full["humaneval"], 3),
-        "time_change_pct": relative_change(full["training_time_min"], ours["training_time_min"]),
-        "memory_change_pct": relative_change(full["peak_memory_gb"], ours["peak_memory_gb"]),
-    }
-
-
-def _measured_pair(arms: list[list[dict]]) -> list[dict]:
-    pairs = _pairs_of(pd.DataFrame(arm_pair(arms, own_block(arms[0][0]))), "measured")
-    if not pairs:
-        return []
-    full, ours = find_arm(arms, BASELINE), find_arm(arms, CODEACT)
-    before, after = measured_row(full), measured_row(ours)
-    counted = after["training_time_min"] + selection_seconds(ours) / 60
-    with_selection = {"time_with_selection_pct": relative_change(before["training_time_min"], counted)}
-    return [pairs[0] | with_selection | {"run_id": BETWEEN_RUNS.join([after["run_id"], before["run_id"]])}]
-
-
-def followup_table(reported: dict[str, pd.DataFrame]) -> Table:
+def followup_table(reported: Mapping[str, pd.DataFrame]) -> Table:
     """The paper's scores beside the authors' own later re-run of the same rows, with the difference."""
     paper = reported["rq1"].assign(ratio=np.where(reported["rq1"]["codeact"], 0.4, 1.0))
     again = reported["followup"][reported["followup"]["table"] == "pass_at_one"]
@@ -155,16 +159,27 @@ def followup_table(reported: dict[str, pd.DataFrame]) -> Table:
     frame = paper.merge(again, on=["dataset", "model", "size", "ratio"], suffixes=("_paper", "_followup"))
     both = [f"{column}{suffix}" for column in SCORES for suffix in ("_paper", "_followup")]
     frame = frame[["dataset", "model", "size", "ratio", *both]]
-    cells = pd.DataFrame({"Model": frame["model"] + " " + frame["size"], "Data": frame["ratio"].map("{:.0%}".format)})
-    sides = [frame[[f"{c}_{source}" for c in SCORES]].set_axis(SCORES, axis=1) for source in ("paper", "followup")]
-    old, new = (side.to_dict("records") for side in sides)
-    marks = [cell_marks(rows) for rows in (old, new)]
-    for column in SCORES:
-        cells[HEADINGS[column]] = [
-            f"{_marked(a, marked_a, column)} → {_marked(b, marked_b, column)}\n{b[column] - a[column]:+.1f}"
-            for a, b, marked_a, marked_b in zip(old, new, *marks, strict=True)
-        ]
+    old, new = (_side(frame, source) for source in ("paper", "followup"))
+    columns = [
+        words("Model", frame["model"] + " " + frame["size"]),
+        words("Data", frame["ratio"].map("{:.0%}".format), "center"),
+    ]
+    for column, heading in HEADINGS.items():
+        cells = []
+        for before, after in zip(old, new, strict=True):
+            change = after.result.scores[column].rate - before.result.scores[column].rate
+            cells.append(Cell(f"{_score_words(before, column)} → {_score_words(after, column)}", (f"{change:+.1f}",)))
+        columns.append(Column(heading, cells))
     note = "By the same authors: arXiv 2408.02193 (left), arXiv 2504.12687 (right). Neither is a target to be hit."
-    notes = [note, *mark_notes([*marks[0], *marks[1]])]
-    title = "Reported twice: paper → follow-up"
-    return Table("followup", title, frame, cells, blocks=list(frame["dataset"]), notes=notes)
+    notes = [note, *mark_notes([*old, *new])]
+    return Table("followup", "Reported twice: paper → follow-up", frame, columns, frame["dataset"].tolist(), notes)
+
+
+def _side(frame: pd.DataFrame, source: str) -> list[Line]:
+    """One of the two columns of each score, with its marks."""
+    rows = frame.rename(columns={f"{column}_{source}": column for column in SCORES}).to_dict("records")
+    return marked([Line({}, reported_result(row, source)) for row in rows])
+
+
+def _score_words(line: Line, column: str) -> str:
+    return f"{line.result.scores[column].rate:.1f} {line.marks.get(column, '')}".strip()

@@ -1,73 +1,131 @@
-"""Tables on paper and screen: Markdown, LaTeX, HTML and CSV of a ``Table``, and the self-contained ``report.html``.
+"""Tables on paper and screen: a `Table` as CSV, Markdown, LaTeX, HTML and JSON.
 
-A ``Table`` holds one set of facts twice: ``frame`` for machines (numbers, counts, intervals, run ids; the CSV) and
-``cells`` for readers (text with units), with a mask for bold and a heading for each block of rows.
+A `Table` holds one set of facts twice: `frame` for machines (numbers, counts, intervals, run ids; the CSV) and
+`columns` of cells for readers (text with units, bold for the best), with a heading for each block of rows.
 """
+
+from __future__ import annotations
 
 import html
 import json
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from codeact_lib.artifacts import PACKAGE_DIR, atomic_write
+from codeact_lib.tables.results import BETWEEN_RUNS, NOT_RUN
 
 FORMATS = ("csv", "md", "tex", "html", "json")
-NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a reader sees at one place: `text`, below it lines of small print; `run`: the run (or "a; b") measured."""
+
+    text: str
+    small: Sequence[str] = ()
+    bold: bool = False
+    run: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.text}\n{', '.join(self.small)}" if self.small else self.text
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading with a cell for each row; numbers stand centred, words flush left."""
+
+    heading: str
+    cells: Sequence[Cell]
+    align: Literal["left", "center"] = "center"
+
+
+def words(heading: str, texts: Iterable[object], align: Literal["left", "center"] = "left") -> Column:
+    """A column that says what its rows are."""
+    cells = []
+    for text in texts:
+        first, *small = str(text).split("\n")
+        cells.append(Cell(first, small))
+    return Column(heading, cells, align)
+
+
+def values(heading: str, texts: Iterable[str], runs: Iterable[str | None]) -> Column:
+    """A column of what was found, with the run of each cell."""
+    return Column(heading, [Cell(text, run=run) for text, run in zip(texts, runs, strict=True)])
 
 
 @dataclass
 class Table:
-    """One table: ``frame`` as data, ``cells`` as text (after a line break: small print), ``bold`` marks of that shape.
+    """One table, for machines (`frame`) and for readers (`columns`).
 
-    blocks: one heading a row of ``cells``; consecutive rows with the same heading form a block. links: what a row was
-    measured on: None, a run id, several ("a; b": the seeds of an arm), or a mapping from a column to one of these with
-    None for the other columns. sources: ``tables.run_sources``, for the JSON. left: columns of words, set flush left.
-    names: columns that say what a row is; all others hold what was found.
+    blocks: one heading a row of cells; consecutive rows with the same heading form a block. sources: where the numbers
+    of each run come from, for the JSON (`results.run_sources`). rows: the rows of `frame` that the cells stand for,
+    by default all.
     """
 
     name: str
     title: str
     frame: pd.DataFrame
-    cells: pd.DataFrame
-    bold: pd.DataFrame | None = None
+    columns: Sequence[Column]
     blocks: Sequence[str] = ()
     notes: Sequence[str] = ()
-    links: Sequence[str | None | Mapping[str | None, str]] = ()
-    left: Sequence[str] = field(
-        default=("Model", "Base model", "Data type", "Arm", "Data set", "Source", "Claim", "Run")
-    )
-    names: Sequence[str] = (
-        *("Model", "Size", "CodeACT", "Source", "Base model", "Data type", "Data num", "Arm", "Data", "Batching"),
-        *("Data set", "Compared with", "Tests", "Tasks", "Seeds", "Rows", "Sampling rate", "Finding"),
-    )
     sources: Mapping[str, dict] = field(default_factory=dict)
+    rows: Sequence[int] | None = None
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """The text of all cells, small print after a line break."""
+        texts = {column.heading: list(map(str, column.cells)) for column in self.columns}
+        return pd.DataFrame(texts, index=self.rows)
+
+    @property
+    def bold(self) -> pd.DataFrame:
+        """Which cells are bold, in the shape of `cells`."""
+        marks = {column.heading: [cell.bold for cell in column.cells] for column in self.columns}
+        return pd.DataFrame(marks, index=self.rows)
+
+    @property
+    def links(self) -> list[str | None]:
+        """The run of each row (several: "a; b"), None for a reported one."""
+        return [next((cell.run for cell in row if cell.run), None) for row in self.by_row()]
 
     def is_bold(self, row: int, column: int) -> bool:
-        return bool(self.bold is not None and self.bold.iloc[row, column])
+        return self.columns[column].cells[row].bold
 
     def runs_of(self, row: int, column: str) -> str | None:
-        """What a cell was measured on, as in ``links``; None for names and reported numbers."""
-        found = self.links[row] if self.links else None
-        if isinstance(found, Mapping):
-            found = found.get(column, found.get(None))
-        return None if column in self.names else found
+        """What a cell was measured on; None for names and reported numbers."""
+        return next(c.cells[row].run for c in self.columns if c.heading == column)
+
+    def by_row(self) -> list[tuple[Cell, ...]]:
+        return list(zip(*(column.cells for column in self.columns), strict=True))
+
+    def by_block(self) -> list[tuple[str, list[tuple[Cell, ...]]]]:
+        """Consecutive rows under the same heading, "" where there are no blocks."""
+        found: list[tuple[str, list[tuple[Cell, ...]]]] = []
+        rows = self.by_row()
+        for heading, row in zip(self.blocks or [""] * len(rows), rows, strict=True):
+            if not found or found[-1][0] != heading:
+                found.append((heading, []))
+            found[-1][1].append(row)
+        return found
 
     def _repr_markdown_(self) -> str:
         return to_markdown(self)
 
 
 def write_table(table: Table | pd.DataFrame, stem: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write a table as ``stem``.csv, .md, .tex (booktabs), .html and .json by rename; a plain frame as its text."""
+    """Write a table as `stem`.csv, .md, .tex (booktabs), .html and .json by rename; a plain frame as its text."""
     if isinstance(table, pd.DataFrame):
-        table = Table(Path(stem).name, Path(stem).name, table, table.astype(str))
-    render = {"md": to_markdown, "tex": to_latex, "html": _html_page, "csv": lambda t: _csv(t.frame), "json": to_json}
+        columns = [words(str(name), table[name], "center") for name in table]
+        table = Table(Path(stem).name, Path(stem).name, table, columns)
+    render = {"md": to_markdown, "tex": to_latex, "html": _html_page, "csv": _csv, "json": to_json}
     paths = [Path(f"{stem}.{suffix}") for suffix in formats]
     for path in paths:
         with atomic_write(path) as file:
@@ -75,18 +133,12 @@ def write_table(table: Table | pd.DataFrame, stem: str | Path, formats: Sequence
     return paths
 
 
-def to_json(table: Table) -> str:
-    """Rows as in the CSV (missing values are null), notes, and for each run in them where its numbers come from."""
-    rows = json.loads(table.frame.to_json(orient="records"))
-    runs = {run for row in rows for key in ("run_id", "other_run_id") for run in (row.get(key) or "").split("; ")}
-    facts = {"name": table.name, "title": table.title, "notes": list(table.notes), "rows": rows}
-    sources = {run_id: table.sources[run_id] for run_id in table.sources if run_id in runs}
-    return json.dumps({**facts, "runs": sources}, indent=1, ensure_ascii=False) + "\n"
+# ---- for machines ----------------------------------------------------------------------------------------------------
 
 
-def _csv(frame: pd.DataFrame) -> str:
+def _csv(table: Table) -> str:
     """Numbers without trailing zeros, yes/no for booleans, whole numbers whole even where other rows have none."""
-    text = frame.copy()
+    text = table.frame.copy()
     for name in text.columns:
         if text[name].dtype == bool:
             text[name] = np.where(text[name], "yes", "no")
@@ -95,104 +147,83 @@ def _csv(frame: pd.DataFrame) -> str:
     return text.to_csv(index=False, lineterminator="\n")
 
 
-def _blocks(table: Table) -> list[tuple[str, list[int]]]:
-    """Consecutive rows with the same heading: [(heading, positions)]."""
-    found: list[tuple[str, list[int]]] = []
-    for position in range(len(table.cells)):
-        heading = table.blocks[position] if table.blocks else ""
-        if not found or found[-1][0] != heading:
-            found.append((heading, []))
-        found[-1][1].append(position)
-    return found
+def to_json(table: Table) -> str:
+    """Rows as in the CSV (missing values are null), notes, and for each run in them where its numbers come from."""
+    rows = json.loads(table.frame.to_json(orient="records"))
+    runs: set[str] = set()
+    for row in rows:
+        for key in ("run_id", "other_run_id"):
+            runs.update((row.get(key) or "").split(BETWEEN_RUNS))
+    sources = {run_id: facts for run_id, facts in table.sources.items() if run_id in runs}
+    facts = {"name": table.name, "title": table.title, "notes": list(table.notes), "rows": rows, "runs": sources}
+    return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+
+
+# ---- Markdown --------------------------------------------------------------------------------------------------------
 
 
 def to_markdown(table: Table) -> str:
     """GitHub-flavoured Markdown: one pipe table a block under its heading, bold and small print kept, notes below."""
-    columns = list(table.cells.columns)
-    rule = ["---" if column in table.left else ":-:" for column in columns]
+    head = _pipes(column.heading for column in table.columns)
+    rule = _pipes("---" if column.align == "left" else ":-:" for column in table.columns)
     parts = [f"**{table.title}**"]
-    for heading, positions in _blocks(table):
+    for heading, rows in table.by_block():
         lines = [f"*{heading}*", ""] if heading else []
-        lines += [_pipes(columns), _pipes(rule)]
-        lines += [_pipes([_markdown_cell(table, row, i) for i in range(len(columns))]) for row in positions]
+        lines += [head, rule, *(_pipes(map(_markdown_cell, row)) for row in rows)]
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, *(f"<sub>{note}</sub>" for note in table.notes)]) + "\n"
 
 
-def _pipes(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _pipes(texts: Iterable[str]) -> str:
+    return "| " + " | ".join(texts) + " |"
 
 
-def _markdown_cell(table: Table, row: int, column: int) -> str:
-    main, *small = _lines(str(table.cells.iloc[row, column]).replace("|", "\\|"))
-    main = f"**{main}**" if table.is_bold(row, column) else main
-    return "<br>".join([main, *(f"<sub>{part}</sub>" for part in small)])
+def _markdown_cell(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.bold else cell.text
+    return "<br>".join([text, *(f"<sub>{line}</sub>" for line in cell.small)]).replace("|", "\\|")
 
 
-def _lines(cell: str) -> list[str]:
-    """The number, and the parts of the small print below it: short lines keep columns narrow."""
-    main, _, small = str(cell).partition("\n")
-    return [main, *filter(None, small.split(", "))]
+# ---- HTML ------------------------------------------------------------------------------------------------------------
 
 
 def to_html(table: Table, *, link_runs: bool = False) -> str:
-    """The table as an HTML fragment: caption, block rows, ``<strong>``; ``link_runs``: measured cells lead to a run."""
-    columns = list(table.cells.columns)
-    kinds = ["text" if column in table.left else "value" for column in columns]
-    head = "".join(
-        f'<th class="{kind}">{html.escape(column)}</th>' for column, kind in zip(columns, kinds, strict=True)
-    )
-    body = []
-    for heading, positions in _blocks(table):
-        if heading:
-            body.append(f'<tr class="block"><td colspan="{len(columns)}"><span>{html.escape(heading)}</span></td></tr>')
-        for row in positions:
-            runs = [table.runs_of(row, column) if link_runs else None for column in columns]
-            cells = (_html_cell(table, row, i, kinds[i], runs[i]) for i in range(len(columns)))
-            body.append(f"<tr>{''.join(cells)}</tr>")
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
-    rows = "\n".join(body)
-    # the report has a heading of its own
-    caption = "" if link_runs else f"<caption>{html.escape(table.title)}</caption>"
-    return (
-        f'<div class="scroll"><table>{caption}\n<thead><tr>{head}</tr></thead>\n'
-        f'<tbody>\n{rows}\n</tbody></table></div>\n<div class="notes">{notes}</div>\n'
-    )
+    """The table as an HTML fragment: caption, block rows, `<strong>`; `link_runs`: measured cells lead to a run.
 
-
-def _html_cell(table: Table, row: int, column: int, kind: str, runs: str | None) -> str:
-    main, *small = (html.escape(part) for part in _lines(table.cells.iloc[row, column]))
-    quiet = " quiet" if main in (NOT_RUN, "-") else ""
-    main = f"<strong>{main}</strong>" if table.is_bold(row, column) else main
-    if runs and not quiet:
-        main = f'<a href="#{html.escape(run_anchor(runs))}">{main}</a>'
-    lines = "".join(f"<small>{part}</small>" for part in small)
-    return f'<td class="{kind}{quiet}">{main}{lines}</td>'
+    With `link_runs` there is no caption: the report has a heading of its own.
+    """
+    kinds = {"left": "text", "center": "value"}
+    template = html_template("table_fragment.html.j2")
+    nothing = (NOT_RUN, "-")
+    return template.render(table=table, kinds=kinds, nothing=nothing, link_runs=link_runs, anchor=run_anchor) + "\n"
 
 
 def run_anchor(runs: str) -> str:
     """Id of the facts of a run, or of the arm that the first of several runs belongs to."""
-    first, *others = runs.split("; ")
+    first, *others = runs.split(BETWEEN_RUNS)
     return f"{'arm' if others else 'run'}-{first}"
 
 
-def _template(name: str):
+def html_template(name: str) -> Any:
+    """A Jinja template of the package's own; what is filled in is escaped, and a name left out is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
-    folder = PACKAGE_DIR / "templates"
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(PACKAGE_DIR / "templates"),
         undefined=StrictUndefined,
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["text"] = lambda text: Markup(html.escape(text))  # the spelling of quotes that files have had
     return environment.get_template(name)
 
 
 def _html_page(table: Table) -> str:
-    return _template("table.html.j2").render(title=table.title, table=to_html(table))
+    return html_template("table.html.j2").render(title=table.title, table=to_html(table))
 
+
+# ---- LaTeX -----------------------------------------------------------------------------------------------------------
 
 _TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -208,43 +239,26 @@ def _tex(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A ``table*`` with booktabs rules (packages booktabs, graphicx), blocks and bold as in the other formats."""
-    columns = list(table.cells.columns)
-    align = "".join("l" if column in table.left else "c" for column in columns)
-    body = []
-    for heading, positions in _blocks(table):
+    """A `table*` with booktabs rules (packages booktabs, graphicx), blocks and bold as in the other formats."""
+    align = "".join(column.align[0] for column in table.columns)
+    lines = [r"% \usepackage{booktabs,graphicx}", r"\begin{table*}", r"\centering"]
+    lines += [rf"\caption{{{_tex(table.title)}}}", r"\resizebox{\textwidth}{!}{%"]
+    lines += [rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
+    lines.append(" & ".join(rf"\textbf{{{_tex(column.heading)}}}" for column in table.columns) + r" \\")
+    for heading, rows in table.by_block():
         if heading:
-            body += [r"\midrule", *_tex_heading(heading, len(columns))]
-        body += [
-            r"\midrule",
-            *(" & ".join(_tex_cell(table, row, i) for i in range(len(columns))) + r" \\" for row in positions),
-        ]
-    lines = [
-        r"% \usepackage{booktabs,graphicx}",
-        r"\begin{table*}",
-        r"\centering",
-        rf"\caption{{{_tex(table.title)}}}",
-        r"\resizebox{\textwidth}{!}{%",
-        rf"\begin{{tabular}}{{{align}}}",
-        r"\toprule",
-        " & ".join(rf"\textbf{{{_tex(column)}}}" for column in columns) + r" \\",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}}",
-        *(rf"{{\par\smallskip\footnotesize\raggedright {_tex(note)}\par}}" for note in table.notes),
-        r"\end{table*}",
-    ]
-    return "\n".join(lines) + "\n"
+            # on two lines where it is long: one wider than the columns would make the whole table small
+            parts = [rf"\emph{{{_tex(part)}}}" for part in textwrap.wrap(heading, 90)]
+            lines += [r"\midrule", *(rf"\multicolumn{{{len(table.columns)}}}{{c}}{{{part}}} \\" for part in parts)]
+        lines += [r"\midrule", *(" & ".join(map(_tex_cell, row)) + r" \\" for row in rows)]
+    lines += [r"\bottomrule", r"\end{tabular}}"]
+    lines += [rf"{{\par\smallskip\footnotesize\raggedright {_tex(note)}\par}}" for note in table.notes]
+    return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
-def _tex_cell(table: Table, row: int, column: int) -> str:
-    main, *small = (_tex(part) for part in _lines(table.cells.iloc[row, column]))
-    main = rf"\textbf{{{main}}}" if table.is_bold(row, column) else main
+def _tex_cell(cell: Cell) -> str:
+    text = rf"\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
+    if not cell.small:
+        return text
     # one line: a page is scaled to its width and must not grow too high
-    return rf"\shortstack{{\rule{{0pt}}{{2.8ex}}{main}\\{{\scriptsize {', '.join(small)}}}}}" if small else main
-
-
-def _tex_heading(heading: str, n_columns: int) -> list[str]:
-    """A long heading on two lines: one wider than the columns would make the whole table small."""
-    parts = textwrap.wrap(heading, 90)
-    return [rf"\multicolumn{{{n_columns}}}{{c}}{{\emph{{{_tex(part)}}}}} \\" for part in parts]
+    return rf"\shortstack{{\rule{{0pt}}{{2.8ex}}{text}\\{{\scriptsize {_tex(', '.join(cell.small))}}}}}"

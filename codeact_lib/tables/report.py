@@ -1,18 +1,23 @@
-"""The self-contained `report.html`: every table and figure of a profile on one page that opens offline."""
+"""The self-contained `report.html`: every table and figure of a profile, and the runs behind them, on one page."""
+
+from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from codeact_lib.artifacts import atomic_write
-from codeact_lib.tables.render import Table, _template, to_html
+from codeact_lib.config import Profile
+from codeact_lib.measure import number
+from codeact_lib.tables.render import Table, html_template, to_html
+from codeact_lib.tables.results import RunRecord, arm_label, benchmark_stamp, by_arm, hardware, setting
 
 
-# The report
 @dataclass
 class ReportFigure:
     """A figure of the report: its saved SVG, a caption, and what it shows in words for those who do not see it."""
@@ -25,22 +30,16 @@ class ReportFigure:
         """The SVG element alone, scaled by the page and named for screen readers."""
         text = Path(self.path).read_text(encoding="utf-8")
         text = text[text.index("<svg") :]
-        text = re.sub(r' width="([\d.]+)pt" height="[^"]*"', _natural_width, text, count=1)
-        text = _own_ids(text, Path(self.path).stem)
-        return text.replace(
-            "<svg", f'<svg role="img" aria-label="{html.escape(self.alt or self.caption, quote=True)}"', 1
-        )
-
-
-def _natural_width(size: re.Match) -> str:
-    """At most as wide as drawn (96 CSS pixels to 72 points), so that text has one size in all figures."""
-    return f' style="max-width: {float(size.group(1)) * 96 / 72:.0f}px"'
-
-
-def _own_ids(svg: str, prefix: str) -> str:
-    """Ids of one drawing made its own, so that several can stand in one page."""
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+        # at most as wide as drawn (96 CSS pixels to 72 points), so that text has one size in all figures
+        size = re.search(r' width="([\d.]+)pt" height="[^"]*"', text)
+        if size:
+            text = text.replace(size[0], f' style="max-width: {float(size[1]) * 96 / 72:.0f}px"', 1)
+        # ids of its own, so that several drawings can stand in one page
+        prefix = Path(self.path).stem
+        text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
+        text = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", text)
+        label = html.escape(self.alt or self.caption, quote=True)
+        return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
 def write_report(
@@ -50,20 +49,24 @@ def write_report(
     summary: Sequence[str],
     tables: Sequence[Table],
     figures: Sequence[ReportFigure],
-    runs: Sequence[dict] = (),
+    runs: Sequence[Mapping[str, Any]] = (),
     deviations: pd.DataFrame | None = None,
-    provenance: dict[str, str] | None = None,
+    provenance: Mapping[str, str] | None = None,
 ) -> Path:
     """One page with everything inside it: no request leaves the file. Measured rows link to the facts of their run.
 
-    runs: ``tables.run_groups``, the facts of each run by arm. deviations: ``deviations.deviations_in_force``. Links go
-    to anchors inside.
+    runs: `run_groups`, the facts of each run by arm. deviations: `deviations.deviations_in_force`. Links go to anchors
+    inside.
     """
-    page = _template("report.html.j2").render(
+    drawings = []
+    for figure in figures:
+        short = re.split(r"[;:,.]( |$)", figure.caption)[0]
+        drawings.append((Path(figure.path).stem, figure.caption, short, figure.inline()))
+    page = html_template("report.html.j2").render(
         title=title,
         summary=summary,
         tables=[(table.name, table.title, to_html(table, link_runs=True)) for table in tables],
-        figures=[(Path(f.path).stem, f.caption, re.split(r"[;:,.]( |$)", f.caption)[0], f.inline()) for f in figures],
+        figures=drawings,
         runs=runs,
         deviations=[] if deviations is None else deviations.to_dict("records"),
         provenance=provenance or {},
@@ -71,3 +74,63 @@ def write_report(
     with atomic_write(path) as file:
         file.write(page)
     return Path(path)
+
+
+# ---- where the numbers come from -------------------------------------------------------------------------------------
+
+
+def run_groups(metrics: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """The runs of the report by arm: `{"arm", "runs": [run_facts, ...]}`, the seeds of an arm together."""
+    groups = []
+    for runs in by_arm(metrics):
+        arm = f"{setting(runs[0])}: {arm_label(runs[0])}"
+        groups.append({"arm": arm, "runs": [run_facts(run) for run in runs]})
+    return groups
+
+
+def run_facts(record: RunRecord) -> dict[str, Any]:
+    """What the report says of one run: enough to find it again and to see that nothing was altered."""
+    train, model = record["train"], record["model"]
+    facts: dict[str, Any] = {"arm": arm_label(record)}
+    facts["model"] = f"{model['label']} ({model['size']}), {model.get('revision') or 'no revision'}"
+    if record["dataset"]:
+        facts["data"] = f"{record['dataset_label']}: {record['n_train']:,} of {record['n_total']:,} rows"
+    facts["seed"] = record["seed"]
+    if train:
+        facts["training"] = (
+            f"{number(train['seconds'])} s, {train['optimizer_steps']} optimizer steps, "
+            f"{train['supervised_tokens']:,} supervised tokens, {train['padding_rate']:.1%} padding, "
+            f"final loss {train['final_loss']:.3f}"
+        )
+        facts["peak memory"] = f"{train['peak_memory_bytes'] / 1e6:,.0f} MB ({train['peak_memory_kind']})"
+    facts["benchmarks"] = benchmark_stamp(record)
+    solved, protocols = [], []
+    for name, judged in record["benchmarks"].items():
+        base, plus = (f"{count['k']}/{count['n']}" for count in (judged["base"], judged["plus"]))
+        solved.append(f"{name} {base} base, {plus} plus")
+        protocols.append(f"{name}: {judged.get('protocol')}, isolation {judged.get('isolation')}")
+    facts["solved"] = "; ".join(solved)
+    facts["judged"] = "; ".join(protocols)
+    facts["hardware"] = hardware(record)
+    keys = record["provenance"].get("keys", {})
+    facts["stage keys"] = ", ".join(f"{stage} {key[:12]}" for stage, key in keys.items())
+    facts["metrics file, sha256"] = record.get("metrics_sha256", "-")
+    return {"run_id": record["run_id"], "facts": facts}
+
+
+def provenance(profile: Profile, metrics: Sequence[RunRecord]) -> dict[str, str]:
+    """What all runs of a report share: profile, seeds, software, hardware, benchmarks. Dates are in the manifests."""
+    pythons, packages, benchmarks = set(), set(), set()
+    for record in metrics:
+        environment = record["provenance"]["environment"]
+        pythons.add(f"python {environment['python']}")
+        packages |= {f"{name} {version}" for name, version in environment["packages"].items()}
+        for name, judged in record["benchmarks"].items():
+            benchmarks.add(f"{name} {judged['version']}, {judged['n']} tasks: {judged['sha256'][:16]}")
+    return {
+        "profile": f"{profile.name}: {profile.description} (preset {profile.preset})",
+        "seeds": ", ".join(map(str, profile.seeds)),
+        "hardware": "; ".join(dict.fromkeys(map(hardware, metrics))) or "-",
+        "software": ", ".join([*sorted(pythons), *sorted(packages)]),
+        "benchmarks, sha256": "; ".join(sorted(benchmarks)),
+    }

@@ -1,19 +1,27 @@
-"""Stage 04: fine-tune on the chosen rows, survive a kill, measure what it cost."""
+"""Stage 04: fine-tune on the chosen rows, survive a kill, measure what it cost.
 
-from codeact_lib.training.checkpoints import latest_checkpoint
-from codeact_lib.training.fine_tune import PROFILE_KEYS, fine_tune, make_arguments
-from codeact_lib.training.launch import fine_tune_in_child
-from codeact_lib.training.report import TrainReport
-from codeact_lib.training.steps import SeededOrder, read_rows, tokenize_rows
+The public names are imported on first use: `codeact plan` asks `memory` and `launch` for numbers and must not wait the
+seconds that torch takes to import.
+"""
 
-__all__ = [
-    "PROFILE_KEYS",
-    "SeededOrder",
-    "TrainReport",
-    "fine_tune",
-    "fine_tune_in_child",
-    "latest_checkpoint",
-    "make_arguments",
-    "read_rows",
-    "tokenize_rows",
-]
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "PROFILE_KEYS": "settings",
+    "SeededOrder": "steps",
+    "TrainReport": "report",
+    "fine_tune": "run",
+    "fine_tune_in_child": "launch",
+    "latest_checkpoint": "checkpoints",
+    "make_arguments": "settings",
+    "read_rows": "steps",
+    "tokenize_rows": "steps",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,40 +1,51 @@
 """Checkpoints that are either whole or not used, and the folder of the finished model.
 
 A checkpoint is written file by file, then sealed: a last file, put in place by rename, names every other one with its
-size and hash. What is not sealed, or not as the seal says, is never resumed from; the one before it is.
+size and hash. What is not sealed, or not as the seal says, is never resumed from; the one before it is. The Trainer
+itself resumes from half-written folders.
 """
 
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from codeact_lib.artifacts import read_json, sha256_file, write_json
 from codeact_lib.errors import ArtifactError
 
 SEALED = "codeact_checkpoint.json"
+STATE = "log_book"  # the recorder's key in the seal; its name of old, so that checkpoints of old are gone on from
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # each library has its own for a full disk
+HASH_UP_TO = 2**30  # bytes: hashing 80 GB takes longer than the steps it protects
 
 
-def seal_checkpoint(folder, log_book_state) -> None:
-    """Write, last and by rename, what the checkpoint holds: sizes and hashes of its files, and the log book."""
-    folder = Path(folder)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): file_stamp(path) for path in paths}
-    write_json(folder / SEALED, {"files": files, "log_book": log_book_state})
+def seal_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write, last and by rename, what the checkpoint holds: sizes and hashes of its files, and the recorder's state."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = _stamp(path)
+    write_json(folder / SEALED, {"files": files, STATE: state})
 
 
-def file_stamp(path, hash_up_to: int = 2**30) -> list:
-    """Size in bytes and sha256, the latter only up to 1 GiB: hashing 80 GB takes longer than the steps it protects."""
+def _stamp(path: Path) -> list[int | str | None]:
+    """Size in bytes and sha256, the latter only up to `HASH_UP_TO`."""
     size = path.stat().st_size
-    return [size, sha256_file(path) if size <= hash_up_to else None]
+    return [size, sha256_file(path) if size <= HASH_UP_TO else None]
 
 
-def latest_checkpoint(folder, identity):
+def sealed_state(folder: Path) -> dict[str, Any]:
+    """The recorder's state in a checkpoint."""
+    return read_json(folder / SEALED)[STATE]
+
+
+def latest_checkpoint(folder: str | Path, identity: str) -> Path | None:
     """The newest complete checkpoint of this very training, or None; unusable ones are removed and named."""
     for path in checkpoints_in(folder):
-        problem = checkpoint_problem(path, identity)
+        problem = _problem(path, identity)
         if problem is None:
             return path
         print(f"{path.name} is not used: {problem}", flush=True)
@@ -42,50 +53,47 @@ def latest_checkpoint(folder, identity):
     return None
 
 
-def checkpoints_in(folder) -> list[Path]:
+def checkpoints_in(folder: str | Path) -> list[Path]:
     """Checkpoint folders, the newest first."""
     return sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
 
-def checkpoint_problem(folder, identity):
+def _problem(folder: Path, identity: str) -> str | None:
     """Why this checkpoint cannot be resumed from; None when it can."""
     try:
         seal = read_json(folder / SEALED)
-        files, owner = seal["files"], seal["log_book"]["identity"]
+        files = seal["files"]
+        owner = seal[STATE]["identity"]
     except (ArtifactError, KeyError, TypeError):
         return "it is half written"
     for name, stamp in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if file_stamp(folder / name) != stamp:
+        if _stamp(folder / name) != stamp:
             return f"{name} is damaged"
     return None if owner == identity else "it belongs to a training with other data or arguments"
 
 
-def remove_old_checkpoints(folder, keep: int | None) -> None:
+def remove_old_checkpoints(folder: Path, keep: int | None) -> None:
     """Keep the newest `keep` checkpoints (None: all). To be called when the newest one is sealed, not before."""
     for path in checkpoints_in(folder)[keep:] if keep else []:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def unwritten(partial, name, checkpoints, error) -> ArtifactError:
+def unwritten(partial: Path, name: str, checkpoints: str | Path, error: Exception) -> ArtifactError:
     """The error for a checkpoint or model that could not be written; the half-written folder is removed."""
-    partial = Path(partial)
     shutil.rmtree(partial, ignore_errors=True)  # which frees its space
     earlier = checkpoints_in(checkpoints)
-    free = shutil.disk_usage(partial.parent).free / 1e9
     onward = f"goes on from {earlier[0].name}" if earlier else "begins anew, no earlier checkpoint is there"
+    free = shutil.disk_usage(partial.parent).free / 1e9
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ArtifactError(
-        f"{name} could not be written into {partial.parent} ({free:.1f} GB free): {first_line(error)}. "
+        f"{name} could not be written into {partial.parent} ({free:.1f} GB free): {reason}. "
         f"Free some space and start the same training again: it {onward}"
     )
 
 
-def first_line(error) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def save_model(trainer, tokenizer, folder) -> None:
+def save_model(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights (or adapter), configuration and tokenizer beside `folder` and put them in place by rename.
 
     Every process must call it: the weights may be sharded over all of them. Only the first one writes.
@@ -100,6 +108,7 @@ def save_model(trainer, tokenizer, folder) -> None:
         if trainer.is_world_process_zero():
             (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; the arguments are in the manifest
             tokenizer.save_pretrained(partial)
+            # A folder replaces only an empty one.
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
     except WRITE_ERRORS as error:

@@ -1,43 +1,43 @@
 """Whether packed samples stay apart: checked on the user's own model and data, in the place and precision they are
 trained in, just before the first step."""
 
+from collections.abc import Sequence
+
 import torch
+from transformers import PreTrainedModel
 
 from codeact_lib.errors import ModelError
 from codeact_lib.modeling.load import evaluation_mode
 from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.prompts import IGNORE_INDEX
+from codeact_lib.training.steps import Sample
 
 # Difference of a sample's loss that rounding explains. A neighbour that is seen moves it by far more.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
-# ---- packed against unpacked ---------------------------------------------------------------------------------------
 @torch.no_grad()
-def isolation_error(model, collator, samples) -> float:
+def isolation_error(model: PreTrainedModel, collator: DynamicPackCollator, samples: Sequence[Sample]) -> float:
     """Largest difference, over `samples`, between the loss of a sample packed with the others and alone.
 
     `model(**batch)` must return a loss (`use_supervised_loss`, or any Hugging Face causal language model).
     """
     alone = DynamicPackCollator(collator.pad_id, collator.max_length, "dynamic", isolate=True)
+    # With the labels of its neighbours hidden, the loss of a packed batch is that of one sample.
+    hidden: list[Sample] = [{**sample, "labels": [IGNORE_INDEX] * len(sample["labels"])} for sample in samples]
     errors = []
     for i, sample in enumerate(samples):
-        batches = collator(_all_but_one_hidden(samples, i)), alone([sample])
-        packed_loss, own_loss = (float(model(**_on(model, batch)).loss) for batch in batches)
-        errors.append(abs(packed_loss - own_loss))
+        losses = []
+        for batch in (collator([*hidden[:i], sample, *hidden[i + 1 :]]), alone([sample])):
+            there = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            losses.append(float(model(**there).loss))
+        errors.append(abs(losses[0] - losses[1]))
     return max(errors)
 
 
-def _all_but_one_hidden(samples, i):
-    hidden = [{**sample, "labels": [IGNORE_INDEX] * len(sample["labels"])} for sample in samples]
-    return [*hidden[:i], samples[i], *hidden[i + 1 :]]
-
-
-def _on(model, batch):
-    return {name: tensor.to(model.device) for name, tensor in batch.items()}
-
-
-def check_isolation(model, collator, samples, dtype=torch.float32) -> float | None:
+def check_isolation(
+    model: PreTrainedModel, collator: DynamicPackCollator, samples: Sequence[Sample], dtype: torch.dtype = torch.float32
+) -> float | None:
     """Refuse to train where packing would change the training; return the `isolation_error` that was measured.
 
     The three shortest samples are packed as the collator does it, in the model's own attention and in the precision

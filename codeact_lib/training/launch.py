@@ -1,11 +1,14 @@
 """A training in a process of its own, or in several: started from a notebook, watched, and ended with it."""
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from codeact_lib.artifacts import PACKAGE_DIR, make_folder, read_json, write_json
 from codeact_lib.errors import ModelError, ProfileError
 from codeact_lib.processes import child_environment, pass_lines_on, start
+from codeact_lib.prompts import PromptTemplate
 from codeact_lib.training.report import TrainReport
 
 # In half precision on a CPU, oneDNN compiles a kernel for every new shape and keeps a thousand: with batches of all
@@ -14,7 +17,13 @@ FEW_KERNELS = {"LRU_CACHE_CAPACITY": "32", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "3
 ACCELERATE_CONFIGS = PACKAGE_DIR / "accelerate_configs"
 
 
-def fine_tune_in_child(arguments: dict, *, launcher: str = "python", accelerate_config=None, say=print) -> TrainReport:
+def fine_tune_in_child(
+    arguments: Mapping[str, Any],
+    *,
+    launcher: str = "python",
+    accelerate_config: str | Path | None = None,
+    say: Callable[[str], object] = print,
+) -> TrainReport:
     """Run `fine_tune(**arguments)` in a fresh process and hand each progress line it prints to `say`.
 
     A notebook's kernel holds memory of its own and must not be what is measured. The child ends when this process
@@ -25,25 +34,32 @@ def fine_tune_in_child(arguments: dict, *, launcher: str = "python", accelerate_
     Raises ModelError with the last line of the log, ProfileError for an unknown `accelerate_config`.
     """
     output_dir = make_folder(arguments["output_dir"])
-    config, log = output_dir / "train.json", output_dir / "training.log"
+    config = output_dir / "train.json"
+    log = output_dir / "training.log"
     write_json(config, {name: _plain(value) for name, value in arguments.items()})
-    command = [*_launcher(launcher, accelerate_config), "codeact_lib.training"]
-    command += ["--config", str(config), "--with-parent", str(os.getpid())]
+    command = ["-m", "codeact_lib.training", "--config", str(config), "--with-parent", str(os.getpid())]
+    if launcher == "accelerate":
+        chosen = ["--config_file", str(accelerate_config_path(accelerate_config))] if accelerate_config else []
+        command = ["-m", "accelerate.commands.launch", *chosen, *command]
     with log.open("w", encoding="utf-8") as errors:
         status = pass_lines_on(start(command, env={**FEW_KERNELS, **child_environment()}, stderr=errors), say)
     if status:
-        raise ModelError(f"training ended with exit code {status}: {_reason(log)}")
+        # The training's own last word, or whatever stands last when it was killed from outside.
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["killed, out of memory?"]
+        own = [line for line in lines if line.startswith("error: ")]
+        reason = (own or lines)[-1].removeprefix("error: ")
+        raise ModelError(f"training ended with exit code {status}: {reason}")
     return TrainReport(**read_json(output_dir / "train_metrics.json"))
 
 
-def _launcher(launcher, accelerate_config) -> list[str]:
-    if launcher != "accelerate":
-        return ["-m"]
-    config = ["--config_file", str(accelerate_config_path(accelerate_config))] if accelerate_config else []
-    return ["-m", "accelerate.commands.launch", *config, "-m"]
+def _plain(value: object) -> object:
+    """Paths and templates as the text that names them."""
+    if isinstance(value, PromptTemplate):
+        return value.name
+    return str(value) if isinstance(value, os.PathLike) else value
 
 
-def accelerate_config_path(name_or_path) -> Path:
+def accelerate_config_path(name_or_path: str | Path) -> Path:
     """File of an accelerate configuration that ships with the package, or the path itself."""
     shipped = ACCELERATE_CONFIGS / f"{name_or_path}.yaml"
     path = shipped if shipped.is_file() else Path(name_or_path)
@@ -51,15 +67,3 @@ def accelerate_config_path(name_or_path) -> Path:
         known = ", ".join(sorted(file.stem for file in ACCELERATE_CONFIGS.glob("*.yaml")))
         raise ProfileError(f"no accelerate_config {str(name_or_path)!r}: choose one of {known}, or give a file")
     return path
-
-
-def _reason(log) -> str:
-    """The training's own last word, or whatever stands last when it was killed from outside."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["killed, out of memory?"]
-    own = [line for line in lines if line.startswith("error: ")]
-    return (own or lines)[-1].removeprefix("error: ")
-
-
-def _plain(value):
-    """Paths and templates as the text that names them."""
-    return value.name if hasattr(value, "sha256") else str(value) if isinstance(value, os.PathLike) else value

@@ -6,8 +6,10 @@ again to floating point; onto the original ones it would correct rounding errors
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from codeact_lib.errors import ArtifactError, ModelError
 from codeact_lib.modeling.load import adapter_base, evaluation_mode, load_base_model, load_tokenizer, recorded_tuning
@@ -15,7 +17,9 @@ from codeact_lib.modeling.load import adapter_base, evaluation_mode, load_base_m
 TOLERANCE = 1e-2  # of the largest logit: rounding of a merged weight, far below what the wrong base does
 
 
-def merge_adapter(adapter, output_dir, *, tuning=None, dtype="float32") -> float:
+def merge_adapter(
+    adapter: str | Path, output_dir: str | Path, *, tuning: str | None = None, dtype: str | torch.dtype = "float32"
+) -> float:
     """Write the merged model and its tokenizer to `output_dir`; return the largest difference of a logit.
 
     `tuning` is "lora" or "qlora", by default what the training's `train_metrics.json` beside the adapter says. The
@@ -23,7 +27,8 @@ def merge_adapter(adapter, output_dir, *, tuning=None, dtype="float32") -> float
     largest. Raises ModelError when they differ by more than a hundredth, and writes nothing then; ArtifactError when
     `adapter` holds none, or `output_dir` exists.
     """
-    adapter, output_dir = Path(adapter), Path(output_dir)
+    adapter = Path(adapter)
+    output_dir = Path(output_dir)
     if not (adapter / "adapter_config.json").is_file():
         raise ArtifactError(f"{adapter} holds no adapter: give the model/ folder of a LoRA or QLoRA training")
     if output_dir.exists():
@@ -35,28 +40,25 @@ def merge_adapter(adapter, output_dir, *, tuning=None, dtype="float32") -> float
             "lora or qlora"
         )
     path, revision = adapter_base(adapter)
-    options = {"revision": revision, "dtype": dtype, "attn_implementation": "sdpa"}
-    before = _logits(load_base_model(path, tuning=tuning, adapter=adapter, **options))
-    merged = load_base_model(path, tuning=tuning, adapter=adapter, dequantize=True, **options).merge_and_unload()
+    options: dict[str, Any] = {"revision": revision, "dtype": dtype, "attn_implementation": "sdpa", "tuning": tuning}
+    before = _logits(load_base_model(path, adapter=adapter, **options))
+    merged = load_base_model(path, adapter=adapter, dequantize=True, **options).merge_and_unload()
     error = float((_logits(merged) - before).abs().max() / before.abs().max())
     if not error <= TOLERANCE:
         raise ModelError(f"the merged model's logits differ by {error:.1%} of the largest: is tuning {tuning!r} right?")
-    _save(merged, load_tokenizer(adapter), output_dir)
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    merged.config.use_cache = True  # it was off for training only
+    merged.save_pretrained(partial)
+    load_tokenizer(adapter).save_pretrained(partial)
+    partial.rename(output_dir)
     return error
 
 
 @torch.no_grad()
-def _logits(model):
+def _logits(model: PreTrainedModel) -> torch.Tensor:
+    """Logits of fixed tokens, in float32."""
     evaluation_mode(model)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (2, 32), generator=generator).to(model.device)
     return model(input_ids=ids, use_cache=False).logits.float()
-
-
-def _save(model, tokenizer, output_dir) -> None:
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.config.use_cache = True  # it was off for training only
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    partial.rename(output_dir)

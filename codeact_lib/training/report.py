@@ -1,15 +1,15 @@
-"""What a training reports, and the book it is kept in, step by step, across kills and restarts."""
+"""What a training reports, and the recorder that measures it step by step, across kills and restarts."""
 
 import math
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from codeact_lib.artifacts import atomic_write
 from codeact_lib.errors import ModelError
-from codeact_lib.measure import environment_facts
+from codeact_lib.measure import PeakMemory
 
 
 @dataclass
@@ -22,9 +22,9 @@ class TrainReport:
     (`peak_memory_kind`); both are those of the first process. `slots` are tokens with padding, `epochs` times the data
     was seen. `final_loss` is the mean over the last tenth of the optimizer steps, per supervised token; a point of
     `loss_curve` has the step and the supervised tokens up to it. `model_flops_utilization` is the share of the devices'
-    peak that went into useful work (`utilization.model_flops`), null where that peak is unknown. `isolation_error` is
-    what the start-up test measured: the largest difference between a sample's loss packed and alone. `memory_plan` is
-    what `memory_planner` predicted and lowered, null where the device's memory was not known.
+    peak that went into useful work (`measure.model_flops`), null where that peak is unknown. `isolation_error` is what
+    the start-up test measured: the largest difference between a sample's loss packed and alone. `memory_plan` is what
+    `memory.fit_layout` predicted and lowered, null where the device's memory was not known.
     """
 
     seconds: float
@@ -44,7 +44,7 @@ class TrainReport:
     model_flops: float
     model_flops_utilization: float | None
     final_loss: float
-    loss_curve: list
+    loss_curve: list[dict[str, Any]]
     strategy: str
     isolate: bool
     packing_scope: str
@@ -52,46 +52,63 @@ class TrainReport:
     tuning: str
     attn_implementation: str
     template_sha256: str
-    dropped: dict
+    dropped: dict[str, int]
     truncated: int
     processes: int
     resumed: bool
-    hardware: dict
-    memory_plan: dict | None = None
+    hardware: dict[str, Any]
+    memory_plan: dict[str, Any] | None = None
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-COUNTS = ("samples", "rows", "slots", "tokens", "supervised", "pairs")
-
-
 @dataclass
-class LogBook:
-    """Everything measured so far; kept in the checkpoints so that a resumed training reports all of itself."""
+class TrainRecorder:
+    """Everything measured so far; `state` goes into the checkpoints, so that a resumed training reports all of itself.
+
+    `TrainRecorder(**state)` goes on from there: its clock stands at the seconds of the checkpoint until `begin`.
+    """
 
     identity: str
-    seconds: float = 0.0  # of the training loop up to the last checkpoint
-    seen: dict = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))  # over all processes
-    losses: list = field(default_factory=list)  # one per optimizer step, per supervised token
-    supervised: list = field(default_factory=list)  # supervised tokens up to and with each step
-    learning_rates: list = field(default_factory=list)
+    seconds: float = 0.0  # of the training loop, up to the last checkpoint or the end
+    seen: dict[str, int] = field(default_factory=dict)  # sums of `steps.Step` counts, over all processes
+    losses: list[Any] = field(default_factory=list)  # one per optimizer step, per supervised token
+    supervised: list[int] = field(default_factory=list)  # supervised tokens up to and with each step
+    learning_rates: list[float] = field(default_factory=list)
     isolation_error: float | None = None
     peak_memory_bytes: int = 0
     peak_memory_kind: str = ""
     peak_reserved_bytes: int | None = None
-    started: float | None = None  # on the monotonic clock, set so that now - started is seconds
+    started: float = 0.0  # on the monotonic clock, so that now - started is seconds
 
-    def see_memory(self, memory) -> None:
-        self.peak_memory_bytes, self.peak_memory_kind = max(self.peak_memory_bytes, memory.bytes()), memory.kind
+    def begin(self) -> None:
+        """Start the clock."""
+        self.started = time.monotonic() - self.seconds
+
+    def stop(self) -> None:
+        """Bring `seconds` up to date."""
+        self.seconds = time.monotonic() - self.started
+
+    def leave_out(self, seconds: float) -> None:
+        """Take time that was no training, such as that of writing a checkpoint, off the clock."""
+        self.started += seconds
+
+    def see_memory(self, memory: PeakMemory) -> None:
+        """Take over the peak up to now, where it is higher than that of the attempts before."""
+        self.peak_memory_bytes = max(self.peak_memory_bytes, memory.bytes())
+        self.peak_memory_kind = memory.kind
         reserved = memory.reserved_bytes()
-        self.peak_reserved_bytes = reserved and max(self.peak_reserved_bytes or 0, reserved)
+        if reserved is not None:
+            reserved = max(self.peak_reserved_bytes or 0, reserved)
+        self.peak_reserved_bytes = reserved
 
-    def count(self, counts: dict) -> None:
-        for name in COUNTS:
-            self.seen[name] += counts[name]
+    def count(self, counts: Mapping[str, int]) -> None:
+        """Add what a step holds."""
+        for name, number in counts.items():
+            self.seen[name] = self.seen.get(name, 0) + number
 
-    def finish_step(self, loss, learning_rate: float) -> None:
+    def finish_step(self, loss: Any, learning_rate: float) -> None:
         """Note a step; its loss stays a tensor where it is (no wait for the device)."""
         self.losses.append(loss)
         self.learning_rates.append(learning_rate)
@@ -100,60 +117,25 @@ class LogBook:
     def settle(self) -> None:
         """Bring the losses over from the device; ModelError as soon as one is not a number."""
         self.losses = [float(loss) for loss in self.losses]
-        bad = next((i for i, loss in enumerate(self.losses) if not math.isfinite(loss)), None)
-        if bad is not None:
-            raise ModelError(f"the loss is {self.losses[bad]} at step {bad + 1}: lower learning_rate, or drop fp16")
+        for step, loss in enumerate(self.losses, 1):
+            if not math.isfinite(loss):
+                raise ModelError(f"the loss is {loss} at step {step}: lower learning_rate, or drop fp16")
 
-    def state(self, now: float) -> dict:
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as JSON takes it; the clock of this process means nothing to the next one."""
         self.settle()
-        assert self.started is not None, "begun"
-        return {**asdict(self), "seconds": now - self.started, "started": None}
+        return {**asdict(self), "started": 0.0}
 
-    def report(self, *, n_samples, logging_steps, **facts) -> TrainReport:
-        seen, steps = self.seen, len(self.losses)
-        return TrainReport(
-            seconds=self.seconds,
-            optimizer_steps=steps,
-            n_samples=n_samples,
-            epochs=seen["samples"] / n_samples,
-            samples_per_second=seen["samples"] / self.seconds,
-            supervised_tokens=seen["supervised"],
-            supervised_tokens_per_second=seen["supervised"] / self.seconds,
-            tokens=seen["tokens"],
-            slots=seen["slots"],
-            padding_rate=1 - seen["tokens"] / seen["slots"],
-            rows=seen["rows"],
-            peak_memory_bytes=self.peak_memory_bytes,
-            peak_memory_kind=self.peak_memory_kind,
-            peak_reserved_bytes=self.peak_reserved_bytes,
-            final_loss=float(np.mean(self.losses[-max(1, steps // 10) :])),
-            loss_curve=self.curve(logging_steps),
-            isolation_error=self.isolation_error,
-            hardware=environment_facts(),
-            **facts,
-        )
+    def final_loss(self) -> float:
+        """Mean over the last tenth of the steps."""
+        return float(np.mean(self.losses[-max(1, len(self.losses) // 10) :]))
 
-    def curve(self, every: int) -> list[dict]:
+    def curve(self, every: int) -> list[dict[str, Any]]:
         """Mean loss of each `every` steps, at their last step."""
-        windows = [range(start, min(start + every, len(self.losses))) for start in range(0, len(self.losses), every)]
-        return [
-            {
-                "step": window[-1] + 1,
-                "loss": float(np.mean([self.losses[step] for step in window])),
-                "supervised_tokens": self.supervised[window[-1]],
-                "learning_rate": self.learning_rates[window[-1]],
-            }
-            for window in windows
-        ]
-
-
-def write_model_card(folder, report, *, base_model, revision=None, title="CodeACT model", data=None, arguments=None):
-    """Write `folder`/README.md from a `TrainReport`; `data` and `arguments` are shown line by line as given."""
-    environment = Environment(
-        loader=PackageLoader("codeact_lib"), undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    card = environment.get_template("model_card.md.j2").render(
-        report=report, base_model=base_model, revision=revision, title=title, data=data or {}, arguments=arguments or {}
-    )
-    with atomic_write(Path(folder) / "README.md") as file:
-        file.write(card)
+        points = []
+        for start in range(0, len(self.losses), every):
+            window = self.losses[start : start + every]
+            step = start + len(window)
+            point = {"step": step, "loss": float(np.mean(window)), "supervised_tokens": self.supervised[step - 1]}
+            points.append({**point, "learning_rate": self.learning_rates[step - 1]})
+        return points

@@ -6,72 +6,103 @@ samples, so that all padding strategies and all numbers of devices train the sam
 """
 
 import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from codeact_lib.errors import ArtifactError, DataError, ProfileError
-from codeact_lib.packing.collate import fit_samples
+from codeact_lib.packing.collate import DynamicPackCollator, fit_samples
 from codeact_lib.packing.plan import plan_micro_batches, shape_of
-from codeact_lib.prompts import IGNORE_INDEX, tokenize_example
+from codeact_lib.prompts import IGNORE_INDEX, PromptTemplate, tokenize_example
 
 PACKING_SCOPES = ("batch", "window")
 
+Sample = Mapping[str, Any]  # `input_ids` and `labels`, equally long
 
-def existing(train_jsonl) -> Path:
-    """The path of a training file; ArtifactError when it is not there."""
-    if not Path(train_jsonl).is_file():
-        raise ArtifactError(f"{train_jsonl} does not exist: make it with notebook 03 (or `codeact run --only 03`)")
-    return Path(train_jsonl)
+# ---- samples -------------------------------------------------------------------------------------------------------
 
 
-def read_rows(train_jsonl) -> list[dict]:
+class TokenizedRows(NamedTuple):
+    """What `tokenize_rows` makes of a training file."""
+
+    samples: list[dict[str, np.ndarray]]  # `input_ids` and `labels`, int32
+    dropped: dict[str, int]  # rows left out, by reason
+    truncated: int  # responses cut
+
+
+def read_rows(train_jsonl: str | Path) -> list[dict[str, str]]:
     """The rows of a training file, each with text `instruction` and `response`; DataError names file and line."""
-    path, rows = existing(train_jsonl), []
+    path = Path(train_jsonl)
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist: make it with notebook 03 (or `codeact run --only 03`)")
+    rows = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                rows.append({key: row[key] for key in ("instruction", "response")})
-                texts = all(isinstance(text, str) for text in rows[-1].values())
+                row = {"instruction": row["instruction"], "response": row["response"]}
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path}, line {number}: not a row with instruction and response ({error})") from error
-            if not texts:
+            if not all(isinstance(text, str) for text in row.values()):
                 raise DataError(f"{path}, line {number}: instruction and response must be text")
+            rows.append(row)
     return rows
 
 
-def tokenize_rows(rows, tokenizer, template, max_length, source, overlong="truncate"):
+def tokenize_rows(
+    rows: Sequence[Mapping[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | PromptTemplate,
+    max_length: int,
+    source: str | Path,
+    overlong: str = "truncate",
+) -> TokenizedRows:
     """Token ids and labels of the usable rows, counts of the others by reason, and how many responses were cut.
 
     `overlong` "truncate" cuts the response of a row longer than `max_length`, "drop" leaves the row out. Rows whose
-    prompt alone fills `max_length` have nothing to learn from and are left out too. DataError when nothing is left.
+    prompt alone fills `max_length` have nothing to learn from and are left out too. DataError, which names `source`,
+    when nothing is left.
     """
-    examples = [tokenize_example(tokenizer, template, r["instruction"], r["response"], max_length + 1) for r in rows]
-    usable = [example for example in examples if example["status"] != "empty"]
-    samples, counts = fit_samples(usable, max_length, overlong)
+    usable = []
+    for row in rows:
+        # One token more than allowed, by which `fit_samples` knows what is too long.
+        example = tokenize_example(tokenizer, template, row["instruction"], row["response"], max_length + 1)
+        if example["status"] != "empty":
+            usable.append(example)
+    fitted, counts = fit_samples(usable, max_length, overlong)
     dropped = {"empty": len(rows) - len(usable), "prompt_too_long": counts["unsupervised"]}
-    dropped |= {"overlong": counts["overlong"]} if overlong == "drop" else {}
-    if not samples:
+    if overlong == "drop":
+        dropped["overlong"] = counts["overlong"]
+    if not fitted:
         raise DataError(f"{source}: none of {len(rows)} rows can be trained on ({dropped}): raise max_length?")
-    return [_as_arrays(sample) for sample in samples], dropped, counts["truncated"]
+    samples = []
+    # As arrays they take a ninth of the memory: 4 bytes a token, where a list of Python's numbers takes 36.
+    for sample in fitted:
+        arrays = {name: np.array(values, dtype=np.int32) for name, values in sample.items()}
+        samples.append(arrays)
+    return TokenizedRows(samples, dropped, counts["truncated"])
 
 
-def _as_arrays(sample):
-    return {key: np.array(values, dtype=np.int32) for key, values in sample.items()}
+# ---- steps ---------------------------------------------------------------------------------------------------------
 
 
 class SeededOrder(torch.utils.data.Sampler):
     """A new permutation every epoch, a function of (number of samples, seed, epoch) and of nothing else."""
 
-    def __init__(self, n_samples: int, seed: int):
-        self.n_samples, self.seed, self.epoch = n_samples, seed, 0
+    def __init__(self, n_samples: int, seed: int) -> None:
+        self.n_samples = n_samples
+        self.seed = seed
+        self.epoch = 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.n_samples
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
+        # Trainings of neighbouring seeds share no order, up to 100,003 epochs.
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         return iter(torch.randperm(self.n_samples, generator=generator).tolist())
 
@@ -79,103 +110,128 @@ class SeededOrder(torch.utils.data.Sampler):
         self.epoch = epoch
 
 
+class StepPlan(NamedTuple):
+    """The samples of a step, in order, and its micro-batches as rows of positions in that list."""
+
+    indices: list[int]
+    micro_batches: list[list[list[int]]]
+
+
+class Step(TypedDict):
+    """The share of one process in a step, and what the whole step holds over all processes."""
+
+    micro_batches: list[dict[str, torch.Tensor]]
+    counts: dict[str, int]  # samples, rows, slots, tokens, supervised (tokens), pairs (tokens squared, by sample)
+
+
 class OptimizerSteps(torch.utils.data.Dataset):
     """A data set whose item (epoch, step) is what one process trains on in that optimizer step.
 
-    `step_size` is the number of samples of a step over all processes. With `batch_size` they are packed in batches of
-    that many (packing_scope "batch"); without, all together ("window"), into micro-batches of at most
-    `tokens_per_micro_batch` slots. Every process plans the whole step and lays out its own micro-batches, so nothing
-    has to be communicated. The last step of an epoch has the samples that are left.
+    In packing_scope "batch" the samples of a step are packed in batches of `per_device_train_batch_size`; in "window"
+    all together, into micro-batches of at most `tokens_per_micro_batch` slots. Every process plans the whole step and
+    lays out its own micro-batches, so nothing has to be communicated. The last step of an epoch has the samples that
+    are left. Raises ProfileError for an unknown `packing_scope`.
     """
 
     def __init__(
-        self, samples, collator, *, step_size, batch_size=None, tokens_per_micro_batch=None, ranks=1, rank=0, seed=0
-    ):
-        self.samples, self.collator, self.step_size = samples, collator, step_size
-        self.plan_options = {"batch_size": batch_size, "tokens_per_micro_batch": tokens_per_micro_batch, "ranks": ranks}
-        self.ranks, self.rank = ranks, rank
-        self.order, self.drawn = SeededOrder(len(samples), seed), None
+        self,
+        samples: Sequence[Sample],
+        collator: DynamicPackCollator,
+        args: TrainingArguments,
+        *,
+        packing_scope: str = "batch",
+        tokens_per_micro_batch: int | None = None,
+    ) -> None:
+        if packing_scope not in PACKING_SCOPES:
+            raise ProfileError(f"unknown packing_scope {packing_scope!r}: choose {' or '.join(PACKING_SCOPES)}")
+        self.samples = samples
+        self.collator = collator
+        self.ranks = args.world_size
+        self.rank = args.process_index
+        batch_size = args.per_device_train_batch_size
+        self.step_size = batch_size * args.gradient_accumulation_steps * self.ranks  # samples, over all processes
+        self.batch_size = batch_size if packing_scope == "batch" else None
+        self.tokens_per_micro_batch = tokens_per_micro_batch
+        self.order = SeededOrder(len(samples), args.seed if args.data_seed is None else args.data_seed)
+        self.drawn: list[int] = []  # the order of its epoch, once that was asked for
+        # Plans made ahead by `largest_micro_batch`; each is handed out once and forgotten.
+        self.planned: dict[tuple[int, int], StepPlan] = {}
         self.lengths = [len(sample["input_ids"]) for sample in samples]
         self.supervised = [int((np.asarray(sample["labels"])[1:] != IGNORE_INDEX).sum()) for sample in samples]
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Optimizer steps in an epoch."""
         return -(-len(self.samples) // self.step_size)
 
-    def __getitem__(self, place) -> dict:
-        """`micro_batches` (tensors, this process's share) and `counts` (of the whole step, over all processes)."""
-        indices, plan = self.plan(*place)
-        part = [self.samples[i] for i in indices]
-        own = plan[self.rank :: self.ranks]
-        return {
-            "micro_batches": [self.collator.lay_out(part, rows) for rows in own],
-            "counts": self._counts(indices, plan),
-        }
+    def __getitem__(self, place: tuple[int, int]) -> Step:
+        plan = self.plan(*place)
+        samples = [self.samples[i] for i in plan.indices]
+        own = plan.micro_batches[self.rank :: self.ranks]
+        micro_batches = [self.collator.lay_out(samples, rows) for rows in own]
+        return {"micro_batches": micro_batches, "counts": self._counts(plan)}
 
-    def plan(self, epoch: int, step: int):
-        """The samples of a step, in order, and its micro-batches as rows of positions in that list."""
-        indices = self._drawn(epoch)[step * self.step_size : (step + 1) * self.step_size]
-        lengths, collator = [self.lengths[i] for i in indices], self.collator
-        return indices, plan_micro_batches(lengths, collator.max_length, collator.strategy, **self.plan_options)
-
-    def _drawn(self, epoch):
-        """The order of an epoch, drawn once."""
-        if self.drawn is None or self.order.epoch != epoch:
+    def plan(self, epoch: int, step: int) -> StepPlan:
+        """Which samples the step takes and how they are packed."""
+        ahead = self.planned.pop((epoch, step), None)
+        if ahead is not None:
+            return ahead
+        if not self.drawn or self.order.epoch != epoch:
             self.order.set_epoch(epoch)
             self.drawn = list(self.order)
-        return self.drawn
-
-    def _counts(self, indices, plan) -> dict:
-        lengths = [self.lengths[i] for i in indices]
-        shapes = [self._shape(rows, lengths) for rows in plan]
-        return {
-            "samples": len(indices),
-            "rows": sum(len(rows) for rows in plan),
-            "slots": sum(rows * width for rows, width in shapes),
-            "tokens": sum(lengths),
-            "supervised": sum(self.supervised[i] for i in indices),
-            "pairs": sum(n * n for n in lengths),
-        }
-
-    def _shape(self, rows, lengths):
-        return shape_of(rows, lengths, self.collator.max_length, self.collator.strategy)
+        indices = self.drawn[step * self.step_size : (step + 1) * self.step_size]
+        micro_batches = plan_micro_batches(
+            [self.lengths[i] for i in indices],
+            self.collator.max_length,
+            self.collator.strategy,
+            batch_size=self.batch_size,
+            tokens_per_micro_batch=self.tokens_per_micro_batch,
+            ranks=self.ranks,
+        )
+        return StepPlan(indices, micro_batches)
 
     def largest_micro_batch(self) -> int:
-        """Slots of the largest micro-batch of the first epoch: what decides the peak of memory."""
+        """Slots of the largest micro-batch of the first epoch: what decides the peak of memory.
+
+        The plans are kept for the training, which begins with that epoch.
+        """
         slots = 0
         for step in range(len(self)):
-            indices, plan = self.plan(0, step)
-            shapes = [self._shape(rows, [self.lengths[i] for i in indices]) for rows in plan]
-            slots = max(slots, *(rows * width for rows, width in shapes))
+            plan = self.plan(0, step)
+            self.planned[0, step] = plan
+            slots = max(slots, *self._slots(plan))
         return slots
+
+    def _slots(self, plan: StepPlan) -> list[int]:
+        """Tokens with padding of each micro-batch."""
+        lengths = [self.lengths[i] for i in plan.indices]
+        slots = []
+        for rows in plan.micro_batches:
+            height, width = shape_of(rows, lengths, self.collator.max_length, self.collator.strategy)
+            slots.append(height * width)
+        return slots
+
+    def _counts(self, plan: StepPlan) -> dict[str, int]:
+        lengths = [self.lengths[i] for i in plan.indices]
+        return {
+            "samples": len(plan.indices),
+            "rows": sum(map(len, plan.micro_batches)),
+            "slots": sum(self._slots(plan)),
+            "tokens": sum(lengths),
+            "supervised": sum(self.supervised[i] for i in plan.indices),
+            "pairs": sum(n * n for n in lengths),
+        }
 
 
 class StepSampler(torch.utils.data.Sampler):
     """Places (epoch, step) of one epoch; `global_step` tells, when it starts, how far the training has come."""
 
-    def __init__(self, steps_per_epoch: int, global_step):
-        self.steps_per_epoch, self.global_step = steps_per_epoch, global_step
+    def __init__(self, steps_per_epoch: int, global_step: Callable[[], int]) -> None:
+        self.steps_per_epoch = steps_per_epoch
+        self.global_step = global_step
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.steps_per_epoch
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.global_step() // self.steps_per_epoch
         return iter([(epoch, step) for step in range(self.steps_per_epoch)])
-
-
-def make_steps(samples, collator, args, *, packing_scope="batch", tokens_per_micro_batch=None) -> OptimizerSteps:
-    """The optimizer steps that `TrainingArguments` ask for; ProfileError for an unknown `packing_scope`."""
-    if packing_scope not in PACKING_SCOPES:
-        raise ProfileError(f"unknown packing_scope {packing_scope!r}: choose {' or '.join(PACKING_SCOPES)}")
-    batch = args.per_device_train_batch_size
-    return OptimizerSteps(
-        samples,
-        collator,
-        step_size=batch * args.gradient_accumulation_steps * args.world_size,
-        batch_size=batch if packing_scope == "batch" else None,
-        tokens_per_micro_batch=tokens_per_micro_batch,
-        ranks=args.world_size,
-        rank=args.process_index,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-    )

@@ -8,58 +8,66 @@ import copy
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from codeact_lib.artifacts import read_json
 from codeact_lib.measure import PeakMemory
 from codeact_lib.modeling.loss import use_supervised_loss
-from codeact_lib.training.checkpoints import SEALED, WRITE_ERRORS, remove_old_checkpoints, seal_checkpoint, unwritten
+from codeact_lib.processes import Progress
+from codeact_lib.training.checkpoints import WRITE_ERRORS, remove_old_checkpoints, seal_checkpoint, unwritten
 from codeact_lib.training.isolation import check_isolation
-from codeact_lib.training.report import LogBook
-from codeact_lib.training.steps import StepSampler, make_steps
-
-PRINT_EVERY = 5.0  # seconds between progress lines
+from codeact_lib.training.report import TrainRecorder
+from codeact_lib.training.settings import half_dtype
+from codeact_lib.training.steps import OptimizerSteps, StepSampler
 
 
 class PackedTrainer(Trainer):
-    """A Trainer in a seeded order, with packed micro-batches, the supervised-position loss and a log book.
+    """A Trainer of `OptimizerSteps`: in their order, with their micro-batches, the supervised-position loss, recorded.
 
-    `samples` hold `input_ids` and `labels`, `collator` is a `DynamicPackCollator`. `packing_scope` "batch" packs each
-    per-device batch by itself (the paper); "window" packs all samples of an optimizer step together into micro-batches
-    of at most `tokens_per_micro_batch` slots (default: two rows of the collator's max_length).
+        steps = OptimizerSteps(samples, collator, args, packing_scope="window")
+        PackedTrainer(model, args, steps, TrainRecorder(identity="")).run()
 
-        collator = DynamicPackCollator(tokenizer, 2048, "balanced_pack")
-        PackedTrainer(model, args, samples, collator, packing_scope="window").train()
+    `loss_normalization` "step" divides by the supervised tokens of the step, "micro_batch" averages the micro-batches'
+    means. Checkpoints are sealed with the recorder's state; `checkpoint` is the one to go on from.
     """
 
     def __init__(
         self,
-        model,
-        args,
-        samples,
-        collator,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        steps: OptimizerSteps,
+        recorder: TrainRecorder,
         *,
-        packing_scope="batch",
-        tokens_per_micro_batch=None,
-        identity="",
-        loss_normalization="step",
-    ):
-        self.log_book, self.loss_normalization = LogBook(identity=identity), loss_normalization
-        self.seconds_saving, self.memory, self.collator = 0.0, None, collator  # memory: a PeakMemory while training
-        self.step_loss = None
+        checkpoint: Path | None = None,
+        loss_normalization: str = "step",
+    ) -> None:
         self.keep_checkpoints = args.save_total_limit
-        scope = {"packing_scope": packing_scope, "tokens_per_micro_batch": tokens_per_micro_batch}
-        self.steps = make_steps(samples, collator, args, **scope)
         args = copy.copy(args)
-        args.gradient_accumulation_steps = 1  # it is inside the step now
-        args.save_total_limit = None  # old checkpoints go when the new one is sealed, not before
-        super().__init__(model=use_supervised_loss(model), args=args, train_dataset=samples, callbacks=[Keeper(self)])
+        # Accumulation is inside the step now, and old checkpoints go when the new one is sealed, not before.
+        args.gradient_accumulation_steps = 1
+        args.save_total_limit = None
+        super().__init__(model=use_supervised_loss(model), args=args, train_dataset=steps.samples)
+        self.steps = steps
+        self.recorder = recorder
+        self.checkpoint = checkpoint
+        self.loss_normalization = loss_normalization
+        self.memory = PeakMemory()
+        self.step_loss: torch.Tensor | None = None
         self.remove_callback(PrinterCallback)
+        self.add_callback(StepCallback(self))
 
-    def get_train_dataloader(self):
+    def run(self) -> None:
+        """Train from the checkpoint (or the start) to the end; the recorder has the sums afterwards."""
+        with self.memory:
+            self.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint))
+            self.recorder.settle()  # waits for the device
+            self.recorder.stop()
+            self.recorder.see_memory(self.memory)
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """One item a step. Each process lays out its own share of it, so nothing is left for accelerate to divide."""
         return torch.utils.data.DataLoader(
             self.steps,
@@ -70,103 +78,94 @@ class PackedTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], int | None]:
         step = next(epoch_iterator)
-        self.log_book.count(step["counts"])
+        self.recorder.count(step["counts"])
         # Without the number the loss is the micro-batch's mean, and the Trainer divides by the accumulation steps.
         return [step], step["counts"]["supervised"] if self.loss_normalization == "step" else None
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        micro_batches, total = inputs["micro_batches"], 0.0
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: int | None = None) -> torch.Tensor:
+        micro_batches = inputs["micro_batches"]
         self.current_gradient_accumulation_steps = len(micro_batches)
+        total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(micro_batches, 1):
             with nullcontext() if number == len(micro_batches) else self.accelerator.no_sync(model):
-                total = total + super().training_step(model, batch, num_items_in_batch)
-        self.step_loss = self.accelerator.reduce(
-            total, "mean"
-        )  # each process's share counts as many times as there are
+                total += super().training_step(model, batch, num_items_in_batch)
+        # The mean, because each process's share of the loss was counted as many times as there are processes.
+        self.step_loss = self.accelerator.reduce(total, "mean")
         return self.step_loss
 
-    def floating_point_ops(self, inputs):
+    def floating_point_ops(self, inputs: Any) -> int:
         return 0  # counted for the whole training, from the lengths of its samples
 
-    def _save_checkpoint(self, model, trial):
-        start = time.monotonic()
-        self.log_book.see_memory(self.memory)
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # The clock is read before and put forward after: neither this attempt nor the next one counts the writing.
+        began = time.monotonic()
+        self.recorder.stop()
+        self.recorder.see_memory(self.memory)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                seal_checkpoint(folder, self.log_book.state(now=start - self.seconds_saving))
+                seal_checkpoint(folder, self.recorder.state())
         except WRITE_ERRORS as error:
             raise unwritten(folder, folder.name, folder.parent, error) from error
         if self.is_world_process_zero():
             remove_old_checkpoints(folder.parent, self.keep_checkpoints)
-        self.seconds_saving += time.monotonic() - start
+        self.recorder.leave_out(time.monotonic() - began)
 
 
-class Keeper(TrainerCallback):
-    """Writes the log book step by step and prints where the training is and how long it will take."""
+class StepCallback(TrainerCallback):
+    """Tests before the first step that packed samples stay apart, records each step and shows the progress."""
 
-    def __init__(self, trainer):
-        self.trainer, self.printed = trainer, 0.0
+    def __init__(self, trainer: PackedTrainer) -> None:
+        self.trainer = trainer
+        self.learning_rate = 0.0
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        trainer, book = self.trainer, self.trainer.log_book
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        steps = trainer.steps
+        dtype = half_dtype(args) or trainer.model.dtype
         with trainer.compute_loss_context_manager():  # mixed precision, where it is on
-            book.isolation_error = check_isolation(
-                trainer.model, trainer.collator, trainer.train_dataset, compute_dtype(args, trainer.model)
-            )
-        book.started = time.monotonic() - book.seconds
-        self.first_step, self.began, self.printed = state.global_step, time.monotonic(), time.monotonic()
+            error = check_isolation(trainer.model, steps.collator, steps.samples, dtype)
+        trainer.recorder.isolation_error = error
+        trainer.recorder.begin()
+        say = print if trainer.is_world_process_zero() else None
+        self.progress = StepProgress(
+            "training", state.max_steps, "steps", say, initial=state.global_step, note=self.measured
+        )
 
-    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+    def on_pre_optimizer_step(self, *given: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
 
-    def on_step_end(self, args, state, control, **kwargs):
-        self.trainer.log_book.finish_step(self.trainer.step_loss, self.learning_rate)
-        now = time.monotonic()
-        if now - self.printed >= PRINT_EVERY or state.global_step == state.max_steps:
-            self.printed = now
-            self.say(state, now)
+    def on_step_end(self, *given: Any, **kwargs: Any) -> None:
+        self.trainer.recorder.finish_step(self.trainer.step_loss, self.learning_rate)
+        self.progress.advance()
 
-    def say(self, state, now) -> None:
-        book = self.trainer.log_book
-        book.settle()
-        left = (now - self.began) / (state.global_step - self.first_step) * (state.max_steps - state.global_step)
-        if self.trainer.is_world_process_zero():
-            recent, seconds = float(np.mean(book.losses[-20:])), now - book.started - self.trainer.seconds_saving
-            print(
-                f"step {state.global_step}/{state.max_steps}  loss {recent:.4f}  "
-                f"{book.seen['supervised'] / seconds:,.0f} supervised tokens/s  "
-                f"{_clock(seconds)} elapsed, {_clock(left)} left",
-                flush=True,
-            )
+    def on_train_end(self, *given: Any, **kwargs: Any) -> None:
+        self.progress.close()
+
+    def measured(self) -> str:
+        """Mean loss of the last 20 steps, speed and time; only when a line is due, because it waits for the GPU."""
+        recorder = self.trainer.recorder
+        recorder.settle()
+        recorder.stop()
+        loss = float(np.mean(recorder.losses[-20:]))
+        speed = recorder.seen["supervised"] / recorder.seconds
+        return f"loss {loss:.4f}  {speed:,.0f} supervised tokens/s  {clock(recorder.seconds)} elapsed"
 
 
-def compute_dtype(args, model) -> torch.dtype:
-    """The precision of the forward pass: that of mixed precision where it is on, else of the weights."""
-    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
+class StepProgress(Progress):
+    """Lines such as `step 40/3108  loss 0.8123  5,210 supervised tokens/s  1:12 elapsed, 1:31:40 left`."""
+
+    def line(self) -> str:
+        note = self.note() if self.note else ""
+        return f"step {self.done}/{self.total}  {note}, {clock(self.seconds_left)} left"
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:31:40, or 1:12 below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def run_trainer(trainer, checkpoint) -> None:
-    """Train from the checkpoint (or the start) under the memory watch; the log book has the sums afterwards."""
-    book = trainer.log_book
-    if checkpoint is not None:
-        if trainer.is_world_process_zero():
-            print(f"resuming from {checkpoint.name}", flush=True)
-        for name, value in read_json(checkpoint / SEALED)["log_book"].items():
-            setattr(book, name, value)
-    with PeakMemory() as memory:
-        trainer.memory = memory
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        book.settle()  # waits for the device
-        book.seconds = time.monotonic() - book.started - trainer.seconds_saving
-        book.see_memory(memory)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

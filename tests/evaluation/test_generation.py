@@ -189,9 +189,9 @@ def test_a_change_of_model_protocol_or_limit_makes_old_lines_void(model, tokeniz
 
 def test_the_model_is_asked_as_it_was_trained(tokenizer):
     """Template, tokens and opening of the answer are those of a training sample that begins with a code block."""
-    from codeact_lib.evaluation.generation import _encode, _prompt_text
+    from codeact_lib.evaluation.generation import encode_task
 
-    asked = _encode(tokenizer, _prompt_text(tasks()[0], TEMPLATES["deepseek-coder"], "authors"), "```python\n")
+    asked = encode_task(tokenizer, tasks()[0], TEMPLATES["deepseek-coder"], "authors")
     instruction = benchmark_instruction("mbpp", tasks()[0]["prompt"])
     answer = "```python\ndef f(a):\n    return a\n```"
     trained = tokenize_example(tokenizer, TEMPLATES["deepseek-coder"], instruction, answer, 500)

@@ -221,7 +221,7 @@ def least_distance(colours, kind):
 
 @pytest.mark.parametrize("kind", BLINDNESS)
 def test_colours_are_told_apart_with_any_colour_blindness(kind):
-    side_by_side = (style.PALETTE[:6], tuple(results._ARMS.values()))
+    side_by_side = (style.PALETTE[:6], tuple(style.ARM_COLOURS.values()))
     assert all(least_distance(colours, kind) > 12 for colours in side_by_side)  # 2.3 is just noticeable
     assert least_distance(style.PALETTE, kind) > 7
     assert least_distance(("#ff7f0e", "#bcbd22"), "deutan") < 12  # orange and olive: the measure can tell
@@ -243,7 +243,7 @@ def test_the_sampling_rate_curve_leaves_out_scores_that_nobody_measured():
 
 
 def test_an_arm_keeps_its_colour_over_all_figures():
-    assert results._arm_colours(["x", "CodeACT"])["CodeACT"] == results._arm_colours(["CodeACT", "y"])["CodeACT"]
+    assert results.arm_colours(["x", "CodeACT"])["CodeACT"] == results.arm_colours(["CodeACT", "y"])["CodeACT"]
 
 
 @settings(max_examples=50, deadline=None)
@@ -251,7 +251,7 @@ def test_an_arm_keeps_its_colour_over_all_figures():
 def test_the_running_mean_agrees_with_a_naive_one(values, window):
     half = window // 2
     naive = [np.mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
-    assert padding._running_mean(np.array(values), window) == pytest.approx(naive, abs=1e-9)
+    assert padding.running_mean(np.array(values), window) == pytest.approx(naive, abs=1e-9)
 
 
 def test_units_fit_the_value():

@@ -12,8 +12,8 @@ from conftest import REPO
 from tiny_models import make_rows, save_tiny_base, write_rows
 
 from codeact_lib.modeling.load import load_base_model
+from codeact_lib.training import fine_tune
 from codeact_lib.training.checkpoints import SEALED
-from codeact_lib.training.fine_tune import fine_tune
 from codeact_lib.training.launch import ACCELERATE_CONFIGS, accelerate_config_path
 
 SHARDED = """

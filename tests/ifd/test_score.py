@@ -35,6 +35,7 @@ from codeact_lib.ifd.nll import plan_batches, score_batches
 from codeact_lib.ifd.resume import scoring_seconds
 from codeact_lib.ifd.score import IFD_COLUMNS, ifd_from_nll, score_ifd, scorer_agreement
 from codeact_lib.modeling.load import load_base_model
+from codeact_lib.modeling.loss import LOGIT_BLOCK, head_loss
 from codeact_lib.prompts import TEMPLATES
 
 TEMPLATE = TEMPLATES["deepseek-coder"]
@@ -194,7 +195,7 @@ def test_half_precision_scores_are_summed_in_full_precision(tokenizer, dtype):
 def test_the_size_of_the_blocks_of_logits_changes_no_score(model, tokenizer, monkeypatch):
     whole = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
     for block in ((512, 7), (5, 1000), (1, 1)):
-        monkeypatch.setitem(nll.LOGIT_BLOCK, "cpu", block)
+        monkeypatch.setitem(LOGIT_BLOCK, "cpu", block)
         scores = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH)
         np.testing.assert_allclose(scores["ifd"], whole["ifd"], rtol=1e-5)
 
@@ -212,7 +213,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_no_tensor_of_scoring_grows_with_vocabulary_times_length(tokenizer):
-    n_positions, n_entries = nll.LOGIT_BLOCK["cpu"]
+    n_positions, n_entries = LOGIT_BLOCK["cpu"]
     model = make_model(vocab_size=20_000, max_position_embeddings=1024)
     row = {"example_id": 0, "instruction": "Count.", "response": "x = 1\n" * 250}
     with LargestTensor() as largest:
@@ -229,7 +230,7 @@ def test_the_head_in_blocks_equals_cross_entropy_over_all_logits_at_once(dtype, 
     hidden, target = torch.randn(700, 16, dtype=dtype), torch.randint(0, 3000, (700,))
     with torch.inference_mode():
         expected = torch.nn.functional.cross_entropy(head(hidden).float(), target, reduction="none")
-        nll_of_tokens = nll.head_nll(head, hidden, target)
+        nll_of_tokens = head_loss(hidden, head, target, reduction="none")
     assert nll_of_tokens.dtype == torch.float32
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype]
     torch.testing.assert_close(nll_of_tokens, expected, rtol=tolerance, atol=tolerance)
@@ -565,7 +566,7 @@ def test_a_smaller_model_agrees_with_a_larger_one_as_far_as_a_naive_count_says(m
 
 @pytest.fixture(scope="module")
 def on_disk(tmp_path_factory):
-    """A model folder and an instruction file, as `codeact_lib.ifd.launch` takes them."""
+    """A model folder and an instruction file, as `codeact_lib.ifd` takes them."""
     folder = tmp_path_factory.mktemp("scoring")
     make_model().save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")

@@ -1,7 +1,10 @@
 """Plans lose nothing and keep their bounds; collators lay out what the plan says and never change their input."""
 
+import doctest
 import itertools
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from tiny_models import tiny_tokenizer
 
 from codeact_lib.errors import DataError
+from codeact_lib.packing import plan as planning
 from codeact_lib.packing.collate import DynamicPackCollator, fit_samples, padding_report
 from codeact_lib.packing.plan import PaddingStrategy, plan_micro_batches, plan_rows
 
@@ -347,3 +351,12 @@ def test_the_report_counts_what_the_collator_makes(lengths, batch_size, strategy
     assert (report["slots"], report["rows"], report["batches"]) == (slots, rows, batches)
     assert report["tokens"] == sum(lengths) and report["padding_rate"] == pytest.approx(1 - sum(lengths) / slots)
     assert report["attention_pairs"] == pairs >= report["isolated_pairs"] == sum(n * n for n in lengths)
+
+
+def test_the_examples_of_the_docstrings_are_true():
+    assert doctest.testmod(planning).attempted and not doctest.testmod(planning).failed
+
+
+def test_planning_imports_no_torch():
+    code = "import sys; from codeact_lib.packing import plan_rows; plan_rows([1], 2); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,17 +6,16 @@ import pytest
 from codeact_lib.artifacts import RunPaths, write_frame
 from codeact_lib.config import load_profile
 from codeact_lib.errors import CodeActError
+from codeact_lib.pipeline import estimate_lines, plan, run
 from codeact_lib.pipeline.estimates import (
     MFU,
     PADDING,
     Costs,
     Machine,
-    estimate_lines,
     machine_for,
     model_shape,
     parameters,
 )
-from codeact_lib.pipeline.run import plan, run
 
 
 def costs(profile="paper", machine=("A100", 8), paths=None, **overrides):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from codeact_lib.pipeline import progress
+from codeact_lib.pipeline.locks import Lock
 
 
 class Clock:
@@ -22,12 +23,16 @@ def clock(monkeypatch):
     return clock
 
 
-def tasks(tmp_path, *stages, processes=1):
-    claims = SimpleNamespace(working_here=lambda: processes)
-    shared = {"run": SimpleNamespace(ratio=1.0), "claims": claims, "is_done": lambda: False}
+class Task(SimpleNamespace):
+    __hash__ = object.__hash__  # as a StageTask has
+
+
+def tasks(tmp_path, *stages):
+    paths = SimpleNamespace(locks_dir=tmp_path)
+    shared = {"run": SimpleNamespace(ratio=1.0), "paths": paths, "is_done": lambda: False}
     shared["papermill_line"] = lambda: "papermill in.ipynb out.ipynb"
     return [
-        SimpleNamespace(stage=stage, title=f"{stage} {n}", manifest_path=tmp_path / f"{n}.json", **shared)
+        Task(stage=stage, title=f"{stage} {n}", manifest_path=tmp_path / f"{n}.json", **shared)
         for n, stage in enumerate(stages)
     ]
 
@@ -54,7 +59,9 @@ def test_a_kind_not_seen_yet_is_guessed_at_the_speed_of_the_others(tmp_path, clo
 
 
 def test_processes_that_work_side_by_side_share_the_time_left(tmp_path, clock):
-    assert left_after(tasks(tmp_path, *["05_eval"] * 5, processes=2), [30], clock) == "1:00 min"
+    here, other = Lock(tmp_path / "a.run"), Lock(tmp_path / "b.lock")
+    assert here.acquire() and other.acquire()
+    assert left_after(tasks(tmp_path, *["05_eval"] * 5), [30], clock) == "1:00 min"
 
 
 def test_what_another_process_finished_meanwhile_is_not_expected_any_more(tmp_path, clock):

@@ -5,6 +5,7 @@ Stand-in notebooks (conftest) take a second each and go through the real ``open_
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import pytest
 from conftest import REPO, write_notebook
 
 from codeact_lib.errors import ArtifactError, ProfileError
-from codeact_lib.pipeline.run import StageFailed, plan, run
-from codeact_lib.pipeline.stages import code_sha256, open_stage
+from codeact_lib.pipeline import STAGES, StageFailed, open_stage, plan, run
+from codeact_lib.pipeline.state import CODE, code_sha256
 
 CDAS = "toy-model__toy__cdas-0.4__dynamic-pack"
 
@@ -168,12 +169,13 @@ def test_keys_that_change_speed_only_repeat_nothing(toy_project):
 
 
 def test_two_processes_do_not_work_in_one_folder_and_a_dead_one_blocks_nothing(toy_project, monkeypatch):
-    monkeypatch.setattr("codeact_lib.pipeline.stages.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("codeact_lib.pipeline.task.PATIENCE_SECONDS", 0.1)
     holder = "\n".join(
         [
-            "from codeact_lib.pipeline.run import open_stage",
+            "from codeact_lib.pipeline import open_stage",
             "import time",
-            "open_stage('01_cluster', profile='toy.yaml', dataset='toy').begin()",
+            "stage = open_stage('01_cluster', profile='toy.yaml', dataset='toy')",
+            "stage.begin()",
             "print('held', flush=True)",
             "time.sleep(60)",
         ]
@@ -416,7 +418,7 @@ def test_profiles_are_listed_and_shown_with_their_comments():
     assert "512 samples per optimizer step" in codeact("profiles", "show", "paper").stdout
 
 
-def test_code_hash_follows_imports_but_not_prose_or_outputs(toy_project):
+def test_code_hash_follows_the_cells_but_not_prose_or_outputs(toy_project):
     path = write_notebook(toy_project, "02_ifd", "from codeact_lib.ifd.score import score_ifd")
     before = code_sha256(path)
     notebook = json.loads(path.read_text())
@@ -428,12 +430,31 @@ def test_code_hash_follows_imports_but_not_prose_or_outputs(toy_project):
     assert code_sha256(path) != before
 
 
-def test_code_hash_follows_relative_imports(toy_project, monkeypatch):
+def test_code_hash_follows_the_folders_of_its_stage_and_no_others(toy_project, monkeypatch):
     package = toy_project / "codeact_lib"
-    monkeypatch.setattr("codeact_lib.pipeline.stages.PACKAGE_DIR", package)
-    (package / "outer.py").write_text("def work():\n    from .inner import constant\n")
-    (package / "inner.py").write_text("constant = 1\n")
-    path = write_notebook(toy_project, "02_ifd", "import codeact_lib.outer")
+    monkeypatch.setattr("codeact_lib.pipeline.state.PACKAGE_DIR", package)
+    for part in ("ifd", "training"):
+        (package / part).mkdir()
+        (package / part / "inner.py").write_text("constant = 1\n")
+    path = write_notebook(toy_project, "02_ifd")
     before = code_sha256(path)
-    (package / "inner.py").write_text("constant = 2\n")
+    (package / "training" / "inner.py").write_text("constant = 2\n")
+    assert code_sha256(path) == before
+    (package / "ifd" / "inner.py").write_text("constant = 2\n")
     assert code_sha256(path) != before
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_part_of_the_package_that_a_notebook_computes_with_counts_as_its_code(stage):
+    """What a notebook imports is in the table of its stage, or draws, prints or keeps files."""
+    cells = json.loads((REPO / "notebooks" / f"{stage}.ipynb").read_text())["cells"]
+    source = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    names = set(re.findall(r"from codeact_lib\.(\w+)", source))
+    for imported in re.findall(r"from codeact_lib import ([\w, ]+)", source):
+        names.update(imported.replace(" ", "").split(","))
+    parts = {name for name in names if (REPO / "codeact_lib" / name).is_dir()}
+    parts |= {f"{name}.py" for name in names if (REPO / "codeact_lib" / f"{name}.py").is_file()}
+    plumbing = {"artifacts.py", "config.py", "errors.py", "pipeline", "figures", "hub.py", "generation"}
+    shown_only = {"02_ifd": {"sampling.py"}}.get(stage, set())
+    assert parts - plumbing - shown_only <= {part.partition("/")[0] for part in CODE[stage]}
+    assert all((REPO / "codeact_lib" / part).exists() for part in CODE[stage])

@@ -17,7 +17,7 @@ from codeact_lib.sandbox.run import (
     KILL,
     READ,
     WRITE,
-    RungReport,
+    BackendReport,
     _tail,
     choose_isolation,
     probe,
@@ -59,15 +59,15 @@ def test_landlock_closes_files_and_namespaces_close_the_rest(rung):
 
 
 def test_what_is_in_force_is_said_in_plain_words():
-    weak = RungReport("limits", True, "", {READ: False, WRITE: True, CONNECT: False})
+    weak = BackendReport("limits", True, "", {READ: False, WRITE: True, CONNECT: False})
     assert weak.sentence().startswith("isolation: limits only: generated code can read files, use the network;")
     assert "apt-get install bubblewrap" in weak.sentence()
-    assert RungReport("bubblewrap", True, "", {READ: True}).sentence() == "isolation: bubblewrap"
+    assert BackendReport("bubblewrap", True, "", {READ: True}).sentence() == "isolation: bubblewrap"
 
 
 def test_no_isolation_at_all_is_to_be_had_by_name_only(tmp_path, monkeypatch):
     assert run_isolated(python("print(1)"), isolation="none").stdout == "1\n"
-    gone = {rung: RungReport(rung, False, f"{rung} is missing") for rung in LADDER}
+    gone = {rung: BackendReport(rung, False, f"{rung} is missing") for rung in LADDER}
     monkeypatch.setattr(sys.modules["codeact_lib.sandbox.run"], "probe", gone.__getitem__)
     choose_isolation.cache_clear()
     try:

@@ -19,7 +19,8 @@ from codeact_lib.data.rows import Columns
 from codeact_lib.errors import CodeActError
 from codeact_lib.evaluation.benchmarks import load_benchmark
 from codeact_lib.mini import build_corpus
-from codeact_lib.select.steps import ADDED_COLUMNS, OUT_FORMATS, select_rows
+from codeact_lib.select.export import ADDED_COLUMNS, OUT_FORMATS
+from codeact_lib.select.steps import select_rows
 
 FAST = {"model": "mini-base", "n_clusters": 3}
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -23,6 +24,7 @@ from codeact_lib.evaluation.records import seal
 from codeact_lib.tables import load_metrics, load_reported, rq1_table, rq2_table, write_report, write_table
 from codeact_lib.tables.cells import cell_marks
 from codeact_lib.tables.render import to_html, to_json, to_latex, to_markdown
+from codeact_lib.tables.results import reported_result
 
 # The paper's two result tables as printed, copied by hand; ** around what is bold.
 PAPER = (REPO / "tests" / "paper_tables.txt").read_text(encoding="utf-8")
@@ -116,10 +118,10 @@ def test_a_reported_number_that_no_count_of_solved_tasks_gives_is_marked():
 
 
 def test_a_pair_that_mixes_the_two_versions_of_mbpp_is_marked():
-    row = {"source": "paper", "mbpp": 60.7, "mbpp_plus": 49.5}  # 242 of 399 and 187 of 378
+    row = {"mbpp": 60.7, "mbpp_plus": 49.5}  # 242 of 399 and 187 of 378
     assert tables.fits(row["mbpp"], 399) and not tables.fits(row["mbpp"], 378)
     assert tables.fits(row["mbpp_plus"], 378) and not tables.fits(row["mbpp_plus"], 399)
-    assert cell_marks([row]) == [{"mbpp": "‡", "mbpp_plus": "‡"}]
+    assert cell_marks([reported_result(row, "paper")]) == [{"mbpp": "‡", "mbpp_plus": "‡"}]
 
 
 def changed(records, which, change):
@@ -500,6 +502,13 @@ def test_both_sides_of_a_paired_test_lead_to_their_own_run():
     ours, other = (table.runs_of(0, column) for column in ("CodeACT solves", "The other solves"))
     assert (ours, other) == ("mini-base__mini-evol__cdas", "mini-base__mini-evol__full")
     assert table.runs_of(0, "Compared with") is None and "Better on" in columns
+
+
+def test_tables_load_neither_matplotlib_nor_the_module_that_runs_as_a_command():
+    """Run with `-m`, a module that its package had already loaded would be there twice, and Python warns of it."""
+    code = "import sys, codeact_lib.tables; print({'matplotlib', 'codeact_lib.tables.deviations'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 # Bad input

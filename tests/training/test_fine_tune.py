@@ -16,6 +16,7 @@ from conftest import REPO
 from tiny_models import N_ROWS, make_rows, save_tiny_base, write_rows
 from transformers import get_cosine_schedule_with_warmup
 
+from codeact_lib import artifacts
 from codeact_lib.errors import ArtifactError, DataError, ModelError, ProfileError
 from codeact_lib.measure import PeakMemory
 from codeact_lib.modeling.load import load_base_model, load_tokenizer
@@ -23,12 +24,13 @@ from codeact_lib.modeling.loss import use_supervised_loss
 from codeact_lib.packing.collate import DynamicPackCollator, padding_report
 from codeact_lib.packing.plan import plan_rows
 from codeact_lib.prompts import tokenize_example
+from codeact_lib.training import SeededOrder, TrainReport, fine_tune, fine_tune_in_child, make_arguments
+from codeact_lib.training import run as run_module
 from codeact_lib.training import trainer as trainer_module
+from codeact_lib.training.__main__ import main
 from codeact_lib.training.checkpoints import SEALED, latest_checkpoint
-from codeact_lib.training.fine_tune import fine_tune, main, make_arguments, only_one
-from codeact_lib.training.launch import fine_tune_in_child
-from codeact_lib.training.report import LogBook, TrainReport
-from codeact_lib.training.steps import SeededOrder
+from codeact_lib.training.report import TrainRecorder
+from codeact_lib.training.run import LOCK
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +307,7 @@ def interrupted(settings, monkeypatch):
 
 def interrupt_in_step_seven(settings, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(LogBook, "finish_step", stop_in_step_seven(LogBook.finish_step))
+        patch.setattr(TrainRecorder, "finish_step", stop_in_step_seven(TrainRecorder.finish_step))
         with pytest.raises(KeyboardInterrupt):
             fine_tune(**settings)
     folder = settings["output_dir"] / "checkpoints"
@@ -314,10 +316,10 @@ def interrupt_in_step_seven(settings, monkeypatch):
 
 
 def stop_in_step_seven(finish_step):
-    def stopping(book, loss, learning_rate):
-        if len(book.learning_rates) == 6:
+    def stopping(recorder, loss, learning_rate):
+        if len(recorder.learning_rates) == 6:
             raise KeyboardInterrupt
-        finish_step(book, loss, learning_rate)
+        finish_step(recorder, loss, learning_rate)
 
     return stopping
 
@@ -365,7 +367,7 @@ def test_saving_more_often_does_not_make_it_another_training(settings, interrupt
 
 FULL_DISK = """
 import resource, sys
-from codeact_lib.training.fine_tune import main
+from codeact_lib.training.__main__ import main
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 sys.exit(main(["--config", sys.argv[1]]))
 """
@@ -388,7 +390,7 @@ def test_a_full_disk_ends_the_training_in_words_and_it_goes_on_from_the_checkpoi
 
 def test_a_disk_too_full_for_the_finished_model_costs_no_step(settings, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["codeact_lib.training.fine_tune"], "save_model", interrupted_saving)
+        patch.setattr(run_module, "save_model", interrupted_saving)
         with pytest.raises(KeyboardInterrupt):
             fine_tune(**settings)
     last = settings["output_dir"] / "checkpoints" / "checkpoint-8"
@@ -491,9 +493,10 @@ def test_what_cannot_be_done_is_said_with_a_remedy(settings, change, error, mess
 
 def test_two_processes_do_not_train_into_one_folder(settings, monkeypatch):
     settings["output_dir"].mkdir()
-    with only_one(settings["output_dir"]), pytest.raises(ArtifactError, match="another process"):
-        with only_one(settings["output_dir"], patience=0):
-            pass
+    monkeypatch.setattr(artifacts, "PATIENCE_SECONDS", 0)
+    with artifacts.locked(settings["output_dir"] / LOCK, "held here"):
+        with pytest.raises(ArtifactError, match="another process is training into"):
+            fine_tune(**settings)
 
 
 # ---- a process of its own ------------------------------------------------------------------------------------------
@@ -523,7 +526,7 @@ def test_a_child_ends_with_the_process_that_started_it(settings, tmp_path):
     assert parent.poll() is None
     parent.kill()
     parent.wait()
-    with only_one(settings["output_dir"], patience=20):  # given up by the child, or this raises
+    with artifacts.locked(settings["output_dir"] / LOCK, "still held"):  # given up by the child, or this raises
         shutil.rmtree(checkpoints)
     time.sleep(1)
     assert not checkpoints.exists()

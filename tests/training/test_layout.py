@@ -9,7 +9,7 @@ from codeact_lib.config import load_profile
 from codeact_lib.errors import ModelError
 from codeact_lib.modeling.load import load_base_model
 from codeact_lib.pipeline.estimates import Costs, Machine, model_shape
-from codeact_lib.training.fine_tune import fine_tune
+from codeact_lib.training import fine_tune
 from codeact_lib.training.memory import SHORTEST, BatchLayout, fit_layout, memory_estimate, plan_line, smaller_layouts
 
 T4 = 15.6e9

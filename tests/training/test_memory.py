@@ -1,6 +1,7 @@
 """What cannot work is said before it costs anything: memory, disk, and packed samples that would see each other."""
 
 import shutil
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -11,14 +12,13 @@ from transformers import AutoModelForCausalLM as Auto
 from transformers import LlamaConfig, MistralConfig
 
 from codeact_lib.errors import ArtifactError, ModelError
-from codeact_lib.modeling import attention
+from codeact_lib.modeling import attention, loss
 from codeact_lib.modeling.attention import FLASH, SEGMENTS, flash_attention_runs_here
 from codeact_lib.modeling.load import load_base_model
 from codeact_lib.modeling.loss import use_supervised_loss
 from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.packing.plan import PaddingStrategy
-from codeact_lib.training import memory
-from codeact_lib.training.fine_tune import choose_attention
+from codeact_lib.training import memory, run
 from codeact_lib.training.isolation import check_isolation, isolation_error
 from codeact_lib.training.memory import check_disk, check_memory, memory_estimate
 
@@ -61,6 +61,12 @@ def test_a_7b_model_wants_the_published_sixteen_bytes_a_weight_and_shards_divide
     eighth = memory_estimate(tmp_path, slots=4096, gradient_checkpointing=True, ranks=8)
     assert eighth["optimizer"] == whole["optimizer"] / 8 and eighth["activations"] == whole["activations"]
     assert memory_estimate(tmp_path, slots=4096)["activations"] > 5 * whole["activations"]
+
+
+def test_the_chunk_of_logits_is_that_of_the_loss_and_planning_waits_for_no_torch():
+    assert memory.LOGIT_CHUNK == loss.CHUNK
+    code = "import sys, codeact_lib.training.memory, codeact_lib.training.launch; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_what_cannot_fit_is_refused_with_the_sum_and_what_may_be_tight_is_said():
@@ -153,12 +159,8 @@ def test_the_fastest_attention_that_keeps_samples_apart_is_chosen(
     )
     asked = ["sdpa"]
     monkeypatch.setattr(model, "set_attn_implementation", asked.append)  # the package is asked for there, and a GPU
-    monkeypatch.setattr(
-        sys.modules["codeact_lib.training.fine_tune"],
-        "flash_attention_runs_here",
-        lambda half_precision: flash and half_precision,
-    )
-    choose_attention(model, PaddingStrategy(strategy), isolate, SimpleNamespace(bf16=True, fp16=False))
+    monkeypatch.setattr(run, "flash_attention_runs_here", lambda half_precision: flash and half_precision)
+    run.choose_attention(model, PaddingStrategy(strategy), isolate, SimpleNamespace(bf16=True, fp16=False))
     assert asked[-1] == chosen
 
 

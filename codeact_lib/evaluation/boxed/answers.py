@@ -1,12 +1,10 @@
 """What the solutions say: each runs on the inputs of its task where no expected output is, nor was before.
 
-    task:   {"task_id", "code", "entry_point", "inputs": {"base", "plus"}, "limits": {"base", "plus"}}
-    answer: {"base": JSON text of {"outputs", "why"}, "plus": the same or None}
-
-``inputs`` is JSON text of `plain.encode`, ``limits`` are EvalPlus's seconds per input, ``why`` is what stopped the
-solution ("" when it answered everything). Slim on purpose: a fork costs 2 ms, and a solution that searches the memory
-it lives in finds this file and its inputs.
+Takes `messages.AnswersTask`, gives `messages.Answers`: JSON text of {"outputs", "why"}, where `why` is what stopped the
+solution ("" when it answered everything).
 """
+
+# Slim on purpose: a fork costs 2 ms, and a solution that searches the memory it lives in finds this and its inputs.
 
 import contextlib
 import json
@@ -15,8 +13,10 @@ import resource
 import selectors
 import signal
 import time
+from typing import Any, NoReturn
 
-from . import crew
+from . import pool
+from .messages import Answers, AnswersTask, Job
 from .plain import ANSWERED, OUT_OF_TIME, decode, encode_output
 
 MEMORY = 4 << 30  # address space of a solution, as EvalPlus gives it
@@ -32,19 +32,18 @@ class OutOfTime(Exception):
     """An input took longer than its limit."""
 
 
-def begin(job):
+def begin(job: Job) -> None:
     """Nothing to import before the workers are forked."""
 
 
-def work(job, task):
+def work(job: Job, task: AnswersTask) -> Answers:
     """Outputs on the base inputs and, if all of them were answered, on the plus inputs."""
-    said = {"base": ask(job, task, "base"), "plus": None}
-    if said["base"].endswith(ANSWERED):
-        said["plus"] = ask(job, task, "plus")
-    return said
+    base = ask(job, task, "base")
+    plus = ask(job, task, "plus") if base.endswith(ANSWERED) else None
+    return {"base": base, "plus": plus}
 
 
-def ask(job, task, tests):
+def ask(job: Job, task: AnswersTask, tests: str) -> str:
     """JSON text of what the solution says, from a process of its own."""
     limits = task["limits"][tests]
     readable, writable = os.pipe()
@@ -56,60 +55,65 @@ def ask(job, task, tests):
     os.close(readable)
     os.kill(process, signal.SIGKILL)
     used = os.wait4(process, 0)[2]
-    if not crew.is_alone(job):  # whose doing it was shows in a box of its own
+    # Whose doing it was shows in a box of its own.
+    if not pool.is_alone(job):
         if not text:
-            raise crew.DirtyBox("its process died")
+            raise pool.DirtyBox("its process died")
         if text.endswith(OUT_OF_TIME) and used.ru_utime + used.ru_stime < min(limits, default=0) / 2:
-            raise crew.DirtyBox("it ran out of time without having run")
+            raise pool.DirtyBox("it ran out of time without having run")
     return text or silence("crash")
 
 
-def silence(why):
+def silence(why: str) -> str:
+    """The answer of a solution that said nothing."""
     return json.dumps({"outputs": [], "why": why})
 
 
-def read(readable, deadline):
+def read(readable: int, deadline: float) -> str:
     """What comes out of the pipe until it ends, or why it was not waited for."""
-    parts, size = [], 0
+    received = bytearray()
     with selectors.DefaultSelector() as selector:
         selector.register(readable, selectors.EVENT_READ)
         while selector.select(max(0.0, deadline - time.monotonic())):
             part = os.read(readable, 1 << 20)
             if not part:
-                return b"".join(parts).decode(errors="replace")
-            parts.append(part)
-            size += len(part)
-            if size > MOST_BYTES:
+                return received.decode(errors="replace")
+            received += part
+            if len(received) > MOST_BYTES:
                 return silence("flood")
     return silence("timeout")
 
 
-def answer_and_exit(task, tests, writable):
+def answer_and_exit(task: AnswersTask, tests: str, writable: int) -> NoReturn:
     """In the forked process: run the solution, say what it said, end whatever happens."""
     try:
-        crew.seal(keep=writable)
+        pool.seal(keep=writable)
         limit_memory()
-        text = json.dumps(outputs(task["code"], task["entry_point"], task["inputs"][tests], task["limits"][tests]))
+        said = outputs(task["code"], task["entry_point"], task["inputs"][tests], task["limits"][tests])
+        text = json.dumps(said)
         with open(3, "wb") as file:
             file.write(text.encode())
     finally:
         os._exit(0)
 
 
-def limit_memory():
+def limit_memory() -> None:
     """`MEMORY` at most. macOS refuses such limits: there the watch over the whole box has to do."""
     for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        most = MEMORY
         hard = resource.getrlimit(kind)[1]
-        most = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+        if hard != resource.RLIM_INFINITY:
+            most = min(MEMORY, hard)
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(kind, (most, most))
 
 
-def outputs(code, entry_point, inputs, limits):
+def outputs(code: str, entry_point: str, inputs: str, limits: list[float]) -> dict[str, Any]:
     """{"outputs": as data, in the order of the inputs, "why": "", "error" or "timeout"}."""
-    said, clock = [], Clock()
+    said: list[Any] = []
+    clock = Clock()
     try:
-        namespace = {}
+        namespace: dict[str, Any] = {}
         clock.start(sum(limits))
         exec(code, namespace)
         function = namespace[entry_point]
@@ -128,35 +132,35 @@ def outputs(code, entry_point, inputs, limits):
 
 
 class Clock:
-    """Raises `OutOfTime` in the solution when its time is over; one that swallows it is ended when it is over again.
+    """Raises `OutOfTime` in the solution when its time is over; one that swallows it is ended when it is over again."""
 
-    A signal that comes too early was sent by another solution: the process ends without a word, as it would at any
-    other signal.
-    """
-
-    def __init__(self):
+    def __init__(self) -> None:
         for kind in (signal.SIGALRM, signal.SIGPROF):
             signal.signal(kind, self.ring)
 
-    def start(self, seconds):
-        self.rung, self.seconds = False, seconds
+    def start(self, seconds: float) -> None:
+        """Give the solution so many seconds from now on."""
+        self.has_rung = False
+        self.seconds = seconds
         self.wind()
 
-    def wind(self):
+    def wind(self) -> None:
         self.earliest = time.monotonic() + self.seconds / 2
         for timer, factor in TIMERS:
             signal.setitimer(timer, factor * self.seconds)
 
-    def ring(self, *_):
+    def ring(self, *_: Any) -> None:
+        # A signal that comes too early was sent by another solution: the process ends without a word, as it would at
+        # any other signal.
         if time.monotonic() < self.earliest:
             os._exit(0)
-        if self.rung:
+        if self.has_rung:
             os.write(3, silence("timeout").encode())
             os._exit(0)
-        self.rung = True
+        self.has_rung = True
         self.wind()
         raise OutOfTime
 
-    def stop(self):
+    def stop(self) -> None:
         for timer, _ in TIMERS:
             signal.setitimer(timer, 0)

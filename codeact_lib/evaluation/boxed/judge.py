@@ -1,135 +1,74 @@
 """EvalPlus's own verdicts, and whether what the solution said elsewhere bears them out.
 
-    task:   {"task_id", "entry_point", "atol", "code", "reference", "inputs", "expected", "seconds", "said"}
-    answer: {"base", "plus": EvalPlus's status, "confirmed": {"base", "plus"}, "failure"}
-
-It uses the functions EvalPlus 0.3.1 is made of (untrusted_check) instead of its ``evaluate``, which stays alive for
-ever when a worker dies, waits up to 20 s at a normal end, reuses old results in silence and keeps its ground truth in a
-pickle. EvalPlus forks twice per task: from this process that is 7 ms, with torch loaded it would be 196 ms.
-
-EvalPlus compares inside the process that runs the solution, so a solution can make itself pass. A pass is confirmed
-when the outputs in ``said``, which come from a process that never held the expected ones, pass the same comparison.
-
-A solution that answered rightly there and fails here may have been disturbed by one that ran beside it, so it is judged
-again in a box of its own.
-
-A solution that ran out of time on the base inputs, here and where ``said`` comes from, is not run on the plus inputs:
-it has failed, and an endless loop would only cost as long again. Its plus status is then that of base.
+Takes `messages.JudgeTask`, gives `messages.Judged`. EvalPlus compares inside the process that runs the solution,
+so a solution can make itself pass. A pass is confirmed when the outputs in `said`, which come from a process that never
+held the expected ones, pass the same comparison.
 """
 
 import contextlib
 import json
-import os
-import resource
-import sys
 import time
-import types
+from collections.abc import Iterator
 from copy import deepcopy
-from functools import cache, partial
+from functools import cache
+from types import ModuleType, SimpleNamespace
+from typing import Any
 from unittest import mock
 
-from . import crew
+from . import patches, pool
+from .messages import Job, Judged, JudgeTask
 from .plain import OUT_OF_TIME, Digest, Opaque, decode, digest
 
-EVALPLUS_MEMORY = 4 << 30
 MOST_SECONDS = 60.0  # EvalPlus's limit for all inputs of one check
 
 
-def begin(job):
+def begin(job: Job) -> None:
     """Import EvalPlus before the workers are forked."""
     load()
 
 
 @cache
-def load():
+def load() -> ModuleType:
     """Import what is needed of EvalPlus, and its traps defused."""
-    sys.modules.setdefault("datasets", types.SimpleNamespace(load_dataset=None))  # see prepare
-    # EvalPlus sets its memory limits to 4 GiB per solution; where the hard limit is lower that fails, and with it every
-    # task. Then (and on macOS, where these limits do not work) the limits of the box have to do.
-    kinds = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK)
-    hard = [h for h in (resource.getrlimit(kind)[1] for kind in kinds) if h != resource.RLIM_INFINITY]
-    if sys.platform == "darwin" or min(hard, default=EVALPLUS_MEMORY) < EVALPLUS_MEMORY:
-        os.environ["EVALPLUS_MAX_MEMORY_BYTES"] = "-1"
-    import multiprocessing.heap
-
+    patches.skip_datasets()
+    # Each submodule by name: importing one does not bring the others.
     import evalplus.eval
+    import evalplus.gen.util
 
-    # A box may hide /dev/shm and /proc, which these would use: locks and shared memory, the size of the memory.
-    multiprocessing.heap.Arena._dir_candidates = []
-    for name in ("Value", "Array"):
-        setattr(evalplus.eval, name, partial(getattr(multiprocessing, name), lock=False))
-    memory = None if os.getenv("EVALPLUS_MAX_MEMORY_BYTES") == "-1" else EVALPLUS_MEMORY
-    evalplus.eval.query_maximum_memory_bytes = lambda: memory
-    evalplus.eval.compare = evalplus.eval.unsafe_execute
-    evalplus.eval.unsafe_execute = sealed
+    patches.fix_memory_limit()
+    patches.share_without_dev_shm()
+    patches.seal_solutions()
     return evalplus
 
 
-def sealed(*arguments):
-    """EvalPlus's process of a solution, without our pipes."""
-    crew.seal()
-    load().eval.compare(*arguments)
+def work(job: Job, task: JudgeTask) -> Judged:
+    """One task: verdicts, whether the answers bear them out, and why it failed."""
+    base, confirmed, failure = judge_inputs(job, task, "base")
+    # Out of time on the base inputs, here and in `answers`: it has failed, and an endless loop would only cost as long
+    # again on the plus inputs. Its plus status is then that of base.
+    if failure == "timeout" and task["said"]["base"].endswith(OUT_OF_TIME):
+        return {"base": base, "plus": base, "confirmed": {"base": confirmed}, "failure": failure}
+    plus, also_confirmed, later_failure = judge_inputs(job, task, "plus")
+    both = {"base": confirmed, "plus": also_confirmed}
+    return {"base": base, "plus": plus, "confirmed": both, "failure": failure or later_failure}
 
 
-# ------------------------------------------------------------------------------------------------ one task
-
-
-class Root:
-    """Expected output of ``find_zero``: equals any x at which the polynomial is zero within ``atol``."""
-
-    def __init__(self, coefficients, atol):
-        self.coefficients, self.atol = deepcopy(coefficients), atol
-
-    def __eq__(self, x):
-        return abs(sum(c * x**i for i, c in enumerate(self.coefficients))) <= self.atol
-
-
-def work(job, task):
-    """One task, see above."""
-    evalplus = load()
-    limit, verdict = job["min_time_limit"], {"failure": "", "confirmed": {}}
-    for tests in ("base", "plus"):
-        inputs = decode(json.loads(task["inputs"][tests]))
-        kind, expected = criterion(evalplus, job["kind"], task, tests, inputs)
-        said = task["said"][tests]
-        verdict["confirmed"][tests] = is_borne_out(evalplus, kind, task, said, inputs, expected)
-        start = time.monotonic()
-        status, details = check(evalplus, kind, task, inputs, expected, task["seconds"][tests], limit)
-        spent = time.monotonic() - start
-        died = status == "timeout" and spent < time_allowed(task["seconds"][tests], limit)
-        if died and not crew.is_alone(job):
-            raise crew.DirtyBox("its process died")
-        if status != "pass" and verdict["confirmed"][tests] and not crew.is_alone(job):
-            raise crew.DirtyBox("its verdict contradicts its answers")
-        verdict[tests] = status
-        if status != "pass" and not verdict["failure"]:
-            verdict["failure"] = "crash" if died else failure_kind(task["code"], status, details, said, spent, limit)
-        if tests == "base" and verdict["failure"] == "timeout" and said.endswith(OUT_OF_TIME):
-            return {**verdict, "plus": status}
-    return verdict
-
-
-def criterion(evalplus, kind, task, tests, inputs):
-    """(kind, expected outputs) for EvalPlus's comparison.
-
-    In EvalPlus 0.3.1 HumanEval/32 (``find_zero``) can never pass: its branch leaves the input uncounted. Named
-    otherwise, the check goes the common way, with the same criterion as the expected output.
-    """
-    if kind == "humaneval" and task["entry_point"] == "find_zero":
-        return "find_zero", [Root(*arguments, task["atol"]) for arguments in inputs]
-    text, only_not_none = task["expected"][tests], task["entry_point"] in evalplus.eval.MBPP_OUTPUT_NOT_NONE_TASKS
-    if kind == "mbpp" and only_not_none:
-        return kind, [output is not None for output in decode(json.loads(text))]
-    if '["opaque", ' in text or '["digest", ' in text:  # no data, or not all of it
-        return kind, evalplus.gen.util.trusted_exec(task["reference"], inputs, task["entry_point"])
-    return kind, decode(json.loads(text))
-
-
-def check(evalplus, kind, task, inputs, expected, seconds, limit):
-    """EvalPlus's verdict on one list of inputs: (status, outcome per input up to the first failure)."""
-    return evalplus.eval.untrusted_check(
+def judge_inputs(job: Job, task: JudgeTask, tests: str) -> tuple[str, bool, str]:
+    """(EvalPlus's status, whether the answers bear it out, why the solution failed) on the inputs of `tests`."""
+    code = task["prepared"]["code"]
+    seconds = task["prepared"]["seconds"][tests]
+    inputs = decode(json.loads(task["prepared"]["inputs"][tests]))
+    said = outputs_in(task["said"][tests])
+    limit = job["min_time_limit"]
+    kind, expected = criterion(job["kind"], task, tests, inputs)
+    confirmed = said is not None and is_borne_out(kind, task, said, inputs, expected)
+    # The function that EvalPlus 0.3.1 is made of, not its `evaluate`, which stays alive for ever when a worker dies,
+    # waits up to 20 s at a normal end, reuses old results in silence and keeps its ground truth in a pickle. It forks
+    # for each list of inputs: from this process 7 ms a task, with torch loaded it would be 196 ms.
+    start = time.monotonic()
+    status, details = load().eval.untrusted_check(
         kind,
-        task["code"],
+        code,
         inputs,
         task["entry_point"],
         expected=expected,
@@ -138,43 +77,25 @@ def check(evalplus, kind, task, inputs, expected, seconds, limit):
         fast_check=True,
         min_time_limit=limit,
     )
+    spent = time.monotonic() - start
+    if status == "pass":
+        return status, confirmed, ""
+    # EvalPlus waits so long for a process before it ends it; one that is gone earlier without a word has died.
+    allowed = min(MOST_SECONDS, sum(max(limit, 4 * s) for s in seconds)) + 2
+    died = status == "timeout" and spent < allowed
+    if not pool.is_alone(job):
+        if died:
+            raise pool.DirtyBox("its process died")
+        # One that answered rightly there and fails here may have been disturbed by another that ran beside it.
+        if confirmed:
+            raise pool.DirtyBox("its verdict contradicts its answers")
+    if died:
+        return status, confirmed, "crash"
+    late = status == "timeout" or spent >= limit
+    return status, confirmed, failure_kind(code, late, answered=len(said or ()) >= len(details) > 0)
 
 
-def time_allowed(seconds, limit):
-    """How long EvalPlus waits for a process before it ends it; a process gone earlier without a word has died."""
-    return min(MOST_SECONDS, sum(max(limit, 4 * s) for s in seconds)) + 2
-
-
-def is_borne_out(evalplus, kind, task, said, inputs, expected):
-    """Whether the outputs in ``said`` pass EvalPlus's comparison. Nothing of the solution runs here."""
-    outputs = outputs_in(said)
-    if outputs is None or len(outputs) != len(inputs) or any(isinstance(output, Opaque) for output in expected):
-        return False
-    expected = [digest(e) if isinstance(o, Digest) else e for o, e in zip(outputs, expected, strict=True)]
-    told = iter(outputs)
-    sys.modules["told"] = types.SimpleNamespace(answer=lambda *arguments: next(told))
-    status, progress = types.SimpleNamespace(value=None), types.SimpleNamespace(value=0)
-    code, details = f"from told import answer as {task['entry_point']}", [False] * len(inputs)
-    # no time limit either: its handler would let another solution raise a timeout in here
-    guards = {"reliability_guard": lambda **_: None, "create_tempdir": contextlib.nullcontext}
-    guards["time_limit"] = contextlib.nullcontext
-    with mock.patch.multiple(evalplus.eval, **guards):
-        evalplus.eval.compare(
-            *(kind, task["entry_point"], code, inputs, expected, [MOST_SECONDS] * len(inputs), task["atol"], True),
-            *(status, details, progress),
-        )
-    return status.value == evalplus.eval._SUCCESS and all(details)
-
-
-def outputs_in(said):
-    """The outputs of an answer as values; None when there are none, or not such as `plain.encode` writes."""
-    try:
-        return decode(["list", json.loads(said)["outputs"]])
-    except (ValueError, TypeError, KeyError, RecursionError, MemoryError, AttributeError):
-        return None
-
-
-def failure_kind(code, status, details, said, seconds, limit):
+def failure_kind(code: str, late: bool, answered: bool) -> str:
     """Why a solution failed: empty, syntax, timeout, error (it raised) or wrong (it answered)."""
     if not code.strip():
         return "empty"
@@ -182,7 +103,81 @@ def failure_kind(code, status, details, said, seconds, limit):
         compile(code, "solution", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "syntax"
-    if status == "timeout" or seconds >= limit:
+    if late:
         return "timeout"
-    # EvalPlus does not tell a wrong answer from an exception; where the solution had answered that input, it was wrong
-    return "wrong" if len(outputs_in(said) or ()) >= len(details) > 0 else "error"
+    # EvalPlus does not tell a wrong answer from an exception; where the solution had answered that input, it was wrong.
+    return "wrong" if answered else "error"
+
+
+class Root:
+    """Expected output of `find_zero`: equals any x at which the polynomial is zero within `atol`."""
+
+    def __init__(self, coefficients: list[float], atol: float) -> None:
+        self.coefficients = deepcopy(coefficients)
+        self.atol = atol
+
+    def __eq__(self, x: Any) -> bool:
+        return abs(sum(c * x**i for i, c in enumerate(self.coefficients))) <= self.atol
+
+
+def criterion(kind: str, task: JudgeTask, tests: str, inputs: list[Any]) -> tuple[str, list[Any]]:
+    """(kind, expected outputs) for EvalPlus's comparison."""
+    evalplus = load()
+    # In EvalPlus 0.3.1 HumanEval/32 can never pass: its branch leaves the input uncounted. Named otherwise, the check
+    # goes the common way, with the same criterion as the expected output.
+    if kind == "humaneval" and task["entry_point"] == "find_zero":
+        return "find_zero", [Root(*arguments, task["atol"]) for arguments in inputs]
+    text = task["prepared"]["expected"][tests]
+    if kind == "mbpp" and task["entry_point"] in evalplus.eval.MBPP_OUTPUT_NOT_NONE_TASKS:
+        return kind, [output is not None for output in decode(json.loads(text))]
+    if '["opaque", ' in text or '["digest", ' in text:  # no data, or not all of it
+        return kind, evalplus.gen.util.trusted_exec(task["reference"], inputs, task["entry_point"])
+    return kind, decode(json.loads(text))
+
+
+def is_borne_out(kind: str, task: JudgeTask, said: list[Any], inputs: list[Any], expected: list[Any]) -> bool:
+    """Whether the outputs `said` pass EvalPlus's comparison."""
+    if len(said) != len(inputs) or any(isinstance(output, Opaque) for output in expected):
+        return False
+    alike = []
+    for output, wanted in zip(said, expected, strict=True):
+        alike.append(digest(wanted) if isinstance(output, Digest) else wanted)
+    return compare_recorded(kind, task, said, inputs, alike)
+
+
+def outputs_in(said: str) -> list[Any] | None:
+    """The outputs of an answer as values; None when there are none, or not such as `plain.encode` writes."""
+    try:
+        return decode(["list", json.loads(said)["outputs"]])
+    except (ValueError, TypeError, KeyError, RecursionError, MemoryError, AttributeError):
+        return None
+
+
+recorded: Iterator[Any] = iter(())
+
+
+def next_recorded(*_: Any) -> Any:
+    """Stands in for the solution in `compare_recorded`: says what was said, whatever it is asked."""
+    return next(recorded)
+
+
+def compare_recorded(kind: str, task: JudgeTask, outputs: list[Any], inputs: list[Any], expected: list[Any]) -> bool:
+    """Whether EvalPlus accepts `outputs` for `expected`; nothing of the solution runs here."""
+    # EvalPlus 0.3.1 has its comparison (tolerances, sets, five tasks with rules of their own) only inside the loop that
+    # calls the solution. A copy could drift from it, so that loop runs here, on code that hands out what was recorded.
+    global recorded
+    evalplus = load()
+    recorded = iter(outputs)
+    code = f"from {__name__} import next_recorded as {task['entry_point']}"
+    limits = [MOST_SECONDS] * len(inputs)
+    details = [False] * len(inputs)
+    status = SimpleNamespace(value=None)
+    progress = SimpleNamespace(value=0)
+    # This process goes on afterwards: it must keep the functions that the guard takes away, and its folder. No time
+    # limit either: its handler would let another solution raise a timeout in here.
+    guards = {"reliability_guard": lambda **_: None, "create_tempdir": contextlib.nullcontext}
+    with mock.patch.multiple(evalplus.eval, **guards, time_limit=contextlib.nullcontext):
+        evalplus.eval.unsealed_execute(
+            kind, task["entry_point"], code, inputs, expected, limits, task["atol"], True, status, details, progress
+        )
+    return status.value == evalplus.eval._SUCCESS and all(details)

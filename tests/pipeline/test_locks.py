@@ -1,13 +1,11 @@
-"""Processes that share an artifacts folder: each stage is one's at a time, what a dead one left is another's."""
+"""Processes that share an artifacts folder: each stage is one's at a time, what a dead one held is free."""
 
-import json
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pyarrow.parquet
@@ -20,159 +18,100 @@ from codeact_lib.cli import app
 from codeact_lib.config import load_profile
 from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.evaluation.records import metrics_record
-from codeact_lib.pipeline.claims import Claims
-from codeact_lib.pipeline.history import run_history
-from codeact_lib.pipeline.run import makers, plan, run, select
-from codeact_lib.pipeline.stages import open_stage
+from codeact_lib.pipeline import open_stage, plan, run, run_history
+from codeact_lib.pipeline.locks import Lock, stages_at_work
+from codeact_lib.pipeline.plan import filter_tasks, makers
 from codeact_lib.tables.results import hardware
 
 HOLD = """
 import sys, time
-from codeact_lib.pipeline.claims import Claims
-claim = Claims(sys.argv[1]).take("04").__enter__()
-print("held" if claim else "refused", flush=True)
+from pathlib import Path
+from codeact_lib.pipeline.locks import Lock
+lock = Lock(Path(sys.argv[1]))
+print("held" if lock.acquire() else "refused", flush=True)
 time.sleep(60)
 """
 
 
+def start_holder(path):
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+
+
 @pytest.fixture
 def other_process(tmp_path):
-    """A process that holds the claim 04 in ``tmp_path``."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    """A process that holds the lock of stage 04 in ``tmp_path``."""
+    process = start_holder(tmp_path / "04.lock")
     assert process.stdout.readline().strip() == "held"
     yield process
     process.kill()
     process.wait()
 
 
-def take(claims, name="04", **options):
-    return claims.take(name, **options).__enter__()
-
-
-def as_another_machine(claim):
-    """Make a claim look like one of a machine that has just gone away: another boot id, and no sign of life."""
-    claim._over.set()
-    claim._thread.join()
-    record = json.loads(claim.path.read_text())
-    claim.path.write_text(json.dumps({**record, "boot": "of another machine", "host": "node7", "pid": 4242}))
-    return claim
-
-
-# ---------------------------------------------------------------------------------------------- one holder at a time
+# ---- one holder at a time --------------------------------------------------------------------------------------------
 
 
 def test_of_many_that_take_a_stage_at_once_one_gets_it(tmp_path):
-    for _ in range(30):
-        start, got = threading.Barrier(8), []
-
-        def contend(start=start, got=got):
-            claims = Claims(tmp_path)
-            start.wait()
-            got.append(take(claims))
-
-        threads = [threading.Thread(target=contend) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        winners = [claim for claim in got if claim]
-        assert len(winners) == 1
-        winners[0].close()
+    processes = [start_holder(tmp_path / "04.lock") for _ in range(6)]
+    try:
+        assert sorted(process.stdout.readline().strip() for process in processes) == ["held", *["refused"] * 5]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def test_what_another_process_holds_is_refused_and_its_holder_named(tmp_path, other_process):
-    claims = Claims(tmp_path)
-    assert take(claims) is None
-    holder = claims.holder("04")
-    assert holder.pid == other_process.pid and f":{other_process.pid} since 20" in str(holder)
-    assert claims.working_here() == 1
-    with claims.take("05") as mine:
-        assert mine and claims.working_here() == 2
+    lock = Lock(tmp_path / "04.lock")
+    assert not lock.acquire()
+    assert f":{other_process.pid} since 20" in lock.holder()
+    assert stages_at_work(tmp_path) == 1
+    mine = Lock(tmp_path / "05.run")
+    assert mine.acquire() and stages_at_work(tmp_path) == 2
 
 
 @pytest.mark.parametrize("reaped", [True, False], ids=["gone", "a zombie"])
 def test_a_killed_process_holds_nothing_from_that_moment_on(tmp_path, other_process, reaped):
     other_process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, other_process.pid, os.WEXITED | (0 if reaped else os.WNOWAIT))
-    claims = Claims(tmp_path)
-    assert claims.holder("04") is None and claims.working_here() == 0
-    with claims.take("04") as mine:
-        assert mine.taken_from.pid == other_process.pid
-    with claims.take("04") as again:  # given back in order, so nobody is named
-        assert again.taken_from is None
+    lock = Lock(tmp_path / "04.lock")
+    assert lock.holder() == "" and stages_at_work(tmp_path) == 0
+    assert lock.acquire()
 
 
-def test_a_process_id_that_is_used_again_is_not_the_holder(tmp_path):
-    claim = take(Claims(tmp_path))
-    record = json.loads(claim.path.read_text())
-    assert record["pid"] == os.getpid()
-    claim.path.write_text(json.dumps({**record, "started": record["started"] - 1}))
-    assert take(Claims(tmp_path)).taken_from.pid == os.getpid()
+def test_a_stage_of_another_machine_is_held_but_does_not_work_here(tmp_path, other_process):
+    (tmp_path / "04.lock-holder").write_text("node7:4242 since 2025-03-01T09:12:44Z")
+    assert Lock(tmp_path / "04.lock").holder().startswith("node7:4242 since")
+    assert stages_at_work(tmp_path) == 0
 
 
-def test_another_machine_keeps_its_claim_while_it_shows_life_and_loses_it_in_silence(tmp_path):
-    now = [1000.0]
-    claims = Claims(tmp_path, clock=lambda: now[0])
-    foreign = as_another_machine(take(Claims(tmp_path)))
-    for beat in range(1, 5):
-        assert take(claims) is None
-        os.utime(foreign.path, (beat, beat))  # its clock may be years off: only the change counts
-        now[0] += 119
-    assert take(claims) is None
-    assert str(claims.holder("04")).startswith("node7:4242 since")
-    now[0] += 119
-    assert take(claims) is None
-    now[0] += 1
-    assert take(claims).taken_from.host == "node7"
-
-
-def test_a_claim_that_is_just_being_written_counts_as_held(tmp_path):
-    now = [0.0]
-    claims = Claims(tmp_path, clock=lambda: now[0])
-    (tmp_path / "04").mkdir()
-    (tmp_path / "04" / "000001.json").touch()
-    assert take(claims) is None and "unknown host" in str(claims.holder("04"))
-    now[0] += 120
-    assert take(claims)
-
-
-def test_whoever_was_away_too_long_is_told_and_leaves_the_new_holder_alone(tmp_path, monkeypatch):
-    told = threading.Event()
-    monkeypatch.setattr(Claims, "beat", 0.05)
-    slow = take(Claims(tmp_path), on_lost=told.set)
-    slow.path.with_name("000002.json").write_text(slow.path.read_text())  # what a process elsewhere would have written
-    assert told.wait(30) and slow.lost
-    slow.close()
-    assert Claims(tmp_path).holder("04")
+def test_to_look_who_holds_a_stage_leaves_no_file(tmp_path):
+    assert Lock(tmp_path / "locks" / "04.lock").holder() == "" and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_a_remedy(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ArtifactError, match="Make the folder writable"):
-        Claims(tmp_path / "file").take("04")
+        Lock(tmp_path / "file" / "04.lock").acquire()
 
 
-# ---------------------------------------------------------------------------------------------- a stage
+# ---- a stage ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_notebook_run_by_hand_claims_its_stage_until_it_has_finished(toy_project):
+def test_a_notebook_run_by_hand_holds_its_stage_until_it_has_finished(toy_project):
     stage = open_stage("01_cluster", profile="toy.yaml", dataset="toy")
     stage.begin()
-    assert stage.claims.holder(stage.name).pid == os.getpid()
+    assert f":{os.getpid()} since" in stage.holder()
     stage.paths.examples("toy").parent.mkdir(parents=True)
     stage.paths.examples("toy").write_text("[]")
     stage.finish([stage.paths.examples("toy")])
-    assert stage.claims.holder(stage.name) is None
+    assert stage.holder() == ""
 
 
-def test_a_stage_that_was_taken_over_meanwhile_records_nothing(toy_project):
-    stage = open_stage("01_cluster", profile="toy.yaml", dataset="toy")
-    stage.begin()
-    own = next((stage.claims.folder / stage.name).iterdir())
-    own.with_name("000002.json").write_text(own.read_text())
-    with pytest.raises(ArtifactError, match="was taken over by .* nothing was recorded"):
-        stage.finish([])
-    assert not stage.manifest_path.exists()
+def test_the_first_cell_may_be_run_twice_in_one_kernel(toy_project):
+    stages = [open_stage("01_cluster", profile="toy.yaml", dataset="toy") for _ in range(2)]
+    for stage in stages:
+        stage.begin()
+    assert stages[0].holder()
 
 
 def test_a_record_says_how_many_worked_beside_it(toy_project):
@@ -181,8 +120,10 @@ def test_a_record_says_how_many_worked_beside_it(toy_project):
     )
     for path in stage.inputs.values():
         write_json(path, [])
-    with stage.claims.take("another stage"):
-        stage.begin()
+    other = Lock(stage.paths.locks_dir / "another stage.lock")
+    assert other.acquire()
+    stage.begin()
+    other.release()
     write_json(stage.folder / "train.jsonl", [])
     stage.finish([stage.folder / "train.jsonl"])
     assert StageManifest.read(stage.manifest_path).facts["concurrent_jobs"] == 2
@@ -210,37 +151,55 @@ def test_a_held_stage_is_waited_for_with_a_plain_message_only_when_nothing_else_
     for task in tasks.values():
         task.manifest_path.unlink()
     held, free = tasks.values()
-    claim, lines = take(held.claims, held.name), []
+    lock, lines = held.lock, []
+    assert lock.acquire()
 
     def say(line):
         lines.append(line)
         if line.startswith("waiting"):
             assert free.is_done(), "the other stage was ready and free"
-            claim.close()
+            lock.release()
 
     assert run("toy.yaml", only=["03"], say=say) == 2
     assert [line for line in lines if f"waiting for {held.title}, held by" in line and f":{os.getpid()} since" in line]
 
 
-def test_a_run_whose_stage_was_taken_over_stops_its_notebook_and_says_who_has_it(toy_project):
-    write_notebook(toy_project, "01_cluster", "import pathlib, time\npathlib.Path('../here').touch()\ntime.sleep(60)")
-    code = "from codeact_lib.pipeline.claims import Claims; Claims.beat = 0.1; from codeact_lib.cli import main; main()"
-    command = [sys.executable, "-c", code, "run", "-p", "toy.yaml", "--only", "01"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (toy_project / "here").exists():
-        assert process.poll() is None
+def test_a_run_that_waits_for_a_killed_one_goes_on_where_that_one_was(toy_project):
+    write_notebook(
+        toy_project,
+        "01_cluster",
+        """
+        import pathlib, time
+        with open("../log", "a") as log:
+            log.write(f"{(stage.folder / 'half').exists()} ")
+        (stage.folder / "half").touch()
+        while not pathlib.Path("../go").exists():
+            time.sleep(0.05)
+        """,
+    )
+    command = [sys.executable, "-m", "codeact_lib.cli", "run", "-p", "toy.yaml", "--only", "01"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not (toy_project / "artifacts/toy/cluster/toy/half").exists():
+        assert first.poll() is None
         time.sleep(0.05)
-    claim = toy_project / "artifacts/toy/.claims/01_cluster__toy/000001.json"
-    heir = {**json.loads(claim.read_text()), "boot": "of another machine", "host": "node7", "pid": 4242}
-    claim.with_name("000002.json").write_text(json.dumps(heir))
-    _, said = process.communicate(timeout=40)
-    assert process.returncode == 1
-    assert "error: 01_cluster toy was taken over by node7:4242 since" in said
+    second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    said = [second.stdout.readline()]
+    assert f":{first.pid} since" in said[0] and said[0].startswith("waiting for 01_cluster toy, held by")
+    first.kill()
+    first.wait()
+    while len((toy_project / "log").read_text().split()) < 2:
+        assert second.poll() is None
+        time.sleep(0.05)
+    (toy_project / "go").touch()
+    assert "Ran 1 stage" in second.communicate(timeout=60)[0] and second.returncode == 0
+    assert (toy_project / "log").read_text().split() == ["False", "True"]
 
 
 def test_force_leaves_alone_what_another_process_works_on(finished_project):
     task = next(task for task in plan("toy.yaml") if task.stage == "02_ifd")
-    with task.claims.take(task.name), pytest.raises(ArtifactError, match="--force: 02_ifd toy/toy-model is held by"):
+    lock = task.lock
+    assert lock.acquire()
+    with pytest.raises(ArtifactError, match="--force: 02_ifd toy/toy-model is held by"):
         run("toy.yaml", force=["02"], say=print)
     assert task.is_done()
 
@@ -259,7 +218,7 @@ def test_chosen_runs_leave_the_tables_to_whoever_does_the_last_run(finished_proj
 def test_chosen_runs_bring_what_they_need_and_nothing_else(monkeypatch):
     monkeypatch.chdir(REPO)
     tasks = plan("paper")
-    chosen = select(tasks, runs=["deepseek*evol*cdas*"])
+    chosen = filter_tasks(tasks, runs=["deepseek*evol*cdas*"])
     assert [task.title for task in chosen] == [
         "01_cluster evol-instruct",
         "02_ifd evol-instruct/deepseek-coder-6.7b",
@@ -268,18 +227,19 @@ def test_chosen_runs_bring_what_they_need_and_nothing_else(monkeypatch):
         "05_eval deepseek-coder-6.7b__evol-instruct__cdas-0.4__dynamic-pack",
         "06_tables",
     ]
-    assert [task.stage for task in select(tasks, only=["04"], runs=["*13b*oss*"])] == ["04_train_dynamic_pack"] * 2
+    assert [task.stage for task in filter_tasks(tasks, only=["04"], runs=["*13b*oss*"])] == [
+        "04_train_dynamic_pack"
+    ] * 2
     with pytest.raises(ProfileError, match="codeact runs"):
-        select(tasks, runs=["mistral*"])
+        filter_tasks(tasks, runs=["mistral*"])
 
 
 @pytest.mark.parametrize("profile", ["mini", "paper"])
 def test_a_stage_waits_for_those_that_make_its_inputs(monkeypatch, profile):
     monkeypatch.chdir(REPO)
-    tasks = {id(task): task for task in plan(profile)}
     stages_before = {
-        task.stage: {tasks[maker].stage[:2] for maker in sources}
-        for task, sources in ((tasks[key], found) for key, found in makers(list(tasks.values())).items())
+        task.stage: {maker.stage[:2] for maker in sources}
+        for task, sources in makers(plan(profile)).items()
         if not (task.run and task.run.is_base)
     }
     assert list(stages_before.values()) == [set(), {"01"}, {"01", "02"}, {"03"}, {"04"}, {"05"}]

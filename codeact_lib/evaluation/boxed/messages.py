@@ -1,0 +1,114 @@
+"""What is sent to the programs in a box and what they answer, all of it JSON.
+
+A box gets one `Job` on its standard input. Of each task it says on its standard output that it was begun, and what came
+out: {"task_id", "event": "start"}, then {"task_id", "event": "done", ...} with the fields of an answer below or, where
+the task brought down what it ran in, {"lost": why}.
+"""
+
+from typing import Any, TypedDict
+
+TESTS = ("base", "plus")
+Texts = dict[str, str]  # base and plus -> JSON text of `plain.encode`: read only where the values are needed
+Seconds = dict[str, list[float]]  # base and plus -> seconds per input
+
+
+class Rules(TypedDict):
+    """What holds for all tasks of an evaluation."""
+
+    kind: str  # "humaneval" or "mbpp"
+    min_time_limit: float  # seconds per input at least
+    sanitize: bool  # cut an answer down to what the function needs
+
+
+class Job(Rules):
+    """All that one box is sent."""
+
+    parallel: int  # workers
+    task_seconds: float  # after so long a task is lost
+    tasks: list[Any]  # of one of the three kinds below
+
+
+class PrepareTask(TypedDict):
+    """A model's answer to be read, with the expected outputs where they are known."""
+
+    task_id: str
+    task: dict[str, Any]  # as the benchmark has it
+    solution: str
+    expected: Texts | None
+
+
+class Prepared(TypedDict):
+    """Answer of `prepare`; instead {"broken": why} where the canonical solution does not run."""
+
+    code: str  # what will be judged
+    inputs: Texts
+    expected: Texts
+    seconds: Seconds  # what the canonical solution took
+
+
+class AnswersTask(TypedDict):
+    """What a solution is asked, without anything that tells the right answer."""
+
+    task_id: str
+    entry_point: str
+    code: str
+    inputs: Texts
+    limits: Seconds
+
+
+class Answers(TypedDict):
+    """Answer of `answers`: JSON text of {"outputs", "why"}; `plus` is None where not all of base was answered."""
+
+    base: str
+    plus: str | None
+
+
+class JudgeTask(TypedDict):
+    """All that a verdict needs."""
+
+    task_id: str
+    entry_point: str
+    atol: float
+    reference: str  # the canonical solution
+    prepared: Prepared
+    said: Texts  # what `answers` heard
+
+
+class Judged(TypedDict):
+    """Answer of `judge`: EvalPlus's statuses, whether `said` bears each out, and how the solution failed."""
+
+    base: str
+    plus: str
+    confirmed: dict[str, bool]
+    failure: str
+
+
+def prepare_task(task: dict[str, Any], solution: str, expected: Texts | None) -> PrepareTask:
+    """For a task of a benchmark and a model's answer."""
+    return {"task_id": task["task_id"], "task": task, "solution": solution, "expected": expected}
+
+
+def answers_task(task: dict[str, Any], prepared: Prepared, min_time_limit: float) -> AnswersTask:
+    """For a task of a benchmark and what was prepared; the limits are EvalPlus's seconds per input."""
+    limits = {}
+    for tests in TESTS:
+        limits[tests] = [max(min_time_limit, 4 * seconds) for seconds in prepared["seconds"][tests]]
+    return {
+        "task_id": task["task_id"],
+        "entry_point": task["entry_point"],
+        "code": prepared["code"],
+        "inputs": prepared["inputs"],
+        "limits": limits,
+    }
+
+
+def judge_task(task: dict[str, Any], prepared: Prepared, said: Texts) -> JudgeTask:
+    """For a task of a benchmark, what was prepared and what its solution said."""
+    return {
+        "task_id": task["task_id"],
+        "entry_point": task["entry_point"],
+        "atol": task["atol"],
+        "reference": task["prompt"] + task["canonical_solution"],
+        "prepared": prepared,
+        "said": said,
+    }

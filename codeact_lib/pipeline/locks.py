@@ -1,0 +1,75 @@
+"""Who works on what: each process locks what it writes, by a lock of the operating system (`filelock`).
+
+A kernel, or a notebook run by hand, holds the folder of its stage from `begin` to `finish`. A runner holds the executed
+copy of the notebook while papermill writes it, so of several runs one starts the kernel. Nothing is handed from a
+runner to its kernel: when a runner is killed, the kernel that outlives it by a second keeps its folder for so long.
+
+The system gives a lock back however its process ends, so a stage is never taken over: the next process finds it free.
+The files lie in `.locks` of the artifacts folder. Beside each stands who holds it: for people, and to count the stages
+that are at work on one machine, which each record says.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from codeact_lib.artifacts import utc_now
+from codeact_lib.errors import ArtifactError
+
+FOLDER, COPY = ".lock", ".run"  # the two locks of a stage: its folder, and the executed copy of its notebook
+
+
+class Lock:
+    """One lock file. All objects on one path are one lock in a process, so that a cell may be run twice."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._note = path.with_name(f"{path.name}-holder")
+        self._lock = FileLock(path, is_singleton=True, thread_local=False)
+
+    def acquire(self, patience: float = 0.0) -> bool:
+        """Hold the lock; False when another process has it for all of `patience` seconds.
+
+        `ArtifactError` when the folder cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=patience, poll_interval=0.2)
+            self._note.write_text(f"{socket.gethostname()}:{os.getpid()} since {utc_now()}", encoding="utf-8")
+        except Timeout:
+            return False
+        except OSError as error:
+            raise ArtifactError(
+                f"Cannot write {self.path}: {error.strerror}. Make the folder writable for all jobs."
+            ) from error
+        return True
+
+    def release(self) -> None:
+        self._lock.release(force=True)
+
+    def holder(self) -> str:
+        """`host:process since time` of who holds it, empty when it is free."""
+        if not self.path.exists():
+            return ""
+        if not self._lock.is_locked:
+            # nothing tells who holds a flock but trying it; for that moment it looks held to others, who try again
+            try:
+                with self._lock.acquire(timeout=0):
+                    return ""
+            except Timeout:
+                pass
+        try:
+            return self._note.read_text(encoding="utf-8")
+        except OSError:  # acquired a moment ago
+            return "another process"
+
+
+def stages_at_work(folder: Path) -> int:
+    """How many stages processes of this machine work on at this moment, with their locks in `folder`."""
+    here = f"{socket.gethostname()}:"
+    locks = [Lock(path) for path in folder.glob("*") if path.suffix in (FOLDER, COPY)]
+    return len({lock.path.stem for lock in locks if lock.holder().startswith(here)})

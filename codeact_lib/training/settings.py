@@ -1,0 +1,147 @@
+"""What a training is asked for: the keywords of `fine_tune` as one record, and `TrainingArguments` made of the rest."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from transformers import TrainingArguments
+
+from codeact_lib.artifacts import make_folder
+from codeact_lib.errors import ProfileError
+from codeact_lib.modeling.load import LORA_TARGETS, compute_device
+from codeact_lib.packing.plan import PaddingStrategy, as_strategy
+from codeact_lib.prompts import PromptTemplate, get_template
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSettings:
+    """What a profile gives under the same name."""
+
+    tuning: str = "full"  # all weights train; "lora" and "qlora" and the next four as in `load_base_model`
+    lora_r: int = 8
+    lora_alpha: int = 16
+    lora_dropout: float = 0.1
+    lora_target_modules: Sequence[str] = LORA_TARGETS
+    max_length: int = 2048  # tokens of a sample
+    overlong: str = "truncate"  # cut a longer response; "drop" leaves its row out
+    isolate: bool = True  # samples of a row do not see each other
+    # "batch" packs each per-device batch by itself (the paper), "window" all samples of an optimizer step together.
+    packing_scope: str = "batch"
+    attn_implementation: str | None = None  # the fastest that keeps packed samples apart
+    torch_threads: int | None = None  # of PyTorch on a CPU: its default
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(ProfileSettings):
+    """All that `fine_tune` can be asked for."""
+
+    train_jsonl: str | Path  # one {"instruction", "response"} object a line
+    model_path: str | Path  # a folder, a hub id, or "mini-base"
+    revision: str | None = None  # of a hub model
+    output_dir: Path  # for checkpoints, model and metrics
+    template: PromptTemplate
+    strategy: PaddingStrategy | Callable[..., Any]
+    # Slots of a micro-batch under packing_scope "window"; None takes two rows of max_length.
+    tokens_per_micro_batch: int | None = None
+    # "step" divides the loss by the supervised tokens of the whole optimizer step; "micro_batch" averages the means of
+    # its micro-batches, as the authors' version of transformers did (tokens of short micro-batches then weigh more).
+    loss_normalization: str = "step"
+    # What the model card says of the data, name -> value (data set, selection); "title" is the card's title.
+    described_as: Mapping[str, object] | None = None
+    # Bytes that training may use; None takes what the GPU has free. Where the predicted peak exceeds it, the batch is
+    # lowered, or else max_length; on a CPU nothing is lowered unless it is given.
+    device_memory: float | None = None
+    training_arguments: dict[str, Any]  # every other keyword: those of transformers.TrainingArguments
+
+    @classmethod
+    def from_keywords(
+        cls,
+        *,
+        output_dir: str | Path,
+        template: str | PromptTemplate,
+        strategy: str | PaddingStrategy | Callable[..., Any] = "dynamic_pack",
+        **others: Any,
+    ) -> Self:
+        """The record of a call: names looked up, and what is no field kept for `TrainingArguments`.
+
+        Raises:
+            DataError: unknown `template` or `strategy`.
+            ProfileError: unknown `loss_normalization`.
+        """
+        names = {field.name for field in fields(cls)} - {"training_arguments"}
+        own = {name: value for name, value in others.items() if name in names}
+        rest = {name: value for name, value in others.items() if name not in names}
+        if own.get("loss_normalization", "step") not in ("step", "micro_batch"):
+            raise ProfileError(f"unknown loss_normalization {own['loss_normalization']!r}: choose step or micro_batch")
+        return cls(
+            output_dir=make_folder(output_dir),
+            template=get_template(template),
+            strategy=as_strategy(strategy),
+            training_arguments=rest,
+            **own,
+        )
+
+    def lora(self) -> dict[str, Any]:
+        """The `lora_` keywords of `load_base_model`."""
+        return {
+            "lora_r": self.lora_r,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "lora_target_modules": list(self.lora_target_modules),
+        }
+
+
+# The arguments of fine_tune that a profile gives under the same name; the second part are those of TrainingArguments.
+PROFILE_KEYS = (
+    *(field.name for field in fields(ProfileSettings)),
+    *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "bf16", "fp16"),
+    *("gradient_checkpointing", "save_steps", "logging_steps"),
+)
+
+
+def make_arguments(folder: str | Path, given: Mapping[str, Any]) -> TrainingArguments:
+    """`TrainingArguments` from the keywords of a profile; ProfileError for an unknown or impossible one."""
+    unknown = sorted(given.keys() - inspect.signature(TrainingArguments).parameters.keys())
+    if unknown:
+        raise ProfileError(f"unknown training argument {', '.join(unknown)}: use the names of TrainingArguments")
+    device = compute_device().type
+    if given.get("fp16") and device != "cuda":
+        raise ProfileError("fp16 needs an NVIDIA GPU: set fp16 to false (bf16 works on CPUs)")
+    if given.get("bf16") and device == "mps":
+        print("bf16 is left out: autocast on mps does not cover all that training uses; this one computes in float32")
+        given = {**given, "bf16": False}
+    defaults = {
+        "save_strategy": "steps",
+        "save_total_limit": 2,
+        "logging_strategy": "no",  # the recorder keeps every step's loss itself
+        "logging_nan_inf_filter": False,  # it would wait for the device after every micro-batch
+        "report_to": [],
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,  # every micro-batch, even an empty one, reaches every weight
+        "remove_unused_columns": False,
+        "use_cpu": device == "cpu",
+        "dataloader_pin_memory": device == "cuda",
+        "seed": 0,
+    }
+    try:
+        return TrainingArguments(output_dir=str(folder), **{**defaults, **given})
+    except (ValueError, TypeError, ImportError) as error:
+        raise ProfileError(f"training arguments do not fit together or this machine: {error}") from error
+
+
+def half_dtype(args: TrainingArguments) -> torch.dtype | None:
+    """The precision that mixed precision computes in, None without it."""
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else None
+
+
+def weight_dtype(tuning: str, args: TrainingArguments) -> torch.dtype:
+    """Trained weights stay in float32 (mixed precision computes in less); frozen ones need no more than the compute."""
+    if tuning == "full":
+        return torch.float32
+    return half_dtype(args) or torch.float32
