@@ -1,6 +1,9 @@
 """Greedy decoding in batches: left padding, a key-value cache that grows in place, rows that leave when done."""
 
+import inspect
 from typing import Any
+
+from codeact_lib.modeling import _causal_lm
 
 
 class StopStrings:
@@ -42,16 +45,10 @@ def greedy_decode(model, tokenizer, prompts, max_new_tokens, stops) -> list[list
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache, answers, alive = growing_cache(model), [[] for _ in prompts], list(range(len(prompts)))
+    options = {_cache_argument(model): cache, "use_cache": True, "logits_to_keep": 1}
     finished = set()
     for _ in range(max_new_tokens):
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, **options)
         ids = output.logits[:, -1].argmax(-1, keepdim=True)
         for row, token in zip(alive, ids[:, 0].tolist(), strict=True):
             if row not in finished and _is_over(answers[row], token, ends, stops):
@@ -80,6 +77,11 @@ def _end_tokens(model, tokenizer):
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = configured if isinstance(configured, (list, tuple)) else [configured]
     return {token for token in (*several, tokenizer.eos_token_id) if token is not None}
+
+
+def _cache_argument(model):
+    """What `forward` calls its key-value cache: transformers 5.24 renamed it, and warns of the old name until 5.40."""
+    return "cache" if "cache" in inspect.signature(_causal_lm(model).forward).parameters else "past_key_values"
 
 
 def growing_cache(model):
