@@ -16,7 +16,7 @@ import pandas as pd
 
 from bench.harness import Say, Work, compare, contest, write_bench
 from codeact_lib.embedding import cluster_embeddings
-from codeact_lib.sampling import select
+from codeact_lib.sampling import choose
 
 SIZES = (10_000, 100_000, 1_000_000)
 CENTRES = 64
@@ -46,7 +46,7 @@ def prepare(n_rows: int, dimensions: int, ratio: float = 0.4) -> Work:
 
     def work() -> dict[str, Any]:
         clustering = cluster_embeddings(embeddings)
-        table = select("cdas", frame.assign(cluster=clustering.labels), ratio)
+        table = choose("cdas", frame.assign(cluster=clustering.labels), ratio)
         facts = {"rows": n_rows, "chosen": int(table["keep"].sum()), "algorithm": clustering.diagnostics["algorithm"]}
         return facts | {"process_memory_gb": round(_process_peak() / 1e9, 3)}
 

@@ -204,9 +204,6 @@ def choose(
     return table.assign(keep=rank >= 0, reason=reason, rank=rank)[SELECTION_COLUMNS]
 
 
-select = choose  # until the notebooks and bench/ use the new name
-
-
 def _chosen_rows(policy: str, frame: pd.DataFrame, ratio: float, seed: int, preset: str, quota: str) -> np.ndarray:
     status = frame["status"].to_numpy()
     if policy == "full":

@@ -236,7 +236,7 @@ def test_a_resolved_commit_takes_the_place_of_the_branch_and_enters_the_key(tmp_
     shas = {name: letter * 40 for name, letter in zip(before_labels(), "ab", strict=True)}
     (tmp_path / "hub_commits.json").write_text(json.dumps(shas))
     stage = open_stage("01_cluster", **call)
-    stage._resolve_sources()
+    stage.begin()
     assert stage.key != before and stage.profile.dataset("evol-instruct").revision == "a" * 40
     assert stage.profile.embedding_model == f"sentence-transformers/all-mpnet-base-v2@{'b' * 40}"
     assert stage.parameters["revision"] == "main"  # what was asked for stays beside it

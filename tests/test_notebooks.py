@@ -4,8 +4,7 @@ import ast
 import inspect
 import re
 import statistics
-import subprocess
-import sys
+import tomllib
 
 import nbformat
 import papermill
@@ -17,7 +16,8 @@ from codeact_lib.pipeline import STAGES, open_stage
 from codeact_lib.pipeline.stages import RULES
 
 NOTEBOOKS = REPO / "notebooks"
-BLOB = "https://github.com/codeact-repro/codeact/blob/main/"
+ADDRESS = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+BLOB = f"{ADDRESS}/blob/main/"
 COMMON = {"profile": "mini", "overrides": "", "artifacts_dir": "", "results_dir": ""}
 LAUNCHER = "00_colab"
 RUN_ID = "mini-base__mini-evol__cdas-0.4__dynamic-pack"
@@ -176,52 +176,8 @@ def test_its_badge_opens_this_very_notebook(stage):
     assert read(stage).cells[0].source.splitlines()[2].startswith("[![Open in Colab]"), "the badge is under the title"
     badge = r"\[!\[Open in Colab\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]\(([^)]+)\)"
     assert re.findall(badge, prose(stage)) == [
-        f"https://colab.research.google.com/github/codeact-repro/codeact/blob/main/notebooks/{stage}.ipynb"
+        f"https://colab.research.google.com/github/{BLOB.removeprefix('https://github.com/')}notebooks/{stage}.ipynb"
     ]
-
-
-def guard(stage):
-    """The cell that installs the package on Colab: the first one that runs after the parameters."""
-    first = next(cell for cell in section(stage, "Setup") if cell.cell_type == "code")
-    assert "google.colab" in first.source
-    return first.source
-
-
-def test_all_notebooks_share_one_guard_cell():
-    assert len({guard(stage) for stage in [LAUNCHER, *STAGES]}) == 1
-
-
-RECORDER = """#!/bin/sh
-echo "$(basename "$0") $*" >> {folder}/log
-case "$1" in clone) mkdir -p codeact/codeact_lib; echo "name = 1" > codeact/codeact_lib/__init__.py ;; esac
-"""
-
-
-def run_guard(folder, *flags, colab):
-    """What the guard cell prints in an empty folder, and the commands it gives to a git and a pip that note them."""
-    for name in ("git", "python"):
-        (folder / name).write_text(RECORDER.format(folder=folder))
-        (folder / name).chmod(0o755)
-    imitated = f"sys.modules['google.colab'] = sys; sys.executable = {str(folder / 'python')!r}\n" if colab else "\n"
-    code = f"import sys; {imitated}{guard(LAUNCHER)}\nimport codeact_lib; print(codeact_lib.__name__)"
-    search = {"PATH": f"{folder}:/usr/bin:/bin", "PYTHONPATH": str(REPO)}
-    command = [sys.executable, *flags, "-c", code]
-    shown = subprocess.run(command, cwd=folder, env=search, capture_output=True, text=True, check=True).stdout
-    log = folder / "log"
-    return shown, log.read_text().splitlines() if log.exists() else []
-
-
-@pytest.mark.parametrize("colab", [False, True])
-def test_the_guard_cell_does_nothing_where_the_package_is_there_or_colab_is_not(tmp_path, colab):
-    assert run_guard(tmp_path, colab=colab) == ("codeact_lib\n", [])
-
-
-def test_on_colab_the_guard_cell_installs_the_clone_and_the_package_can_be_imported(tmp_path):
-    without_packages = ("-I", "-S")
-    shown, commands = run_guard(tmp_path, *without_packages, colab=True)
-    assert commands[0].startswith("git clone") and commands[0].endswith(BLOB.removesuffix("/blob/main/"))
-    assert commands[1] == "python -m pip install -q -e ./codeact[eval,qlora] papermill"
-    assert '"colab-qlora"' in shown and shown.endswith("codeact_lib\n")
 
 
 @every_notebook_and_the_launcher

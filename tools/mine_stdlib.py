@@ -3,8 +3,8 @@
     python3.11 tools/mine_stdlib.py        # writes codeact_lib/mini/stdlib_texts
 
 The texts are stored, not mined at run time, so that every Python makes the same rows and the same tables
-(tests/mini/test_mini.py holds their hash). Run this only to take another release on purpose: mini's data, and with it every
-number of results/mini, changes then.
+(tests/mini/test_mini.py holds their hash). Run this only to take another release on purpose: mini's data, and with it
+every number of results/mini, changes then.
 """
 
 import ast

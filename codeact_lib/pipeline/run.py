@@ -262,6 +262,9 @@ def _execute(task: StageTask, transport: Config, verbose: bool) -> None:
                 log_output=verbose,
                 stdout_file=sys.stdout if verbose else None,
                 stderr_file=sys.stderr if verbose else None,
+                # Colab's configuration of IPython makes kernels that ask the browser for the hub's token, and wait for
+                # ever where there is none, as here (googlecolab/colabtools#4677): a plain kernel asks nobody.
+                extra_arguments=["--IPKernelApp.kernel_class=ipykernel.ipkernel.IPythonKernel"],
                 start_timeout=120,
                 shutdown_kernel="immediate",  # a kernel that holds torch takes seconds to take itself apart
                 config=transport,
