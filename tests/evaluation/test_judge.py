@@ -310,7 +310,10 @@ def test_a_judge_killed_from_outside_is_started_again(isolation, tmp_path):
     result = evaluate_solutions(samples, benchmark, output_dir=tmp_path, parallel=1, isolation=isolation)
     killer.join()
     assert killed and result.plus == (8, 8)
-    assert not [p for p in psutil.process_iter(["cmdline"]) if killed[0] in (p.info["cmdline"] or ())]
+    end = time.monotonic() + 10  # what the kill left without a parent is ended by the kernel, in its own time
+    while left := [p for p in psutil.process_iter(["cmdline"]) if killed[0] in (p.info["cmdline"] or ())]:
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
