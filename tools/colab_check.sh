@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Whether the notebooks do on Colab: its packages in an environment here, its first minutes, its set-up cell, and 00_colab
-# to its end, with mini and with small stand-ins for what colab-qlora loads. Needs the package index, and some 20 minutes.
+# Whether the notebooks do on Colab: its packages in an environment here, the set-up cell, and 00_colab to its end, with
+# mini and with small stand-ins for what colab-qlora loads. Needs the package index, and some 15 minutes on two cores.
 #   PYTHON313=...     which Python 3.13 makes the environment (5 GB, in artifacts/colab/venv)
 #   COLAB_VENV=...    an environment that exists, instead
-#   COLAB_OVERRIDES=  a shorter mini: '{"name": "trial", "n_rows_limit": 120, "benchmark_limit": 8, "num_train_epochs": 1}'
-# Not imitated: the GPU, the hub, Colab's system packages, and packages of its that no requirement of ours leads to.
+#   COLAB_OVERRIDES=  keys of mini to change, as JSON, for a shorter run: {"name": "trial", "n_rows_limit": 120}
+# Not imitated: the GPU, the hub, Colab's system packages, and those Python packages that none of ours leads to.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pins=tools/colab_runtime.txt
