@@ -14,7 +14,8 @@ import pandas as pd
 from bench.harness import Work, compare, contest, write_bench
 from codeact_lib.errors import CodeActError
 from codeact_lib.evaluation.benchmarks import Benchmark, load_benchmark
-from codeact_lib.evaluation.judge import evaluate_solutions, usable_cores
+from codeact_lib.evaluation.judge import evaluate_solutions
+from codeact_lib.measure import usable_cores
 from codeact_lib.sandbox.run import choose_isolation
 
 BASELINE = "EvalPlus"

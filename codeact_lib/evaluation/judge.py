@@ -12,7 +12,6 @@ pickle of a box is ever read, EvalPlus is not imported here, and no verdict of a
 
 import ast
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +26,7 @@ from codeact_lib.evaluation.boxed.messages import TESTS, Prepared, Rules, answer
 from codeact_lib.evaluation.boxed.plain import OUT_OF_TIME
 from codeact_lib.evaluation.boxes import Answer, BoxRunner, boxed_programs
 from codeact_lib.evaluation.expected import default_cache_dir, load_expected, save_expected
+from codeact_lib.measure import usable_cores
 from codeact_lib.prompts import get_protocol
 from codeact_lib.sandbox.backends import WRITE
 from codeact_lib.sandbox.run import choose_isolation, probe
@@ -187,11 +187,6 @@ def evaluate_solutions(
     )
     _write_results(Path(output_dir), result, prepared, checked)
     return result
-
-
-def usable_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def imports_of(prompt: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from codeact_lib.config import ModelSpec, Profile, Run
 from codeact_lib.errors import CodeActError
 from codeact_lib.measure import peak_of
 from codeact_lib.training.launch import accelerate_config_path
-from codeact_lib.training.memory import HEADROOM, BatchLayout, fit_layout, memory_estimate
+from codeact_lib.training.memory import HEADROOM, BatchLayout, fit_layout, memory_by_slots
 
 # Published configurations (config.json on the hub), so that planning asks no network: keywords of LlamaConfig.
 SHAPES = {
@@ -224,26 +224,29 @@ class Costs:
 
     # ---- memory
 
-    def memory_for(self, model: str, batch: int | None = None, max_length: int | None = None) -> dict[str, float]:
-        """`training.memory.memory_estimate` of a training of this profile, its micro-batches full."""
+    def memory_by_slots(self, model: str) -> Callable[[float], dict[str, float]]:
+        """`training.memory.memory_by_slots` of a training of this profile."""
         profile = self.profile
         dtype = torch.float32
         if profile.tuning != "full" and profile.bf16:
             dtype = torch.bfloat16
         elif profile.tuning != "full" and profile.fp16:
             dtype = torch.float16
-        return memory_estimate(
+        return memory_by_slots(
             self.shapes[model],
             tuning=profile.tuning,
             targets=tuple(profile.lora_target_modules),
             lora_r=profile.lora_r,
             dtype=dtype,
             optim=str(profile.training_arguments.get("optim", "adamw")),
-            slots=(batch or profile.per_device_train_batch_size) * (max_length or profile.max_length),
             ranks=self.shards,
             gradient_checkpointing=profile.gradient_checkpointing,
             half_precision=profile.bf16 or profile.fp16,
         )
+
+    def memory_for(self, model: str) -> dict[str, float]:
+        """Bytes by purpose of a training of this profile, its micro-batches full."""
+        return self.memory_by_slots(model)(self.profile.per_device_train_batch_size * self.profile.max_length)
 
     def memory_lines(self) -> Iterator[str]:
         """The predicted peak of each model with full micro-batches, and what the planner would do about it."""
@@ -257,10 +260,10 @@ class Costs:
     def training_fit(self, name: str) -> str:
         """What the planner of a training would do where micro-batches are full."""
         profile = self.profile
-        none, one = (sum(self.memory_for(name, 1, length).values()) for length in (1, 2))
+        by_slots = self.memory_by_slots(name)
 
-        def need(layout: BatchLayout) -> float:  # the estimate is linear in slots
-            return none + (layout.per_device_train_batch_size * layout.max_length - 1) * (one - none)
+        def need(layout: BatchLayout) -> float:
+            return sum(by_slots(layout.per_device_train_batch_size * layout.max_length).values())
 
         layout = BatchLayout(
             profile.per_device_train_batch_size, profile.gradient_accumulation_steps, profile.max_length

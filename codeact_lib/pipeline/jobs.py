@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from codeact_lib.errors import CodeActError
+from codeact_lib.measure import usable_cores
 from codeact_lib.processes import child_environment, start
 
 
@@ -24,8 +25,7 @@ def run_jobs(
     Each line a job prints is said with the job's number in front. The cores are shared out: with 4 cores and 2 jobs
     each computes with 2 threads, unless OMP_NUM_THREADS says otherwise. `JobsFailed` when one of them failed.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // number)), **child_environment()}
+    environment = {"OMP_NUM_THREADS": str(max(1, usable_cores() // number)), **child_environment()}
     # a job ends when this process is gone, or it would go on with nobody watching
     command = ["-m", "codeact_lib.cli", "run", "--parent", str(os.getpid()), *options]
     jobs = [start(command, cwd=cwd, env=environment) for _ in range(number)]

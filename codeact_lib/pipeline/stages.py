@@ -15,7 +15,7 @@ from codeact_lib.artifacts import MINI_BASE_DIR, RunPaths
 from codeact_lib.config import MINI_MODEL, DatasetSpec, ModelSpec, Profile, Run, ScorerSpec, is_hub_id, is_seeded
 from codeact_lib.errors import ProfileError
 from codeact_lib.extensions import own_files
-from codeact_lib.hub import split_revision
+from codeact_lib.hub import Source, split_revision
 
 STAGES = ("01_cluster", "02_ifd", "03_sample", "04_train_dynamic_pack", "05_eval", "06_tables")
 
@@ -44,7 +44,6 @@ MAKER = {
     "train_metrics": "04_train_dynamic_pack",
     "metrics": "05_eval",
 }
-Source = tuple[str, str, str | None]  # a repository of the hub: kind, name, revision
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -23,7 +23,7 @@ def fitted(model, memory, **changes):
     steps = profile.per_device_train_batch_size, profile.gradient_accumulation_steps
 
     def need(layout):
-        return sum(costs.memory_for(model, layout.per_device_train_batch_size, layout.max_length).values())
+        return sum(costs.memory_by_slots(model)(layout.per_device_train_batch_size * layout.max_length).values())
 
     return fit_layout(BatchLayout(*steps, profile.max_length), need, memory, "T4")
 
