@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,6 +91,50 @@ def read_json(path: str | Path) -> Any:
         raise ArtifactError(f"{path} is missing.") from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not readable JSON ({error}). Delete it and run the stage again.") from error
+
+
+def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:
+    """Write one JSON object a line; returns the path."""
+    with atomic_write(path) as file:
+        file.writelines(_json_line(record) for record in records)
+    return Path(path)
+
+
+def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Add records to a file that a killed job resumes from (`resume_jsonl`); the system has them when this returns."""
+    text = "".join(_json_line(record) for record in records)
+    try:
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
+            file.write(text)  # one write: a kill can cut the last line only
+    except OSError as error:
+        raise _unwritable(Path(path).parent, error) from error
+
+
+def resume_jsonl(path: str | Path, fields: Iterable[str]) -> list[dict[str, Any]]:
+    """The records of a file of `append_jsonl` that have all `fields`; what a damaged line held is made again.
+
+    Half a line at the end is cut off the file, so that the next record starts on a line of its own.
+    """
+    content = Path(path).read_bytes() if Path(path).exists() else b""
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
+        print(f"{Path(path).name}: cut off {len(content) - complete} bytes of a line that a kill left half-written")
+        os.truncate(path, complete)
+    records = []
+    for line in content[:complete].splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and record.keys() >= set(fields):
+            records.append(record)
+    return records
+
+
+def _json_line(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    # half a surrogate pair, which UTF-8 cannot hold, is replaced by what is JSON's own escape of it
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def write_frame(path: str | Path, df: pd.DataFrame) -> None:

@@ -13,7 +13,6 @@ many; `compare_policies` lays them side by side.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from codeact_lib.artifacts import atomic_write
+from codeact_lib.artifacts import write_jsonl
 from codeact_lib.config import POLICIES
 from codeact_lib.errors import DataError
 from codeact_lib.extensions import is_own, load_own
@@ -348,8 +347,5 @@ def write_training_set(path: str | Path, examples: pd.DataFrame, selection: pd.D
     """
     kept = selection.loc[selection["keep"]].sort_values("rank")["example_id"]
     texts = examples.set_index("example_id").loc[kept, ["instruction", "response"]]
-    with atomic_write(path) as file:
-        for example_id, instruction, response in texts.itertuples():
-            record = {"example_id": example_id, "instruction": instruction, "response": response}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    write_jsonl(path, texts.reset_index().to_dict("records"))
     return len(texts)

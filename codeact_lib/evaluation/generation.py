@@ -3,14 +3,12 @@
 Importing this module needs neither torch nor transformers; they are loaded when `generate_solutions` is called.
 """
 
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from codeact_lib.artifacts import atomic_write, sha256_json
+from codeact_lib.artifacts import append_jsonl, make_folder, resume_jsonl, sha256_json, write_jsonl
 from codeact_lib.errors import ModelError
 from codeact_lib.evaluation.benchmarks import Task
 from codeact_lib.evaluation.decoding import GreedyModel, TransformersModel
@@ -117,7 +115,7 @@ def generate_solutions(
                 raw = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
                 done[task_id] = {"task_id": task_id, "solution": cut(raw, rules.stop), "raw": raw}
                 lines.append({**done[task_id], "n_tokens": len(tokens), **facts, "key": keys[task_id]})
-            _append(output_path, lines)
+            append_jsonl(output_path, lines)
             waiting = waiting[len(batch) :]
             report.advance(len(batch))
     return [done[task["task_id"]] for task in tasks]
@@ -130,13 +128,6 @@ def _halved(batch_size: int, progress: Callable[[str], object] | None) -> int:
     if progress:
         progress(f"memory is out with {batch_size} answers at a time: going on with {batch_size // 2}")
     return batch_size // 2
-
-
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def require_template(template: PromptTemplate, trained_with: str | None) -> None:
@@ -169,24 +160,16 @@ def cut(text: str, stop: Sequence[str]) -> str:
 
 def _resume(path: Path, keys: dict[str, str]) -> dict[str, Solution]:
     """What `path` already holds for `keys`, by task id; anything else in the file is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = []
-    if path.exists():
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    make_folder(path.parent)
+    records = resume_jsonl(path, ("task_id", "key", "solution", "raw"))
+    kept: dict[str, dict[str, Any]] = {}
+    for record in records:
+        task_id = record["task_id"]
+        if task_id in keys and record["key"] == keys[task_id]:
+            kept.setdefault(task_id, record)
+    if len(kept) < len(records):
+        write_jsonl(path, kept.values())
     done: dict[str, Solution] = {}
-    kept = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # half a line: the task is generated again
-        if not (line.endswith("\n") and isinstance(row, dict) and isinstance(row.get("task_id"), str)):
-            continue
-        task_id = row["task_id"]
-        if task_id in keys and task_id not in done and row.get("key") == keys[task_id]:
-            done[task_id] = {"task_id": task_id, "solution": row["solution"], "raw": row["raw"]}
-            kept.append(line)
-    if kept != lines:
-        with atomic_write(path) as file:
-            file.writelines(kept)
+    for task_id, record in kept.items():
+        done[task_id] = {"task_id": task_id, "solution": record["solution"], "raw": record["raw"]}
     return done

@@ -11,7 +11,6 @@ pickle of a box is ever read, EvalPlus is not imported here, and no verdict of a
 """
 
 import ast
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codeact_lib.artifacts import atomic_write, write_json
+from codeact_lib.artifacts import write_json, write_jsonl
 from codeact_lib.errors import EvaluationError, require_package
 from codeact_lib.evaluation.benchmarks import Benchmark, Task, load_benchmark, read_jsonl
 from codeact_lib.evaluation.boxed.messages import TESTS, Prepared, Rules, answers_task, judge_task, prepare_task
@@ -311,10 +310,9 @@ def _write_results(
     output_dir: Path, result: PassAtOne, prepared: dict[str, Prepared], checked: dict[str, Answer]
 ) -> None:
     """`sanitized.jsonl`: what was judged; `verdicts.json`: the record, with EvalPlus's own two statuses."""
-    with atomic_write(output_dir / "sanitized.jsonl") as file:
-        for task_id in result.verdicts:
-            if task_id in prepared:
-                file.write(json.dumps({"task_id": task_id, "solution": prepared[task_id]["code"]}) + "\n")
+    judged = [task_id for task_id in result.verdicts if task_id in prepared]
+    solutions = ({"task_id": task_id, "solution": prepared[task_id]["code"]} for task_id in judged)
+    write_jsonl(output_dir / "sanitized.jsonl", solutions)
     statuses = {}
     for task_id, row in sorted(checked.items()):
         statuses[task_id] = {"base_status": row["base"], "plus_status": row["plus"]}

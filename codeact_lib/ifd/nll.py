@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -108,7 +109,8 @@ def sum_nll(
     share = [batch for batch in remaining if batch][rank::n_processes]
     report = _Progress(sequences, share, print if progress and rank == 0 else None)
     report.announce(remaining, n_processes)
-    with _inference(core), shards.append(rank) as write, report:
+    with _inference(core), report:
+        write = partial(shards.append, process=rank)
         mine = _score_share(core, sequences, share, plain_head, write, report)
     if team:
         from accelerate.utils import gather_object
@@ -123,7 +125,7 @@ def _score_share(
     sequences: list[Sequence],
     share: list[list[int]],
     plain_head: bool,
-    write: Callable[[dict[Key, float], float], None],
+    write: Callable[[dict[Key, float], float], object],
     report: _Progress,
 ) -> dict[int, float | None]:
     """The sums of this process's batches, each written as soon as it is there."""

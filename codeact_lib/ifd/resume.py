@@ -12,15 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from codeact_lib.errors import ArtifactError
+from codeact_lib.artifacts import append_jsonl, make_folder, resume_jsonl
 from codeact_lib.modeling.loss import causal_lm
 
 Key = tuple[str, str, str]  # example_id, pass, hash of the tokens
@@ -35,62 +33,30 @@ class SumShards:
     def __init__(self, folder: str | Path | None, fingerprint: str) -> None:
         self.folder = None if folder is None else Path(folder)
         self.fingerprint = fingerprint
+        if self.folder is not None:
+            make_folder(self.folder)
 
     def read(self) -> dict[Key, float]:
         """The sums that are known; NaN where the model gave none."""
         known: dict[Key, float] = {}
-        if self.folder is None:
-            return known
-        for path in sorted(self.folder.glob(f"scores-{self.fingerprint}-*.jsonl")):
-            for line in path.read_bytes().split(b"\n")[:-1]:
-                try:
-                    record = json.loads(line)
+        if self.folder is not None:
+            # the clocks are read along: before anything is appended, half a line is cut off them too
+            for path in sorted(self.folder.glob(f"*-{self.fingerprint}-*.jsonl")):
+                for record in resume_jsonl(path, ("example_id", "pass", "tokens", "nll")):
                     key = record["example_id"], record["pass"], record["tokens"]
                     known[key] = math.nan if record["nll"] is None else float(record["nll"])
-                except (ValueError, KeyError, TypeError):
-                    continue
         return known
 
-    @contextmanager
-    def append(self, process: int = 0) -> Iterator[Callable[[Mapping[Key, float], float], None]]:
-        """Yield a function that writes sums and the seconds they took; the system has them when it returns."""
-        if self.folder is None:
-            yield lambda sums, seconds: None
+    def append(self, sums: Mapping[Key, float], seconds: float, process: int = 0) -> None:
+        """Keep the sums of a batch and the seconds it took."""
+        if self.folder is None or not sums:
             return
-        path = self.folder / f"scores-{self.fingerprint}-{process}.jsonl"
-        clock_path = self.folder / f"seconds-{self.fingerprint}-{process}.txt"  # one number a batch
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _cut_half_line(path)
-            _cut_half_line(clock_path)
-            file = open(path, "a", encoding="utf-8", newline="\n")
-            clock = open(clock_path, "a", encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise ArtifactError(f"Cannot write {path}: {error.strerror}. Choose another folder.") from error
-
-        def write(sums: Mapping[Key, float], seconds: float) -> None:
-            lines = []
-            for (example_id, name, tokens), value in sums.items():
-                nll = value if math.isfinite(value) else None
-                record = {"example_id": example_id, "pass": name, "tokens": tokens, "nll": nll}
-                lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-            file.write("".join(lines))  # one write a batch
-            file.flush()
-            if sums:
-                clock.write(f"{seconds:.4f}\n")
-                clock.flush()
-
-        with file, clock:
-            yield write
-            os.fsync(file.fileno())
-
-
-def _cut_half_line(path: Path) -> None:
-    content = path.read_bytes() if path.exists() else b""
-    complete = content.rfind(b"\n") + 1
-    if complete < len(content):
-        print(f"{path.name}: cut off {len(content) - complete} bytes of a line that a kill left half-written")
-        os.truncate(path, complete)
+        records = []
+        for (example_id, name, tokens), value in sums.items():
+            nll = value if math.isfinite(value) else None
+            records.append({"example_id": example_id, "pass": name, "tokens": tokens, "nll": nll})
+        append_jsonl(self.folder / f"scores-{self.fingerprint}-{process}.jsonl", records)
+        append_jsonl(self.folder / f"seconds-{self.fingerprint}-{process}.jsonl", [{"seconds": round(seconds, 4)}])
 
 
 def scoring_seconds(folder: str | Path) -> float:
@@ -98,12 +64,8 @@ def scoring_seconds(folder: str | Path) -> float:
 
     Of processes that shared the work the first one's time counts, which is what a clock on the wall would say.
     """
-    seconds = 0.0
-    for path in Path(folder).glob("seconds-*-0.txt"):
-        for line in path.read_text("utf-8").splitlines():
-            if line.replace(".", "", 1).isdigit():  # a kill may have cut a number short
-                seconds += float(line)
-    return seconds
+    clocks = Path(folder).glob("seconds-*-0.jsonl")
+    return sum(record["seconds"] for path in clocks for record in resume_jsonl(path, ("seconds",)))
 
 
 # ---- which model it was ----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from codeact_lib.artifacts import atomic_write, make_folder, write_json
+from codeact_lib.artifacts import atomic_write, make_folder, write_json, write_jsonl
 from codeact_lib.data.instructions import read_rows
 from codeact_lib.data.rows import Columns, Message, conversation
 from codeact_lib.errors import CodeActError, DataError
@@ -54,7 +54,7 @@ def write_chosen(
     elif out.suffix == ".json":
         write_json(out, plain(records))
     else:
-        _write_lines(out, plain(records))
+        write_jsonl(out, plain(records))
     files = [out]
     for layout in exports:
         conversations = [conversation(row, columns) for row in rows]
@@ -81,10 +81,10 @@ def export(layout: str, conversations: list[list[Message]], folder: str | Path, 
     if layout == "trl":
         if all(len(messages) == 2 for messages in conversations):
             pairs = [{"prompt": messages[:1], "completion": messages[1:]} for messages in conversations]
-            return [_write_lines(folder / "train.jsonl", pairs)]
-        return [_write_lines(folder / "train.jsonl", whole)]
+            return [write_jsonl(folder / "train.jsonl", pairs)]
+        return [write_jsonl(folder / "train.jsonl", whole)]
     if layout == "axolotl":
-        lines = _write_lines(folder / "train.jsonl", whole)
+        lines = write_jsonl(folder / "train.jsonl", whole)
         entry = f"datasets:\n  - path: {json.dumps(str(lines))}\n    ds_type: json\n    type: chat_template\n"
         with atomic_write(folder / "dataset.yml") as file:
             file.write(f"{entry}    field_messages: messages\n    roles_to_train: [assistant]\n")
@@ -108,13 +108,6 @@ _LLAMA_FACTORY = {
         "system_tag": "system",
     },
 }
-
-
-def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> Path:
-    with atomic_write(path) as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-    return path
 
 
 def _write_parquet(out: Path, records: list[dict[str, Any]]) -> None:

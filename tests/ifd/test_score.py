@@ -421,9 +421,9 @@ def test_the_seconds_of_all_attempts_add_up(model, tokenizer, tmp_path):
     options = {"max_length": MAX_LENGTH, "shard_dir": tmp_path}
     score_ifd(model, tokenizer, EXAMPLES[:4], TEMPLATE, **options)
     first = scoring_seconds(tmp_path)
-    [path] = tmp_path.glob("seconds-*.txt")
+    [path] = tmp_path.glob("seconds-*.jsonl")
     with open(path, "a") as file:
-        file.write("100.0\n12.")  # another attempt, and a number that a kill cut short
+        file.write('{"seconds": 100.0}\n{"seconds": 12.')  # another attempt, and a number that a kill cut short
     score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options)
     assert 0 < first < scoring_seconds(tmp_path) - 100 < 60
     assert scoring_seconds(tmp_path / "none") == 0
@@ -432,7 +432,7 @@ def test_the_seconds_of_all_attempts_add_up(model, tokenizer, tmp_path):
 def test_only_the_missing_sums_are_scored_and_a_half_line_is_cut_off(model, tokenizer, tmp_path, monkeypatch, capsys):
     options = {"max_length": MAX_LENGTH, "shard_dir": tmp_path, "tokens_per_batch": 60}
     first = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options)
-    [path] = tmp_path.glob("*.jsonl")
+    [path] = tmp_path.glob("scores-*.jsonl")
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:5]) + lines[5][:11])
     reached = forward_counter(monkeypatch)
@@ -449,7 +449,7 @@ def test_only_the_missing_sums_are_scored_and_a_half_line_is_cut_off(model, toke
 def test_a_damaged_line_in_the_middle_is_scored_again(model, tokenizer, tmp_path, monkeypatch):
     options = {"max_length": MAX_LENGTH, "shard_dir": tmp_path}
     first = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, **options)
-    [path] = tmp_path.glob("*.jsonl")
+    [path] = tmp_path.glob("scores-*.jsonl")
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], b"\0\0\xff{\n", b'{"nll": 3}\n', b"7\n", *lines[3:]]))
     reached = forward_counter(monkeypatch)
@@ -499,7 +499,7 @@ def test_a_process_killed_in_a_batch_loses_that_batch_only(model, tokenizer, tmp
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     options = {"max_length": MAX_LENGTH, "tokens_per_batch": 60}
     undisturbed = score_ifd(model, tokenizer, EXAMPLES, TEMPLATE, shard_dir=tmp_path / "whole", **options)
-    [killed], [whole] = ([*(tmp_path / name).glob("*.jsonl")] for name in ("killed", "whole"))
+    [killed], [whole] = ([*(tmp_path / name).glob("scores-*.jsonl")] for name in ("killed", "whole"))
     done = killed.read_text().splitlines()
     assert done and done == whole.read_text().splitlines()[: len(done)]
     reached = forward_counter(monkeypatch)
@@ -584,7 +584,7 @@ def test_two_processes_score_as_one_does_and_share_the_work(on_disk, tmp_path, m
     score_in_processes(arguments, n_processes=2, say=said.append)
     assert "2 processes" in said[0] and "saved" in said[-1]
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "two.parquet"), one, rtol=1e-6)
-    shares = [len(path.read_text().splitlines()) for path in sorted((tmp_path / "two").glob("*.jsonl"))]
+    shares = [len(path.read_text().splitlines()) for path in sorted((tmp_path / "two").glob("scores-*.jsonl"))]
     assert len(shares) == 2 and min(shares) > 3 and sum(shares) == 12  # six rows, two passes, none twice
     assert scoring_seconds(tmp_path / "two") > 0
 
@@ -593,7 +593,7 @@ def test_what_several_processes_left_half_done_one_goes_on_with(on_disk, tmp_pat
     rows = [json.loads(line) for line in on_disk["data"].read_text("utf-8").splitlines()]
     options = {"max_length": MAX_LENGTH, "tokens_per_batch": 60, "shard_dir": tmp_path}
     whole = score_ifd(model, tokenizer, rows, TEMPLATE, **options)
-    [path] = tmp_path.glob("*.jsonl")
+    [path] = tmp_path.glob("scores-*.jsonl")
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:3]))
     path.with_name(path.name.replace("-0.jsonl", "-1.jsonl")).write_bytes(b"".join(lines[5:8]) + lines[9][:20])
