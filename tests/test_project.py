@@ -368,6 +368,8 @@ def bare_clone(tmp_path, monkeypatch):
         found = next(f"{p}/{tool}" for p in ("/usr/bin", "/bin", "/usr/local/bin") if Path(p, tool).exists())
         (commands / tool).symlink_to(found)
     monkeypatch.setenv("PATH", str(commands))
+    for setting in ("PYTHON", "VENV", "USE_UV"):  # of whoever runs these tests with another interpreter
+        monkeypatch.delenv(setting, raising=False)
     monkeypatch.setenv("CPU_INDEX_IS_AWAY", "0")
     return tmp_path
 
