@@ -65,14 +65,22 @@ def load_benchmark(name_or_path: Path | str, limit: int | None = None) -> Benchm
         version = "mini"
     else:
         path = Path(name_or_path)
+        if not path.is_file():
+            names = ", ".join(("mini-humaneval", "mini-mbpp", *EVALPLUS))
+            raise EvaluationError(f"{path} is neither a benchmark ({names}) nor a file.")
         name = path.stem
-        tasks = _read_tasks(path)
+        tasks = [task for _, task in read_jsonl(path)]
         version = f"file {path.name}"
     tasks = tasks[:limit]
     kind = _check_tasks(tasks, name)
     # Inputs of MBPP+ hold NaN and infinity, which strict JSON has no word for.
     text = json.dumps(tasks, sort_keys=True, separators=(",", ":"))
     return Benchmark(name, kind, version, hashlib.sha256(text.encode()).hexdigest(), tasks)
+
+
+def user_caches() -> Path:
+    """The user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def _evalplus_tasks(name: str, version: str) -> tuple[list[Task], str]:
@@ -82,13 +90,11 @@ def _evalplus_tasks(name: str, version: str) -> tuple[list[Task], str]:
     if version not in versions:
         raise EvaluationError(f"{name}: version {version} is not known; use {' or '.join(versions)}.")
     # EvalPlus's own folder (appdirs.user_cache_dir), so that a benchmark is fetched once for both.
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evalplus"
-    if sys.platform == "darwin":
-        folder = Path.home() / "Library/Caches/evalplus"
-    path = folder / f"{stem}-{version}.jsonl"
+    caches = Path.home() / "Library/Caches" if sys.platform == "darwin" else user_caches()
+    path = caches / "evalplus" / f"{stem}-{version}.jsonl"
     if not path.exists():
         _download(EVALPLUS_URL.format(repo=stem.lower(), version=version, stem=stem), path)
-    tasks = _read_tasks(path)
+    tasks = [task for _, task in read_jsonl(path)]
     if len(tasks) != versions[version]:
         raise EvaluationError(
             f"{path} holds {len(tasks)} tasks, {stem} {version} has {versions[version]}: it is another version, or not "
@@ -108,13 +114,6 @@ def _download(url: str, path: Path) -> None:
         ) from error
     with atomic_write(path, "wb") as file:
         file.write(data)
-
-
-def _read_tasks(path: Path) -> list[Task]:
-    if not path.is_file():
-        names = ", ".join(("mini-humaneval", "mini-mbpp", *EVALPLUS))
-        raise EvaluationError(f"{path} is neither a benchmark ({names}) nor a file.")
-    return [task for _, task in read_jsonl(path)]
 
 
 def read_jsonl(path: Path, repair: bool = False) -> list[tuple[int, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from codeact_lib.errors import EvaluationError
 from codeact_lib.evaluation.boxed.messages import Job, Rules
-from codeact_lib.sandbox.backends import NAMESPACES
+from codeact_lib.sandbox.backends import BACKENDS
 from codeact_lib.sandbox.run import BoxResult, run_isolated
 
 PROGRAMS = Path(__file__).with_name("boxed")
@@ -33,11 +33,9 @@ def boxed_programs() -> Iterator[Path]:
     """A folder with a copy of the boxed programs that any user may read, wherever this package is installed."""
     with tempfile.TemporaryDirectory(prefix="codeact-job-") as made:
         folder = Path(made)
-        folder.chmod(0o755)
-        (folder / "boxed").mkdir(mode=0o755)
-        for path in PROGRAMS.glob("*.py"):
-            shutil.copyfile(path, folder / "boxed" / path.name)
-            (folder / "boxed" / path.name).chmod(0o644)
+        shutil.copytree(PROGRAMS, folder / "boxed", ignore=shutil.ignore_patterns("__pycache__"))
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755)
         yield folder
 
 
@@ -70,7 +68,8 @@ class BoxRunner:
             # of its own, the tasks that had not begun a fresh one. So a hostile solution costs time, and only its own
             # verdict. One after the other where a box can reach into the next.
             suspects = [task for task in left if task["task_id"] in started]
-            with ThreadPoolExecutor(self.parallel if self.isolation in NAMESPACES else 1) as threads:
+            at_a_time = self.parallel if BACKENDS[self.isolation].namespaces else 1
+            with ThreadPoolExecutor(at_a_time) as threads:
                 alone = threads.map(lambda task: self._one_box(program, [task]), suspects)
                 for task, (own, _, own_end) in zip(suspects, alone, strict=True):
                     task_id = task["task_id"]

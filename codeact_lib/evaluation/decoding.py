@@ -40,7 +40,7 @@ class TransformersModel:
         self.stops = StopStrings(tokenizer, stop)  # here, for it takes a while and should not count as generation
 
     def greedy(self, prompts: Sequence[Tokens], max_new_tokens: int, stop: Sequence[str]) -> list[Tokens]:
-        """See `greedy_decode`."""
+        """See `GreedyModel`."""
         import torch
 
         if self.stops.stop != stop:
@@ -79,10 +79,7 @@ class StopStrings:
 def greedy_decode(
     model: Any, tokenizer: Any, prompts: Sequence[Tokens], max_new_tokens: int, stops: StopStrings
 ) -> list[Tokens]:
-    """Greedy continuations of token lists, left padded, with a key-value cache that finished rows leave.
-
-    Returns the new tokens of each prompt, ended by the end token (left out), a stop string (left in) or the limit.
-    """
+    """What `GreedyModel.greedy` returns: rows are padded on the left, and leave the key-value cache when finished."""
     import torch
 
     ends = _end_tokens(model, tokenizer)

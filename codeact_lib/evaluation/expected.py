@@ -4,7 +4,6 @@ EvalPlus keeps a pickle that holds time limits too, which depend on what else th
 times: a task is kept only where its reference is so fast that the time limit does not depend on it.
 """
 
-import os
 from pathlib import Path
 
 from codeact_lib.artifacts import read_json, write_json
@@ -13,11 +12,6 @@ from codeact_lib.evaluation.benchmarks import Benchmark
 from codeact_lib.evaluation.boxed.messages import TESTS, Prepared, Texts
 
 WORTH_KEEPING = 2.0  # seconds that computing them took
-
-
-def default_cache_dir() -> Path:
-    """`codeact` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "codeact"
 
 
 def load_expected(benchmark: Benchmark, folder: Path) -> dict[str, Texts]:

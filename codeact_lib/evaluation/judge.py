@@ -20,11 +20,11 @@ from typing import Any
 
 from codeact_lib.artifacts import write_json, write_jsonl
 from codeact_lib.errors import EvaluationError, require_package
-from codeact_lib.evaluation.benchmarks import Benchmark, Task, load_benchmark, read_jsonl
-from codeact_lib.evaluation.boxed.messages import TESTS, Prepared, Rules, answers_task, judge_task, prepare_task
+from codeact_lib.evaluation.benchmarks import Benchmark, Task, load_benchmark, read_jsonl, user_caches
+from codeact_lib.evaluation.boxed.messages import TESTS, JudgeTask, Prepared, PrepareTask, Question, Rules
 from codeact_lib.evaluation.boxed.plain import OUT_OF_TIME
 from codeact_lib.evaluation.boxes import Answer, BoxRunner, boxed_programs
-from codeact_lib.evaluation.expected import default_cache_dir, load_expected, save_expected
+from codeact_lib.evaluation.expected import load_expected, save_expected
 from codeact_lib.measure import usable_cores
 from codeact_lib.prompts import get_protocol
 from codeact_lib.sandbox.backends import WRITE
@@ -39,33 +39,26 @@ TASK_SECONDS = 240.0
 Count = tuple[int, int]  # k of n
 
 
-# ---- the result ------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class PassAtOne:
     """pass@1 of one model on one benchmark, with everything that must be known to compare it.
 
-    `base` and `plus` are (k, n): k of n tasks solved. `plus` means base and extra tests, as HumanEval+ does.
-    `verdicts`: task id -> {"base", "plus", "failure"}; a status is pass, fail, timeout, error (the judging itself
-    was lost) or unconfirmed (EvalPlus says pass, but what the solution answers where it cannot see the expected
-    outputs does not bear that out); `failure` is one of `FAILURES`, "" when solved.
-
-    `plain` are the counts of EvalPlus alone, with the passes in `unconfirmed`.
+    A status in `verdicts` is pass, fail, timeout, error (the judging itself was lost) or unconfirmed (EvalPlus says
+    pass, but what the solution answers where it cannot see the expected outputs does not bear that out).
     """
 
     benchmark: str
     kind: str
-    base: Count
-    plus: Count
-    verdicts: dict[str, dict[str, str]]
+    base: Count  # k of n tasks solved
+    plus: Count  # by base and extra tests, as HumanEval+ counts
+    verdicts: dict[str, dict[str, str]]  # task id -> {"base", "plus", "failure"}, the last one of `FAILURES`
     version: str
     sha256: str
     protocol: str
     isolation: str
     seconds: dict[str, float | None] = field(default_factory=dict)  # {"generate", "judge"}
     ignored: int = 0  # samples of tasks that are not in the benchmark
-    plain: dict[str, Count] = field(default_factory=dict)
+    plain: dict[str, Count] = field(default_factory=dict)  # by EvalPlus alone, with the passes in `unconfirmed`
     isolation_stops: dict[str, bool] = field(default_factory=dict)  # what the canaries showed of the isolation in force
     incidents: dict[str, str] = field(default_factory=dict)  # task id -> how the box it was in went bad
 
@@ -103,9 +96,6 @@ class PassAtOne:
             "unconfirmed": self.unconfirmed,
             "incidents": self.incidents,
         }
-
-
-# ---- judging ---------------------------------------------------------------------------------------------------------
 
 
 def evaluate_solutions(
@@ -159,7 +149,7 @@ def evaluate_solutions(
     if say:
         say(backend.sentence())
     # A cache that a solution can write into could hold the answers it wants to be compared with.
-    cache = Path(cache_dir or default_cache_dir()) if backend.stops[WRITE] else None
+    cache = Path(cache_dir or user_caches() / "codeact") if backend.stops[WRITE] else None
     rules: Rules = {"kind": benchmark.kind, "min_time_limit": min_time_limit, "sanitize": sanitize}
     with boxed_programs() as folder:
         boxes = BoxRunner(folder, backend.name, rules, parallel or usable_cores(), task_seconds, total_memory)
@@ -220,13 +210,10 @@ def _read_samples(
         if row["task_id"] in solutions:
             raise EvaluationError(f"{source}, row {number}: a second solution for {row['task_id']}; pass@1 takes one.")
         solutions[row["task_id"]] = row["solution"]
-    asked = {task["task_id"] for task in benchmark.tasks}
-    others = solutions.keys() - asked
-    if len(others) == len(solutions):
+    asked = [task["task_id"] for task in benchmark.tasks if task["task_id"] in solutions]
+    if not asked:
         raise EvaluationError(f"{source}: no sample belongs to a task of {benchmark.name}.")
-    for task_id in others:
-        del solutions[task_id]
-    return solutions, len(others)
+    return {task_id: solutions[task_id] for task_id in asked}, len(solutions) - len(asked)
 
 
 def _prepare(
@@ -234,7 +221,10 @@ def _prepare(
 ) -> tuple[dict[str, Prepared], dict[str, Answer]]:
     """({task id: what was prepared}, {task id: {"lost": why}} for those that have nothing)."""
     known = load_expected(benchmark, cache) if cache else {}
-    asked = [prepare_task(task, solutions[task["task_id"]], known.get(task["task_id"])) for task in tasks]
+    asked = []
+    for task in tasks:
+        name = task["task_id"]
+        asked.append(PrepareTask(task_id=name, task=task, solution=solutions[name], expected=known.get(name)))
     prepared: dict[str, Any] = {}
     lost = {}
     # Only the benchmark's own code runs in these boxes, so what they say is believed.
@@ -259,18 +249,18 @@ def _judge(boxes: BoxRunner, tasks: list[Task], prepared: dict[str, Prepared]) -
 
     # The most work first, so that no core waits long for the last one.
     longest_first = sorted(tasks, key=work)[::-1]
-    limit = boxes.rules["min_time_limit"]
-    answers = boxes.run("answers", [answers_task(task, prepared[task["task_id"]], limit) for task in longest_first])
-    asked = []
-    for task in longest_first:
+    rows = [prepared[task["task_id"]] for task in longest_first]
+    # Of what was prepared a solution's process gets these fields only: no expected output, no reference.
+    questions = [{name: row.get(name) for name in Question.__required_keys__} for row in rows]
+    answers = boxes.run("answers", questions)
+    claims = []
+    for task, row in zip(longest_first, rows, strict=True):
         said = {tests: str(answers[task["task_id"]].get(tests) or "") for tests in TESTS}
-        asked.append(judge_task(task, prepared[task["task_id"]], said))
+        reference = task["prompt"] + task["canonical_solution"]
+        claims.append(JudgeTask(**row, atol=task["atol"], reference=reference, said=said))
     # Those out of time take seconds each, so they go before all others.
-    asked.sort(key=lambda task: not task["said"]["base"].endswith(OUT_OF_TIME))
-    return boxes.run("judge", asked)
-
-
-# ---- counting --------------------------------------------------------------------------------------------------------
+    claims.sort(key=lambda claim: not claim["said"]["base"].endswith(OUT_OF_TIME))
+    return boxes.run("judge", claims)
 
 
 def _checked(row: Answer) -> Answer:

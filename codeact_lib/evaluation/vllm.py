@@ -27,7 +27,7 @@ class VllmModel:
     exact: bool = False
 
     def greedy(self, prompts: Sequence[list[int]], max_new_tokens: int, stop: Sequence[str]) -> list[list[int]]:
-        """Greedy continuations of token lists, ended by the end token, a stop string (left in) or the limit."""
+        """See `decoding.GreedyModel`."""
         rules = import_module("vllm").SamplingParams(
             temperature=0.0, max_tokens=max_new_tokens, stop=list(stop), include_stop_str_in_output=True
         )
@@ -36,19 +36,11 @@ class VllmModel:
         return [list(answer.outputs[0].token_ids) for answer in answers]
 
 
-def load_vllm(
-    path: Path | str, *, revision: str | None = None, dtype: str = "bfloat16", max_model_len: int | None = None
-) -> VllmModel:
+def load_vllm(path: Path | str, *, revision: str | None = None, dtype: str = "bfloat16") -> VllmModel:
     """Load a full model, or a LoRA or QLoRA adapter (a folder with adapter_config.json) on the base it was trained on.
 
-    Args:
-        path: folder or hub id.
-        revision: of a hub id.
-        dtype: of the weights.
-        max_model_len: tokens of prompt and answer together, None for the model's own.
-
-    Raises:
-        ModelError: vLLM is not installed.
+    `path` is a folder or a hub id, `revision` that of a hub id, `dtype` of the weights. ModelError where vLLM is not
+    installed.
     """
     try:
         vllm, lora = import_module("vllm"), import_module("vllm.lora.request")
@@ -60,7 +52,7 @@ def load_vllm(
     gc.collect()
     torch.cuda.empty_cache()  # a model that the caller has let go of would still hold its share of the GPU
     config = Path(path) / "adapter_config.json"
-    options: dict[str, Any] = {"dtype": dtype, "max_model_len": max_model_len}
+    options: dict[str, Any] = {"dtype": dtype}
     if not config.exists():
         options |= {"model": resolve_path(path), "tokenizer_revision": revision, "revision": revision}
         return VllmModel(vllm.LLM(**options), None, dtype)

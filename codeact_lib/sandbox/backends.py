@@ -1,6 +1,5 @@
 """The isolation backends as command lines: what each puts around a program, and as whom the program runs."""
 
-import functools
 import json
 import os
 import random
@@ -38,7 +37,7 @@ class Box:
     cwd: Path  # working folder, writable; `scratch` itself where nothing is to come back
     scratch: Path  # a private folder of this box; bubblewrap shows an empty /tmp instead
     readable: list[str]  # further files and folders the program may read
-    limits: dict[str, int | None]  # name of a resource limit -> value
+    limits: dict[str, int]  # name of a resource limit -> value
     uid: int | None  # what `unprivileged_user` said
 
 
@@ -52,10 +51,6 @@ class Backend:
     namespaces = False  # whether a box has a process tree of its own, which ends with it
     landlock = False  # whether the kernel closes the files of others
     fresh_tmp = False  # whether /tmp is the box's own
-
-    def available(self) -> bool:
-        """Whether its program is installed; whether it works shows only when it is tried."""
-        return not self.program or shutil.which(self.program) is not None
 
     def command(self, box: Box) -> list[str]:
         """The command line that runs the program of `box` behind this backend."""
@@ -106,11 +101,11 @@ class LandlockBackend(Backend):
 
     name = "landlock"
     # It learnt of networks (Linux 6.7) and signals (6.12) later.
-    must_stop = (READ, WRITE)
+    must_stop: tuple[str, ...] = (READ, WRITE)
     landlock = True
 
 
-class UnshareBackend(Backend):
+class UnshareBackend(LandlockBackend):
     """Landlock, and own network (none), process tree and mounts."""
 
     name = "unshare"
@@ -118,14 +113,14 @@ class UnshareBackend(Backend):
     absent = "unshare is not installed (package util-linux)"
     must_stop = (READ, WRITE, CONNECT, KILL)
     namespaces = True
-    landlock = True
 
     def command(self, box: Box) -> list[str]:
         # Without root in a user namespace, where it counts as root.
         users = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         apart = ["--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
         enter = self.enter(box, private=[str(box.scratch), "/dev/shm"])
-        return [_path_of(self.program), *users, *apart, *enter]
+        # By the caller's PATH; the box has another.
+        return [shutil.which(self.program) or self.program, *users, *apart, *enter]
 
 
 class BubblewrapBackend(Backend):
@@ -139,7 +134,7 @@ class BubblewrapBackend(Backend):
     fresh_tmp = True
 
     def command(self, box: Box) -> list[str]:
-        bwrap = _path_of(self.program)
+        bwrap = shutil.which(self.program) or self.program
         command = [bwrap, "--die-with-parent", "--new-session"]
         command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
         # Given up again before the program starts.
@@ -151,21 +146,22 @@ class BubblewrapBackend(Backend):
             elif os.path.exists(path):
                 command += ["--ro-bind", path, path]
         command += ["--proc", "/proc", "--dev", "/dev"]
+        # --size came with bubblewrap 0.7.
+        options = subprocess.run([bwrap, "--help"], capture_output=True, text=True).stdout
+        size = ["--size", str(DISK_BYTES)] if "--size" in options else []
         for folder in ("/tmp", "/dev/shm"):
-            if _knows_size(bwrap):
-                command += ["--size", str(DISK_BYTES)]
-            command += ["--tmpfs", folder]
-        readable = _uncovered([*_python_paths(), *box.readable])
-        writable = [str(box.cwd)] if box.cwd != box.scratch else []
-        # A folder that a bind makes would be closed to others (mode 0700), one of --dir is not.
-        for parent in _parents([*readable, *writable]):
-            command += ["--dir", parent]
-        for path in readable:
-            command += ["--ro-bind", path, path]
-        for path in writable:
-            command += ["--bind", path, path]
-        if not writable:
+            command += [*size, "--tmpfs", folder]
+        binds = [("--ro-bind", path) for path in _outermost([*_python_paths(), *box.readable])]
+        if box.cwd == box.scratch:
             box = replace(box, cwd=Path("/tmp"))
+        else:
+            binds.append(("--bind", str(box.cwd)))
+        # A folder that a bind makes would be closed to others (mode 0700), one of --dir is not.
+        parents = {str(folder) for _, path in binds for folder in Path(path).parents}
+        for folder in sorted(parents, key=len):
+            command += ["--dir", folder]
+        for bind, path in binds:
+            command += [bind, path, path]
         shared = ["/tmp", "/dev/shm"] if box.uid is not None else []
         return [*command, "--remount-ro", "/", *self.enter(box, shared=shared)]
 
@@ -173,7 +169,6 @@ class BubblewrapBackend(Backend):
 _ALL = (BubblewrapBackend(), UnshareBackend(), LandlockBackend(), Backend(), NoBackend())
 BACKENDS = {backend.name: backend for backend in _ALL}
 LADDER = ("bubblewrap", "unshare", "landlock", "limits")  # what "auto" tries in this order, the strongest first
-NAMESPACES = ("bubblewrap", "unshare")
 
 
 def unprivileged_user(name: str, paths: Iterable[Path | str]) -> int | None:
@@ -208,48 +203,18 @@ def _has_passing_users(table: str) -> bool:
     return False
 
 
-def _is_inside(path: str, folders: Iterable[str]) -> bool:
-    """Whether `path` is one of `folders` or lies below one."""
-    return any(path == folder or path.startswith(folder + "/") for folder in folders)
-
-
-def _parents(paths: Sequence[str]) -> list[str]:
-    """Folders above `paths` that the box has to make, outermost first."""
-    above: set[str] = set()
-    for path in paths:
-        above.update(map(str, Path(path).parents))
-    above -= {"/", "/tmp", "/dev", "/proc"}
-    return sorted((folder for folder in above if not _is_inside(folder, [*_SYSTEM, *paths])), key=len)
-
-
-def _path_of(program: str) -> str:
-    # By the caller's PATH; the box has another.
-    return shutil.which(program) or program
-
-
-@functools.lru_cache
-def _knows_size(bwrap: str) -> bool:
-    # --size came with bubblewrap 0.7.
-    return "--size" in subprocess.run([bwrap, "--help"], capture_output=True, text=True).stdout
-
-
-@functools.lru_cache
 def _python_paths() -> list[str]:
     """What Python and its packages need: the environment, the installation below it, further package folders."""
     places = [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.path.realpath(sys.executable))]
     places.append(sysconfig.get_path("stdlib"))
     places += [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    found = []
-    for place in places:
-        found += [os.path.abspath(place), os.path.realpath(place)]
-    return found
+    return [*map(os.path.abspath, places), *map(os.path.realpath, places)]
 
 
-def _uncovered(paths: Iterable[str]) -> list[str]:
+def _outermost(paths: Iterable[str]) -> list[str]:
     """The paths that exist, without repeats and without those that lie inside another or in a system folder."""
-    existing = {os.path.abspath(path) for path in paths if os.path.exists(path)}
     chosen: list[str] = []
-    for path in sorted(existing, key=len):
-        if not _is_inside(path, [*_SYSTEM, *chosen]):
+    for path in sorted(map(os.path.abspath, filter(os.path.exists, paths)), key=len):
+        if not any(Path(path).is_relative_to(folder) for folder in (*_SYSTEM, *chosen)):
             chosen.append(path)
     return chosen

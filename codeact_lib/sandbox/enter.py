@@ -37,7 +37,12 @@ def enter(spec: dict[str, Any]) -> None:
         flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
         call(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", flags, options), f"tmpfs on {folder}")
     for name, value in spec["limits"].items():
-        limit(name, value)
+        # Not every system knows every limit, and none can be raised above the one in force.
+        kind = getattr(resource, name, None)
+        if kind is not None:
+            hard = resource.getrlimit(kind)[1]
+            most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(kind, (most, most))
     for folder in spec["open"]:
         os.chmod(folder, 0o1777)
     if sys.platform == "linux":
@@ -48,15 +53,6 @@ def enter(spec: dict[str, Any]) -> None:
     os.chdir(spec["cwd"])
     os.makedirs(os.environ["HOME"], exist_ok=True)
     os.execve(spec["argv"][0], spec["argv"], dict(os.environ))
-
-
-def limit(name: str, value: int | None) -> None:
-    """Set a resource limit, never above the one in force; not every system knows every limit."""
-    if value is not None and hasattr(resource, name):
-        hard = resource.getrlimit(getattr(resource, name))[1]
-        if hard != resource.RLIM_INFINITY:
-            value = min(value, hard)
-        resource.setrlimit(getattr(resource, name), (value, value))
 
 
 def call(result: int, what: str) -> int:

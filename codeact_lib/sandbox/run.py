@@ -19,6 +19,7 @@ killed. docs/isolation.md has the table of some forty attacks under each backend
 import functools
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,15 +29,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import psutil
 
 from codeact_lib.errors import SandboxError
 from codeact_lib.sandbox.backends import BACKENDS, CONNECT, KILL, LADDER, READ, WRITE, Backend, Box, unprivileged_user
-from codeact_lib.sandbox.watchdog import PROCESSES, Limits, Monitor, end_box
+from codeact_lib.sandbox.watchdog import DISK_BYTES, PROCESSES, Limits, end_box, watch
 
 MOST_OUTPUT = 1 << 30  # bytes of standard output that are taken back
+MOST_ERRORS = 4000  # bytes of standard error, from its end
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,6 @@ class BackendReport:
         return f"isolation: {self.name} only: generated code can {', '.join(through)}; {remedy}"
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------
-
-
 def run_isolated(
     argv: Sequence[object],
     *,
@@ -95,12 +93,8 @@ def run_isolated(
         readable: further files and folders the program may read.
         stdin: bytes of its standard input.
         isolation: "auto", one of `LADDER`, or "none".
-        timeout: seconds until everything in the box is killed.
-        stall_seconds: the same after so long without anything new on standard output.
-        memory_bytes: address space of one process, None for no limit. EvalPlus sets its own 4 GiB per solution and
-            fails every task, without a word, if it meets a lower hard limit.
-        total_memory: resident bytes of all processes of the box together; None for half of the machine's memory.
-        processes: how many processes may exist in the box.
+        timeout, stall_seconds, memory_bytes, total_memory, processes: see `watchdog.Limits`; a `total_memory` of None
+            is half of the machine's.
 
     Raises:
         SandboxError: the isolation asked for does not work here.
@@ -108,10 +102,10 @@ def run_isolated(
     backend = BACKENDS[choose_isolation(isolation)]
     total_memory = total_memory or psutil.virtual_memory().total // 2
     limits = Limits(timeout, stall_seconds, memory_bytes, total_memory, processes)
-    return _run_on(backend, argv, limits, output_dir, readable, stdin)
+    return _run_behind(backend, argv, limits, output_dir, readable, stdin)
 
 
-def _run_on(
+def _run_behind(
     backend: Backend,
     argv: Sequence[object],
     limits: Limits,
@@ -126,11 +120,16 @@ def _run_on(
             cwd = Path(output_dir).resolve()
             cwd.mkdir(parents=True, exist_ok=True)
         uid = unprivileged_user(backend.name, [cwd, scratch, *readable])
-        resources: dict[str, int | None] = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": limits.disk, "RLIMIT_NOFILE": 1024}
-        resources["RLIMIT_AS"] = limits.process_memory
-        # It counts the processes of a user, in a box or not: those that run already must stay possible.
-        resources["RLIMIT_NPROC"] = limits.processes + (_own_threads() if uid is None else 0)
-        box = Box([str(part) for part in argv], cwd, scratch, [str(path) for path in readable], resources, uid)
+        resources = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": DISK_BYTES, "RLIMIT_NOFILE": 1024}
+        if limits.memory_bytes is not None:
+            resources["RLIMIT_AS"] = limits.memory_bytes
+        resources["RLIMIT_NPROC"] = limits.processes
+        if uid is None:
+            # It counts the threads of a user, in a box or not: those that run already must stay possible.
+            for process in psutil.process_iter(["uids", "num_threads"]):
+                if process.info["uids"] and process.info["uids"].real == os.getuid():
+                    resources["RLIMIT_NPROC"] += process.info["num_threads"] or 0
+        box = Box(list(map(str, argv)), cwd, scratch, list(map(str, readable)), resources, uid)
         if uid is None:
             return _supervise(backend, box, limits, stdin)
         try:
@@ -138,18 +137,6 @@ def _run_on(
             return _supervise(backend, box, limits, stdin)
         finally:
             _give({cwd, scratch}, 0)
-
-
-def _own_threads() -> int:
-    """Threads that this user runs on the machine."""
-    threads = 0
-    for process in psutil.process_iter():
-        try:
-            if process.uids().real == os.getuid():
-                threads += process.num_threads()
-        except psutil.Error:
-            continue  # it has just ended
-    return threads
 
 
 def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes) -> BoxResult:
@@ -169,20 +156,16 @@ def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes) -> BoxR
             stderr=errors,
         )
         folders = {box.scratch} if backend.namespaces else {box.scratch, box.cwd}
-        monitor = Monitor(process, lambda: os.fstat(output.fileno()).st_size, limits, tuple(folders))
         try:
-            stopped = monitor.wait()
+            stopped = watch(process, output, limits, folders)
         finally:
             end_box(process)
         output.seek(0)
         text = output.read(MOST_OUTPUT).decode(errors="replace")
+        errors.seek(max(0, errors.seek(0, os.SEEK_END) - MOST_ERRORS))
+        words = errors.read().decode(errors="replace")
         code = None if stopped else process.returncode
-        return BoxResult(code, text, _tail(errors), backend.name, time.monotonic() - start, stopped)
-
-
-def _tail(file: IO[bytes], n: int = 4000) -> str:
-    file.seek(max(0, file.seek(0, os.SEEK_END) - n))
-    return file.read().decode(errors="replace")
+        return BoxResult(code, text, words, backend.name, time.monotonic() - start, stopped)
 
 
 def _give(places: set[Path], uid: int) -> None:
@@ -239,8 +222,23 @@ def choose_isolation(isolation: str = "auto") -> str:
 def probe(name: str) -> BackendReport:
     """One backend, tried once per process."""
     backend = BACKENDS[name]
-    if not backend.available():
+    if backend.program and not shutil.which(backend.program):
         return BackendReport(name, False, backend.absent)
+    try:
+        result, stops = _release_canaries(backend)
+    except (OSError, SandboxError) as error:
+        return BackendReport(name, False, str(error).rstrip("."))
+    if result.returncode != 0 or not result.stdout.endswith("end\n"):
+        lines = result.stderr.strip().splitlines() or [result.stopped or "no output"]
+        return BackendReport(name, False, f"{name} does not start ({lines[-1]})")
+    passed = [canary for canary in backend.must_stop if not stops[canary]]
+    if passed:
+        return BackendReport(name, False, f"{name} lets generated code {', '.join(passed)}", stops)
+    return BackendReport(name, True, "", stops)
+
+
+def _release_canaries(backend: Backend) -> tuple[BoxResult, dict[str, bool]]:
+    """How the program with the canaries ended, and canary -> whether it was stopped."""
     # Not in /tmp, which is hidden in a box for another reason; but the home is not writable everywhere.
     place = Path.home() if os.access(Path.home(), os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="codeact-canary-", dir=place) as made:
@@ -251,7 +249,7 @@ def probe(name: str) -> BackendReport:
         try:
             with socket.create_server(("127.0.0.1", 0)) as server:
                 argv = [sys.executable, "-I", "-S", "-c", _CANARY, secret, home, server.getsockname()[1], bystander.pid]
-                result = _run_on(backend, argv, Limits(seconds=20))
+                result = _run_behind(backend, argv, Limits(timeout=20))
                 stops = {
                     READ: not result.stdout.startswith("canary"),
                     WRITE: not home.exists(),
@@ -259,20 +257,8 @@ def probe(name: str) -> BackendReport:
                     CONNECT: not select.select([server], [], [], 0)[0],
                     KILL: bystander.poll() is None,
                 }
-        except (OSError, SandboxError) as error:
-            return BackendReport(name, False, str(error).rstrip("."))
         finally:
             bystander.send_signal(signal.SIGKILL)
             bystander.wait()
             home.unlink(missing_ok=True)
-    return _judge_canaries(backend, result, stops)
-
-
-def _judge_canaries(backend: Backend, result: BoxResult, stops: dict[str, bool]) -> BackendReport:
-    if result.returncode != 0 or not result.stdout.endswith("end\n"):
-        lines = result.stderr.strip().splitlines() or [result.stopped or "no output"]
-        return BackendReport(backend.name, False, f"{backend.name} does not start ({lines[-1]})")
-    passed = [canary for canary in backend.must_stop if not stops[canary]]
-    if passed:
-        return BackendReport(backend.name, False, f"{backend.name} lets generated code {', '.join(passed)}", stops)
-    return BackendReport(backend.name, True, "", stops)
+    return result, stops

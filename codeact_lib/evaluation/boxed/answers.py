@@ -1,6 +1,6 @@
 """What the solutions say: each runs on the inputs of its task where no expected output is, nor was before.
 
-Takes `messages.AnswersTask`, gives `messages.Answers`: JSON text of {"outputs", "why"}, where `why` is what stopped the
+Takes `messages.Question`, gives `messages.Answers`: JSON text of {"outputs", "why"}, where `why` is what stopped the
 solution ("" when it answered everything).
 """
 
@@ -13,13 +13,12 @@ import resource
 import selectors
 import signal
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 from . import pool
-from .messages import Answers, AnswersTask, Job
+from .messages import Answers, Job, Question
 from .plain import ANSWERED, OUT_OF_TIME, decode, encode_output
 
-MEMORY = 4 << 30  # address space of a solution, as EvalPlus gives it
 MOST_BYTES = 64 << 20  # of one answer
 MOST_SECONDS = 120.0  # for all inputs of a task: EvalPlus gives 60 s, and here the outputs are written out too
 # Of EvalPlus's limit: more, so that a solution near to it is not lost on the way to its verdict. On a busy machine a
@@ -36,20 +35,28 @@ def begin(job: Job) -> None:
     """Nothing to import before the workers are forked."""
 
 
-def work(job: Job, task: AnswersTask) -> Answers:
+def work(job: Job, task: Question) -> Answers:
     """Outputs on the base inputs and, if all of them were answered, on the plus inputs."""
     base = ask(job, task, "base")
     plus = ask(job, task, "plus") if base.endswith(ANSWERED) else None
     return {"base": base, "plus": plus}
 
 
-def ask(job: Job, task: AnswersTask, tests: str) -> str:
+def ask(job: Job, task: Question, tests: str) -> str:
     """JSON text of what the solution says, from a process of its own."""
     limits = task["limits"][tests]
     readable, writable = os.pipe()
     process = os.fork()
     if process == 0:
-        answer_and_exit(task, tests, writable)
+        try:
+            pool.seal(keep=writable)
+            limit_memory()
+            said = outputs(task["code"], task["entry_point"], task["inputs"][tests], limits)
+            text = json.dumps(said)
+            with open(3, "wb") as file:
+                file.write(text.encode())
+        finally:
+            os._exit(0)
     os.close(writable)
     text = read(readable, time.monotonic() + min(MOST_SECONDS, WAIT * sum(limits)) + 2)
     os.close(readable)
@@ -84,26 +91,13 @@ def read(readable: int, deadline: float) -> str:
     return silence("timeout")
 
 
-def answer_and_exit(task: AnswersTask, tests: str, writable: int) -> NoReturn:
-    """In the forked process: run the solution, say what it said, end whatever happens."""
-    try:
-        pool.seal(keep=writable)
-        limit_memory()
-        said = outputs(task["code"], task["entry_point"], task["inputs"][tests], task["limits"][tests])
-        text = json.dumps(said)
-        with open(3, "wb") as file:
-            file.write(text.encode())
-    finally:
-        os._exit(0)
-
-
 def limit_memory() -> None:
-    """`MEMORY` at most. macOS refuses such limits: there the watch over the whole box has to do."""
+    """As EvalPlus does. macOS refuses such limits: there the watch over the whole box has to do."""
     for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
-        most = MEMORY
         hard = resource.getrlimit(kind)[1]
+        most = pool.SOLUTION_MEMORY
         if hard != resource.RLIM_INFINITY:
-            most = min(MEMORY, hard)
+            most = min(most, hard)
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(kind, (most, most))
 
@@ -111,9 +105,10 @@ def limit_memory() -> None:
 def outputs(code: str, entry_point: str, inputs: str, limits: list[float]) -> dict[str, Any]:
     """{"outputs": as data, in the order of the inputs, "why": "", "error" or "timeout"}."""
     said: list[Any] = []
+    namespace: dict[str, Any] = {}
+    why = ""
     clock = Clock()
     try:
-        namespace: dict[str, Any] = {}
         clock.start(sum(limits))
         exec(code, namespace)
         function = namespace[entry_point]
@@ -123,12 +118,12 @@ def outputs(code: str, entry_point: str, inputs: str, limits: list[float]) -> di
             clock.stop()
             said.append(encode_output(output))
     except OutOfTime:
-        return {"outputs": said, "why": "timeout"}
+        why = "timeout"
     except BaseException:  # noqa: BLE001 - it may also leave by SystemExit
-        return {"outputs": said, "why": "error"}
+        why = "error"
     finally:
         clock.stop()
-    return {"outputs": said, "why": ""}
+    return {"outputs": said, "why": why}
 
 
 class Clock:

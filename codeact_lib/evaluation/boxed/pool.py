@@ -4,6 +4,7 @@ No solution can reach the standard streams of a box: the process that runs it ha
 the others (they are not dumpable).
 """
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -21,6 +22,7 @@ from .messages import Job
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 DIRTY = 3  # exit code of a box that was given up
+SOLUTION_MEMORY = 4 << 30  # address space of a solution, as EvalPlus gives it
 
 Work = Callable[[Job, Any], Any]
 
@@ -120,12 +122,9 @@ class Worker:
 
     def stop(self) -> None:
         """Kill it, with its group where it has made one."""
-        assert self.process.pid, "it was started"
         for kill in (os.killpg, os.kill):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 kill(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
 
 
 def run(work: Work, job: Job, write: Callable[[dict[str, Any]], None]) -> int:
