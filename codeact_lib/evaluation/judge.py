@@ -23,7 +23,7 @@ from codeact_lib.errors import EvaluationError, require_package
 from codeact_lib.evaluation.benchmarks import Benchmark, Task, load_benchmark, read_jsonl, user_caches
 from codeact_lib.evaluation.boxed.messages import TESTS, JudgeTask, Prepared, PrepareTask, Question, Rules
 from codeact_lib.evaluation.boxed.plain import OUT_OF_TIME
-from codeact_lib.evaluation.boxes import Answer, BoxRunner, boxed_programs
+from codeact_lib.evaluation.boxes import Answer, BoxRunner
 from codeact_lib.evaluation.expected import load_expected, save_expected
 from codeact_lib.measure import usable_cores
 from codeact_lib.prompts import get_protocol
@@ -118,17 +118,16 @@ def evaluate_solutions(
     Args:
         samples: list of {"task_id", "solution"} or a JSONL path; a task without a sample counts as failed ("missing").
         benchmark: a `Benchmark`, or what `load_benchmark` takes.
-        output_dir: gets `sanitized.jsonl` and `verdicts.json`.
+        output_dir: gets `sanitized.jsonl` (what was judged) and `verdicts.json` (the record).
         protocol: named in the record; one that ends in "+imports" puts the prompt's imports in front of the answer.
-        isolation: "auto" or one of `codeact_lib.sandbox.run.LADDER`; which one is in force is said and recorded.
+        isolation: as `run_isolated` takes it; which one is in force is said and recorded.
         parallel: solutions judged at a time, None for one per usable core.
         min_time_limit: seconds per input at least; EvalPlus's 1 s for MBPP gives false timeouts on a busy machine.
         sanitize: cut the answer down to the function and what it needs, by EvalPlus's `sanitize`.
         task_seconds: after so long a task is given up as a timeout, whatever EvalPlus says. The whole ends after at
             most three times (tasks / parallel + tasks that went bad) x this; in practice within EvalPlus's own limits.
         total_memory: bytes that all processes of a box may hold together, None for half of the machine's.
-        cache_dir: where expected outputs are kept, None for the user's cache folder. Neither read nor written under an
-            isolation that lets a solution write there.
+        cache_dir: where expected outputs are kept, None for the user's cache folder.
         say: called with the line that names the isolation, None for silence.
 
     Raises:
@@ -148,21 +147,29 @@ def evaluate_solutions(
     backend = probe(choose_isolation(isolation))
     if say:
         say(backend.sentence())
+    cache = Path(cache_dir or user_caches() / "codeact") / "expected" / f"{benchmark.sha256}.json"
+    rules = Rules(
+        kind=benchmark.kind,
+        min_time_limit=min_time_limit,
+        sanitize=sanitize,
+        parallel=parallel or usable_cores(),
+        task_seconds=task_seconds,
+    )
+    boxes = BoxRunner(backend.name, rules, total_memory)
     # A cache that a solution can write into could hold the answers it wants to be compared with.
-    cache = Path(cache_dir or user_caches() / "codeact") if backend.stops[WRITE] else None
-    rules: Rules = {"kind": benchmark.kind, "min_time_limit": min_time_limit, "sanitize": sanitize}
-    with boxed_programs() as folder:
-        boxes = BoxRunner(folder, backend.name, rules, parallel or usable_cores(), task_seconds, total_memory)
-        prepared, judged = _prepare(boxes, tasks, solutions, benchmark, cache)
-        ready = [task for task in tasks if task["task_id"] in prepared]
-        judged |= _judge(boxes, ready, prepared)
+    prepared, judged = _prepare(boxes, tasks, solutions, cache if backend.stops[WRITE] else None)
+    judged |= _judge(boxes, [task for task in tasks if task["task_id"] in prepared], prepared)
     checked = {task_id: _checked(row) for task_id, row in judged.items()}
     verdicts = {task["task_id"]: _verdict(checked.get(task["task_id"])) for task in benchmark.tasks}
+
+    def passed(rows: dict[str, Any], *all_of: str) -> Count:
+        return sum(all(row[tests] == "pass" for tests in all_of) for row in rows.values()), len(verdicts)
+
     result = PassAtOne(
         benchmark=benchmark.name,
         kind=benchmark.kind,
-        base=_passed(verdicts, ("base",), len(verdicts)),
-        plus=_passed(verdicts, ("plus",), len(verdicts)),
+        base=passed(verdicts, "base"),
+        plus=passed(verdicts, "plus"),
         verdicts=verdicts,
         version=benchmark.version,
         sha256=benchmark.sha256,
@@ -170,11 +177,18 @@ def evaluate_solutions(
         isolation=backend.name,
         seconds={"generate": None, "judge": round(time.monotonic() - start, 3)},
         ignored=ignored,
-        plain={"base": _passed(checked, ("base",), len(verdicts)), "plus": _passed(checked, TESTS, len(verdicts))},
+        plain={"base": passed(checked, "base"), "plus": passed(checked, "base", "plus")},
         isolation_stops=dict(backend.stops),
         incidents=boxes.incidents,
     )
-    _write_results(Path(output_dir), result, prepared, checked)
+    judged_code = ({"task_id": name, "solution": prepared[name]["code"]} for name in verdicts if name in prepared)
+    write_jsonl(Path(output_dir) / "sanitized.jsonl", judged_code)
+    # EvalPlus's own two statuses stand beside the verdicts, so that both can be counted anew.
+    statuses = {}
+    for task_id, row in sorted(checked.items()):
+        statuses[task_id] = {"base_status": row["base"], "plus_status": row["plus"]}
+    record = {"benchmark": benchmark.name, **result.to_dict(), "evalplus": statuses}
+    write_json(Path(output_dir) / "verdicts.json", record)
     return result
 
 
@@ -217,10 +231,10 @@ def _read_samples(
 
 
 def _prepare(
-    boxes: BoxRunner, tasks: list[Task], solutions: dict[str, str], benchmark: Benchmark, cache: Path | None
+    boxes: BoxRunner, tasks: list[Task], solutions: dict[str, str], cache: Path | None
 ) -> tuple[dict[str, Prepared], dict[str, Answer]]:
     """({task id: what was prepared}, {task id: {"lost": why}} for those that have nothing)."""
-    known = load_expected(benchmark, cache) if cache else {}
+    known = load_expected(cache, tasks) if cache else {}
     asked = []
     for task in tasks:
         name = task["task_id"]
@@ -236,7 +250,7 @@ def _prepare(
         else:
             prepared[task_id] = row
     if cache:
-        save_expected(benchmark, cache, prepared, boxes.rules["min_time_limit"])
+        save_expected(cache, prepared, boxes.rules["min_time_limit"])
     return prepared, lost
 
 
@@ -286,24 +300,3 @@ def _verdict(row: Answer | None) -> dict[str, str]:
         status["plus"] = status["base"]
     failure = {"pass": "", "unconfirmed": "unconfirmed"}.get(status["plus"], row["failure"] or "wrong")
     return {**status, "failure": failure}
-
-
-def _passed(rows: dict[str, Any], tests: Iterable[str], n: int) -> Count:
-    """How many of n tasks pass all of `tests`."""
-    passed = 0
-    for row in rows.values():
-        passed += all(row[name] == "pass" for name in tests)
-    return passed, n
-
-
-def _write_results(
-    output_dir: Path, result: PassAtOne, prepared: dict[str, Prepared], checked: dict[str, Answer]
-) -> None:
-    """`sanitized.jsonl`: what was judged; `verdicts.json`: the record, with EvalPlus's own two statuses."""
-    judged = [task_id for task_id in result.verdicts if task_id in prepared]
-    solutions = ({"task_id": task_id, "solution": prepared[task_id]["code"]} for task_id in judged)
-    write_jsonl(output_dir / "sanitized.jsonl", solutions)
-    statuses = {}
-    for task_id, row in sorted(checked.items()):
-        statuses[task_id] = {"base_status": row["base"], "plus_status": row["plus"]}
-    write_json(output_dir / "verdicts.json", {"benchmark": result.benchmark, **result.to_dict(), "evalplus": statuses})

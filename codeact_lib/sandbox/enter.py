@@ -28,7 +28,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter(spec: dict[str, Any]) -> None:
-    """Follow `spec` (`backends.enter_command`) and never return."""
+    """Follow `spec` (`backends.Backend.enter`) and never return."""
     # A failure anywhere is an error that ends this process: no program is started in half a box.
     if spec["reap"]:
         reap_orphans()
@@ -124,22 +124,16 @@ def restrict(read: list[str], write: list[str]) -> None:
     if abi >= 6:
         attributes += struct.pack("Q", SCOPES)
     ruleset = call(libc.syscall(CREATE_RULESET, attributes, len(attributes), 0), "landlock ruleset")
-    for path in filter(os.path.exists, read):
-        allow(ruleset, path, READ)
-    for path in filter(os.path.exists, write):
-        allow(ruleset, path, rights)
+    for paths, wanted in ((read, READ), (write, rights)):
+        for path in filter(os.path.exists, paths):
+            allowed = wanted if os.path.isdir(path) else wanted & FILE_RIGHTS
+            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            rule = struct.pack("=Qi", allowed, handle)
+            call(libc.syscall(ADD_RULE, ruleset, 1, rule, 0), f"landlock rule for {path}")
+            os.close(handle)
     call(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     call(libc.syscall(RESTRICT_SELF, ruleset, 0), "landlock restrict")
     os.close(ruleset)
-
-
-def allow(ruleset: int, path: str, rights: int) -> None:
-    """Allow `rights` on a file, or on a folder and all below it."""
-    handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    if not os.path.isdir(path):
-        rights &= FILE_RIGHTS
-    call(libc.syscall(ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, handle), 0), f"landlock rule for {path}")
-    os.close(handle)
 
 
 if __name__ == "__main__":

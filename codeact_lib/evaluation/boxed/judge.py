@@ -41,6 +41,7 @@ def work(job: Job, task: JudgeTask) -> Judged:
 def judge_inputs(job: Job, task: JudgeTask, tests: str) -> tuple[str, bool, str]:
     """(EvalPlus's status, whether the answers bear it out, why the solution failed) on the inputs of `tests`."""
     code = task["code"]
+    name = task["entry_point"]
     inputs = decode(json.loads(task["inputs"][tests]))
     said = outputs_in(task["said"][tests])
     limit = job["min_time_limit"]
@@ -51,15 +52,7 @@ def judge_inputs(job: Job, task: JudgeTask, tests: str) -> tuple[str, bool, str]
     # for each list of inputs: from this process 7 ms a task, with torch loaded it would be 196 ms.
     start = time.monotonic()
     status, details = patches.load_check().eval.untrusted_check(
-        kind,
-        code,
-        inputs,
-        task["entry_point"],
-        expected=expected,
-        atol=task["atol"],
-        ref_time=task["seconds"][tests],
-        fast_check=True,
-        min_time_limit=limit,
+        kind, code, inputs, name, expected, task["atol"], task["seconds"][tests], fast_check=True, min_time_limit=limit
     )
     spent = time.monotonic() - start
     if status == "pass":

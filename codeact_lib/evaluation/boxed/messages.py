@@ -10,22 +10,24 @@ from typing import Any, TypedDict
 TESTS = ("base", "plus")
 Texts = dict[str, str]  # base and plus -> JSON text of `plain.encode`: read only where the values are needed
 Seconds = dict[str, list[float]]  # base and plus -> seconds per input
+# Answer of `answers`: base and plus -> JSON text of {"outputs", "why"}; no plus where not all of base was answered.
+Answers = dict[str, str]
 
 
 class Rules(TypedDict):
-    """What holds for all tasks of an evaluation."""
+    """What holds for all boxes of an evaluation."""
 
     kind: str  # "humaneval" or "mbpp"
     min_time_limit: float  # seconds per input at least
     sanitize: bool  # cut an answer down to what the function needs
+    parallel: int  # tasks at a time
+    task_seconds: float  # after so long a task is lost
 
 
 class Job(Rules):
     """All that one box is sent."""
 
-    parallel: int  # workers
-    task_seconds: float  # after so long a task is lost
-    tasks: list[Any]  # of one of the three kinds below
+    tasks: list[Any]  # `PrepareTask`, `Question` or `JudgeTask`
 
 
 class PrepareTask(TypedDict):
@@ -52,13 +54,6 @@ class Prepared(Question):
 
     expected: Texts
     seconds: Seconds  # what the canonical solution took
-
-
-class Answers(TypedDict):
-    """Answer of `answers`: JSON text of {"outputs", "why"}; `plus` is None where not all of base was answered."""
-
-    base: str
-    plus: str | None
 
 
 class JudgeTask(Prepared):
