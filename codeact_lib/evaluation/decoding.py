@@ -92,9 +92,12 @@ def greedy_decode(
     answers: list[Tokens] = [[] for _ in prompts]
     alive = list(range(len(prompts)))  # the answers whose rows are in the tensors
     finished = set()
-    options = {cache_argument(model): cache, "use_cache": True, "logits_to_keep": 1}
+    # transformers 5.24 renamed this argument of `forward`, and warns of the old name until 5.40.
+    names = inspect.signature(causal_lm(model).forward).parameters
+    cached = {"cache" if "cache" in names else "past_key_values": cache}
     for _ in range(max_new_tokens):
-        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, **options)
+        batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        output = model(**batch, **cached, use_cache=True, logits_to_keep=1)
         ids = output.logits[:, -1].argmax(-1, keepdim=True)
         for number, token in zip(alive, ids[:, 0].tolist(), strict=True):
             if number in finished:
@@ -124,12 +127,6 @@ def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = configured if isinstance(configured, (list, tuple)) else [configured]
     return {token for token in (*several, tokenizer.eos_token_id) if token is not None}
-
-
-def cache_argument(model: Any) -> str:
-    """What `forward` calls its key-value cache: transformers 5.24 renamed it, and warns of the old name until 5.40."""
-    names = inspect.signature(causal_lm(model).forward).parameters
-    return "cache" if "cache" in names else "past_key_values"
 
 
 def growing_cache(model: Any) -> Any:

@@ -1,7 +1,4 @@
-"""Greedy solutions of benchmark tasks: the instruction a task is asked with, and batched decoding that can be resumed.
-
-Importing this module needs neither torch nor transformers; they are loaded when `generate_solutions` is called.
-"""
+"""Greedy solutions of benchmark tasks, in batches that can be resumed; importing this needs no torch."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -53,15 +50,13 @@ def generate_solutions(
             text but for ties within rounding.
         output_path: JSONL of {"task_id", "solution", "raw", "n_tokens", "seconds", "key"}, and where the text may
             depend on it (no float32, 4 bits, or vLLM) also {"engine", "dtype", "batch_size"}. A line counts only if its
-            `key` (of prompt, protocol, limits and `model_key`) is the one wanted now; half a line at the end, of a run
-            that was killed, is removed. `seconds` is the task's share of its batch: their sum is the time of
-            generation, however often it was interrupted.
+            `key` (of prompt, protocol, limits and `model_key`) is the one wanted now. `seconds` is the task's share of
+            its batch: their sum is the time of generation, however often it was interrupted.
         model_key: what identifies the weights, e.g. the sha256 of the model file.
         trained_with: sha256 of the template the model was trained with, None where it was not trained here.
         progress: called with a line of text now and then, None for silence.
 
-    Returns:
-        Solutions in the order of `tasks`.
+    Returns the solutions in the order of `tasks`.
 
     Raises:
         ModelError: `trained_with` is not the hash of `template`, or memory does not suffice for one answer.

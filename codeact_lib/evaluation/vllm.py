@@ -7,7 +7,6 @@ is no dependency of this package, not even an optional one: its wheels bring a t
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ class VllmModel:
 
     def greedy(self, prompts: Sequence[list[int]], max_new_tokens: int, stop: Sequence[str]) -> list[list[int]]:
         """See `decoding.GreedyModel`."""
-        rules = import_module("vllm").SamplingParams(
-            temperature=0.0, max_tokens=max_new_tokens, stop=list(stop), include_stop_str_in_output=True
-        )
+        from vllm import SamplingParams
+
+        rules = SamplingParams(temperature=0, max_tokens=max_new_tokens, stop=[*stop], include_stop_str_in_output=True)
         asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
         answers = self.engine.generate(asked, rules, lora_request=self.adapter, use_tqdm=False)
         return [list(answer.outputs[0].token_ids) for answer in answers]
@@ -43,7 +42,8 @@ def load_vllm(path: Path | str, *, revision: str | None = None, dtype: str = "bf
     installed.
     """
     try:
-        vllm, lora = import_module("vllm"), import_module("vllm.lora.request")
+        from vllm import LLM
+        from vllm.lora.request import LoRARequest
     except ImportError as error:
         remedy = "`pip install vllm` on a machine with a GPU, or set generation_engine: transformers"
         raise ModelError(f"generation_engine is vllm, but vLLM is not installed here ({error}): {remedy}.") from error
@@ -55,10 +55,10 @@ def load_vllm(path: Path | str, *, revision: str | None = None, dtype: str = "bf
     options: dict[str, Any] = {"dtype": dtype}
     if not config.exists():
         options |= {"model": resolve_path(path), "tokenizer_revision": revision, "revision": revision}
-        return VllmModel(vllm.LLM(**options), None, dtype)
+        return VllmModel(LLM(**options), None, dtype)
     base, base_revision = adapter_base(path)
     options |= {"model": resolve_path(base), "revision": base_revision, "tokenizer": str(path)}
     options |= {"enable_lora": True, "max_lora_rank": read_json(config)["r"]}
     if recorded_tuning(path) == "qlora":  # the base as it was trained on: vLLM packs it in NF4 with double quantisation
         options["quantization"] = "bitsandbytes"
-    return VllmModel(vllm.LLM(**options), lora.LoRARequest("adapter", 1, str(path)), dtype)
+    return VllmModel(LLM(**options), LoRARequest("adapter", 1, str(path)), dtype)

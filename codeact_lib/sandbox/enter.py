@@ -28,7 +28,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter(spec: dict[str, Any]) -> None:
-    """Follow `spec` (`backends.Backend.enter`) and never return."""
+    """Follow `spec` (`backends.enter`) and never return."""
     # A failure anywhere is an error that ends this process: no program is started in half a box.
     if spec["reap"]:
         reap_orphans()

@@ -12,8 +12,7 @@ environment, resource limits, an outer timeout and a watch over its total memory
 | `none` | | | | asked for by name only: no limits either |
 
 `auto` takes the first backend that runs here. `probe_isolation` says what each stops, not by what it promises but by
-four canaries that are looked at from outside: a file read, a write into the home, a loopback connection, a process
-killed. docs/isolation.md has the table of some forty attacks under each backend.
+four canaries that are looked at from outside. docs/isolation.md has the table of some sixty attacks.
 """
 
 import functools
@@ -86,11 +85,10 @@ def run_isolated(
     """Run `argv` in a box and take back what it writes to standard output, and into `output_dir`.
 
     Args:
-        argv: program and arguments; the Python installation, `readable` and `output_dir` have the same paths inside as
-            outside.
+        argv: program and arguments.
         output_dir: the one folder of the caller it may write into, and its working folder; made if missing. Where a
             backend drops root, its files come back owned by the caller. None: a private folder that goes with the box.
-        readable: further files and folders the program may read.
+        readable: what it may read beside the Python installation. All paths are the same inside as outside.
         stdin: bytes of its standard input.
         isolation: "auto", one of `LADDER`, or "none".
         timeout, stall_seconds, memory_bytes, total_memory, processes: see `watchdog.Limits`; a `total_memory` of None
@@ -99,10 +97,9 @@ def run_isolated(
     Raises:
         SandboxError: the isolation asked for does not work here.
     """
-    backend = BACKENDS[choose_isolation(isolation)]
     total_memory = total_memory or psutil.virtual_memory().total // 2
     limits = Limits(timeout, stall_seconds, memory_bytes, total_memory, processes)
-    return _run_behind(backend, argv, limits, output_dir, readable, stdin)
+    return _run_behind(BACKENDS[choose_isolation(isolation)], argv, limits, output_dir, readable, stdin)
 
 
 def _run_behind(
@@ -147,7 +144,7 @@ def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes) -> BoxR
         source.write(stdin)
         source.seek(0)
         process = subprocess.Popen(
-            backend.command(box),
+            backend.wrap(backend, box),
             cwd=box.cwd,
             env=backend.environment(box),
             start_new_session=True,
@@ -177,8 +174,6 @@ def _give(places: set[Path], uid: int) -> None:
                 os.chown(path, uid, uid, follow_symlinks=False)
 
 
-# ---- proving a backend -----------------------------------------------------------------------------------------------
-
 _CANARY = """
 import os, signal, socket, sys
 def attempt(action):
@@ -202,11 +197,7 @@ def probe_isolation(names: Sequence[str] = LADDER) -> list[BackendReport]:
 
 @functools.lru_cache
 def choose_isolation(isolation: str = "auto") -> str:
-    """The backend that will be used; asked once per process.
-
-    Raises:
-        SandboxError: unknown name, or the one asked for does not run here or does not stop what it must.
-    """
+    """The backend that will be used; SandboxError where it is unknown, does not run, or stops less than it must."""
     if isolation != "auto" and isolation not in BACKENDS:
         raise SandboxError(f"isolation: {isolation!r} is not known; use auto, {', '.join(LADDER)} or none.")
     reports = probe_isolation(LADDER if isolation == "auto" else (isolation,))
