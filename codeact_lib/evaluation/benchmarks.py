@@ -93,7 +93,18 @@ def _evalplus_tasks(name: str, version: str) -> tuple[list[Task], str]:
     caches = Path.home() / "Library/Caches" if sys.platform == "darwin" else user_caches()
     path = caches / "evalplus" / f"{stem}-{version}.jsonl"
     if not path.exists():
-        _download(EVALPLUS_URL.format(repo=stem.lower(), version=version, stem=stem), path)
+        url = EVALPLUS_URL.format(repo=stem.lower(), version=version, stem=stem)
+        try:
+            with urllib.request.urlopen(url, timeout=60) as response:
+                data = gzip.decompress(response.read())
+        except (OSError, http.client.HTTPException, EOFError, zlib.error) as error:  # no network, or half of a file
+            raise EvaluationError(
+                f"{path} is missing and {url} cannot be fetched ({error}). Fetch it elsewhere, unpack it with gunzip "
+                f"and put it at {path}; or name a JSONL file of your own, or the benchmarks mini-humaneval and "
+                "mini-mbpp."
+            ) from error
+        with atomic_write(path, "wb") as file:
+            file.write(data)
     tasks = [task for _, task in read_jsonl(path)]
     if len(tasks) != versions[version]:
         raise EvaluationError(
@@ -101,19 +112,6 @@ def _evalplus_tasks(name: str, version: str) -> tuple[list[Task], str]:
             "whole. Remove it to fetch it again, or name the file itself as a benchmark."
         )
     return tasks, f"{stem} {version}"
-
-
-def _download(url: str, path: Path) -> None:
-    try:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            data = gzip.decompress(response.read())
-    except (OSError, http.client.HTTPException, EOFError, zlib.error) as error:  # no network, or half of a file
-        raise EvaluationError(
-            f"{path} is missing and {url} cannot be fetched ({error}). Fetch it elsewhere, unpack it with gunzip and "
-            f"put it at {path}; or name a JSONL file of your own, or the benchmarks mini-humaneval and mini-mbpp."
-        ) from error
-    with atomic_write(path, "wb") as file:
-        file.write(data)
 
 
 def read_jsonl(path: Path, repair: bool = False) -> list[tuple[int, Any]]:

@@ -141,14 +141,13 @@ def cut(text: str, stop: Sequence[str]) -> str:
 
 def _resume(path: Path, keys: dict[str, str]) -> dict[str, Solution]:
     """What `path` already holds for `keys`, by task id; anything else in the file is removed."""
-    records = resume_jsonl(path, ("task_id", "key", "solution", "raw"))
     kept = []
     done: dict[str, Solution] = {}
-    for record in records:
+    for record in resume_jsonl(path, ("task_id", "key", "solution", "raw")):
         task_id = record["task_id"]
         if task_id in keys and record["key"] == keys[task_id] and task_id not in done:
             kept.append(record)
             done[task_id] = Solution(task_id=task_id, solution=record["solution"], raw=record["raw"])
-    if len(kept) < len(records):
-        write_jsonl(path, kept)
+    # Always, for only then is the file free of lines that are no records: the judge refuses those.
+    write_jsonl(path, kept)
     return done

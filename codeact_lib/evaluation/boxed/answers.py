@@ -23,7 +23,6 @@ MOST_SECONDS = 120.0  # for all inputs of a task: EvalPlus gives 60 s, and here 
 # Of EvalPlus's limit: more, so that a solution near to it is not lost on the way to its verdict. On a busy machine a
 # solution waits, which costs it no processor time; an endless loop spends it, and need not be watched twice as long.
 TIMERS = ((signal.ITIMER_REAL, 2.0), (signal.ITIMER_PROF, 1.5))
-WAIT = max(factor for _, factor in TIMERS)
 
 
 class OutOfTime(Exception):
@@ -58,7 +57,7 @@ def ask(job: Job, task: Question, tests: str) -> str:
         finally:
             os._exit(0)
     os.close(writable)
-    text = read(readable, time.monotonic() + min(MOST_SECONDS, WAIT * sum(limits)) + 2)
+    text = read(readable, time.monotonic() + min(MOST_SECONDS, TIMERS[0][1] * sum(limits)) + 2)
     os.close(readable)
     os.kill(process, signal.SIGKILL)
     used = os.wait4(process, 0)[2]
@@ -131,18 +130,16 @@ class Clock:
         for kind in (signal.SIGALRM, signal.SIGPROF):
             signal.signal(kind, self.ring)
 
-    def start(self, seconds: float) -> None:
+    def start(self, seconds: float, has_rung: bool = False) -> None:
         """Give the solution so many seconds from now on."""
-        self.has_rung = False
         self.seconds = seconds
-        self.wind()
-
-    def wind(self) -> None:
-        self.earliest = time.monotonic() + self.seconds / 2
+        self.has_rung = has_rung
+        self.earliest = time.monotonic() + seconds / 2
         for timer, factor in TIMERS:
-            signal.setitimer(timer, factor * self.seconds)
+            signal.setitimer(timer, factor * seconds)
 
     def ring(self, *_: Any) -> None:
+        """Take a signal of the timers."""
         # A signal that comes too early was sent by another solution: the process ends without a word, as it would at
         # any other signal.
         if time.monotonic() < self.earliest:
@@ -150,10 +147,10 @@ class Clock:
         if self.has_rung:
             os.write(3, silence("timeout").encode())
             os._exit(0)
-        self.has_rung = True
-        self.wind()
+        self.start(self.seconds, has_rung=True)
         raise OutOfTime
 
     def stop(self) -> None:
+        """Ask for no more signals."""
         for timer, _ in TIMERS:
             signal.setitimer(timer, 0)
