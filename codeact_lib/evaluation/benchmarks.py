@@ -69,11 +69,12 @@ def load_benchmark(name_or_path: Path | str, limit: int | None = None) -> Benchm
             names = ", ".join(("mini-humaneval", "mini-mbpp", *EVALPLUS))
             raise EvaluationError(f"{path} is neither a benchmark ({names}) nor a file.")
         name = path.stem
-        tasks = [task for _, task in read_jsonl(path)]
+        tasks = list(read_jsonl(path).values())
         version = f"file {path.name}"
     tasks = tasks[:limit]
     kind = _check_tasks(tasks, name)
-    # Inputs of MBPP+ hold NaN and infinity, which strict JSON has no word for.
+    # The content counts, so that a file and its copy are one benchmark. Inputs of MBPP+ hold NaN and infinity, which
+    # strict JSON has no word for.
     text = json.dumps(tasks, sort_keys=True, separators=(",", ":"))
     return Benchmark(name, kind, version, hashlib.sha256(text.encode()).hexdigest(), tasks)
 
@@ -105,7 +106,7 @@ def _evalplus_tasks(name: str, version: str) -> tuple[list[Task], str]:
             ) from error
         with atomic_write(path, "wb") as file:
             file.write(data)
-    tasks = [task for _, task in read_jsonl(path)]
+    tasks = list(read_jsonl(path).values())
     if len(tasks) != versions[version]:
         raise EvaluationError(
             f"{path} holds {len(tasks)} tasks, {stem} {version} has {versions[version]}: it is another version, or not "
@@ -114,15 +115,15 @@ def _evalplus_tasks(name: str, version: str) -> tuple[list[Task], str]:
     return tasks, f"{stem} {version}"
 
 
-def read_jsonl(path: Path, repair: bool = False) -> list[tuple[int, Any]]:
-    """[(line number, object)]; with `repair` a damaged last line (of a writer that was killed) is left out."""
-    rows = []
+def read_jsonl(path: Path, repair: bool = False) -> dict[int, Any]:
+    """Line number -> object; with `repair` a damaged last line (of a writer that was killed) is left out."""
+    rows = {}
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            rows.append((number, json.loads(line)))
+            rows[number] = json.loads(line)
         except ValueError as error:
             if repair and number == len(lines):
                 break

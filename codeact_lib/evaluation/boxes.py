@@ -78,6 +78,7 @@ class BoxRunner:
             shutil.copytree(PROGRAMS, folder / "boxed", ignore=shutil.ignore_patterns("__pycache__"))
             for path in (folder, *folder.rglob("*")):
                 path.chmod(0o755)
+            # -P: Python must not look for modules in the folder it starts in, which a program can fill.
             ended = run_isolated(
                 [sys.executable, "-P", "-c", _RUN.format(name=program), folder],
                 readable=[folder],

@@ -1,8 +1,7 @@
-"""Greedy decoding in batches: left padding, a key-value cache that grows in place, rows that leave when done.
+"""Greedy decoding in batches: left padding, a key-value cache that grows in place, rows that leave when done."""
 
-Measured against batched `model.generate` (80 tasks of mini-humaneval, one core, three rounds): 2.4x less CPU time, the
-same text in 80 of 80.
-"""
+# Why not `model.generate`: measured against it in batches (80 tasks of mini-humaneval, one core, three rounds) this
+# takes 2.4x less CPU time, and gives the same text in 80 of 80.
 
 import inspect
 from collections.abc import Sequence
@@ -126,15 +125,13 @@ def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """The tokenizer's end token and those of the model's own settings: one, several or none."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = configured if isinstance(configured, (list, tuple)) else [configured]
-    return {token for token in (*several, tokenizer.eos_token_id) if token is not None}
+    return {*several, tokenizer.eos_token_id} - {None}
 
 
 def growing_cache(model: Any) -> Any:
-    """A `transformers.DynamicCache` whose layers append in place.
-
-    The stock cache copies itself at every token: for 64 rows of 200 tokens that is more memory traffic than the rest of
-    the step of a small model. Layers of another kind (sliding windows) are left as transformers makes them.
-    """
+    """A `DynamicCache` whose layers append in place; those of another kind (sliding windows) stay as they are."""
+    # The stock cache copies itself at every token: for 64 rows of 200 tokens that is more memory traffic than the rest
+    # of the step of a small model.
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     class GrowingLayer(DynamicLayer):

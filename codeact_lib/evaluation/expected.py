@@ -1,8 +1,4 @@
-"""Expected outputs kept between evaluations: they depend on the benchmark alone; MBPP+ takes half a minute for them.
-
-EvalPlus keeps a pickle that holds time limits too, which depend on what else the machine did. Here it is JSON, without
-times: a task is kept only where its reference is so fast that the time limit does not depend on it.
-"""
+"""Expected outputs kept between evaluations: they depend on the benchmark alone; MBPP+ takes half a minute for them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,10 +27,12 @@ def load_expected(path: Path, tasks: Iterable[Task]) -> dict[str, Texts]:
 
 def save_expected(path: Path, prepared: dict[str, Prepared], min_time_limit: float) -> None:
     """Keep the expected outputs among what was `prepared` (task id -> answer), where they took long."""
+    # EvalPlus keeps a pickle that holds time limits too, which depend on what else the machine did. Here it is JSON,
+    # without times: a task is kept only where its reference is so fast that the time limit does not depend on it.
     total = 0.0
     kept = {}
     for task_id, row in prepared.items():
-        times = [seconds for tests in TESTS for seconds in row["seconds"][tests]]
+        times = [*row["seconds"]["base"], *row["seconds"]["plus"]]
         total += sum(times)
         if max(times, default=0.0) * 8 < min_time_limit:
             kept[task_id] = row["expected"]

@@ -125,7 +125,8 @@ def require_template(template: PromptTemplate, trained_with: str | None) -> None
 
 
 def encode_task(tokenizer: Any, task: Task, template: PromptTemplate | str, protocol: str = "authors") -> list[int]:
-    """Token ids of a task up to the answer. Prompt and opening apart, as prompt and response are in training."""
+    """Token ids of a task up to the answer."""
+    # Prompt and opening are tokenised apart, as prompt and response are in training.
     return prompt_ids(tokenizer, _prompt_text(task, get_template(template), protocol), get_protocol(protocol).opening)
 
 

@@ -69,8 +69,8 @@ class PassAtOne:
 
     def failures(self) -> dict[str, int]:
         """How many tasks failed in which way, most frequent first."""
-        kinds = Counter(verdict["failure"] for verdict in self.verdicts.values())
-        return {kind: n for kind, n in kinds.most_common() if kind}
+        kinds = Counter(verdict["failure"] for verdict in self.verdicts.values() if verdict["failure"])
+        return dict(kinds.most_common())
 
     def to_dict(self) -> dict[str, Any]:
         """The record of a metrics file; counts as {"k", "n"}."""
@@ -158,7 +158,7 @@ def evaluate_solutions(
     boxes = BoxRunner(backend.name, rules, total_memory)
     # A cache that a solution can write into could hold the answers it wants to be compared with.
     prepared, judged = _prepare(boxes, tasks, solutions, cache if backend.stops[WRITE] else None)
-    judged |= _judge(boxes, [task for task in tasks if task["task_id"] in prepared], prepared)
+    judged |= _judge(boxes, prepared.values())
     checked = {task_id: _checked(row) for task_id, row in judged.items()}
     verdicts = {task["task_id"]: _verdict(checked.get(task["task_id"])) for task in benchmark.tasks}
 
@@ -214,20 +214,24 @@ def _read_samples(
         source = Path(samples)
         if not source.is_file():
             raise EvaluationError(f"{source} does not exist; generate the solutions first.")
-        rows = read_jsonl(source, repair=True)
+        # Half a line at the end is what a kill leaves: then a task is missing, and no file damaged.
+        rows: dict[int, Any] = read_jsonl(source, repair=True)
     else:
-        rows = list(enumerate(samples, 1))
+        rows = dict(enumerate(samples, 1))
     solutions: dict[str, str] = {}
-    for number, row in rows:
+    for number, row in rows.items():
         if not (isinstance(row, dict) and isinstance(row.get("task_id"), str) and isinstance(row.get("solution"), str)):
             raise EvaluationError(f"{source}, row {number}: needs the texts task_id and solution.")
         if row["task_id"] in solutions:
             raise EvaluationError(f"{source}, row {number}: a second solution for {row['task_id']}; pass@1 takes one.")
         solutions[row["task_id"]] = row["solution"]
-    asked = [task["task_id"] for task in benchmark.tasks if task["task_id"] in solutions]
+    asked = {}
+    for task in benchmark.tasks:
+        if task["task_id"] in solutions:
+            asked[task["task_id"]] = solutions[task["task_id"]]
     if not asked:
         raise EvaluationError(f"{source}: no sample belongs to a task of {benchmark.name}.")
-    return {task_id: solutions[task_id] for task_id in asked}, len(solutions) - len(asked)
+    return asked, len(solutions) - len(asked)
 
 
 def _prepare(
@@ -254,24 +258,21 @@ def _prepare(
     return prepared, lost
 
 
-def _judge(boxes: BoxRunner, tasks: list[Task], prepared: dict[str, Prepared]) -> dict[str, Answer]:
+def _judge(boxes: BoxRunner, prepared: Iterable[Prepared]) -> dict[str, Answer]:
     """Task id -> what the boxed judge says, once the solutions have answered."""
 
-    def work(task: Task) -> tuple[float, int]:
-        seconds = prepared[task["task_id"]]["seconds"].values()
-        return sum(map(sum, seconds)), len(str(task["plus_input"]))
+    def work(row: Prepared) -> tuple[float, int]:
+        return sum(map(sum, row["seconds"].values())), len(row["inputs"]["plus"])
 
     # The most work first, so that no core waits long for the last one.
-    longest_first = sorted(tasks, key=work)[::-1]
-    rows = [prepared[task["task_id"]] for task in longest_first]
+    rows = sorted(prepared, key=work, reverse=True)
     # Of what was prepared a solution's process gets these fields only: no expected output, no reference.
     questions = [{name: row.get(name) for name in Question.__required_keys__} for row in rows]
     answers = boxes.run("answers", questions)
     claims = []
-    for task, row in zip(longest_first, rows, strict=True):
-        said = {tests: str(answers[task["task_id"]].get(tests) or "") for tests in TESTS}
-        reference = task["prompt"] + task["canonical_solution"]
-        claims.append(JudgeTask(**row, atol=task["atol"], reference=reference, said=said))
+    for row in rows:
+        heard = answers[row["task_id"]]
+        claims.append(JudgeTask(**row, said={tests: str(heard.get(tests) or "") for tests in TESTS}))
     # Those out of time take seconds each, so they go before all others.
     claims.sort(key=lambda claim: not claim["said"]["base"].endswith(OUT_OF_TIME))
     return boxes.run("judge", claims)

@@ -1,8 +1,6 @@
-"""Greedy decoding by vLLM, where it is installed and asked for (`generation_engine: vllm`): many GPUs, long answers.
+"""Greedy decoding by vLLM, where it is installed and asked for (`generation_engine: vllm`): many GPUs, long answers."""
 
-vLLM schedules its own batches, so its text may differ from that of transformers within rounding, in any precision. It
-is no dependency of this package, not even an optional one: its wheels bring a torch of their own.
-"""
+# It is no dependency of this package, not even an optional one: its wheels bring a torch of their own.
 
 import gc
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ class VllmModel:
     adapter: Any  # `vllm.lora.request.LoRARequest` or None
     dtype: str  # e.g. "bfloat16"
     engine_name: str = "vllm"
+    # vLLM schedules its own batches: its text may differ from that of transformers within rounding, in any precision.
     exact: bool = False
 
     def greedy(self, prompts: Sequence[list[int]], max_new_tokens: int, stop: Sequence[str]) -> list[list[int]]:

@@ -74,12 +74,11 @@ def reap_orphans() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         return
     _, status = os.waitpid(program, 0)
-    orphans = children()
-    while orphans:
+    # The children of what is killed here come next.
+    for orphans in iter(children, []):
         for pid in orphans:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        orphans = children()
     code = os.waitstatus_to_exitcode(status)
     os._exit(code if code >= 0 else 128 - code)
 

@@ -52,15 +52,15 @@ class Question(TypedDict):
 class Prepared(Question):
     """Answer of `prepare`; instead {"broken": why} where the canonical solution does not run."""
 
+    reference: str  # the canonical solution
     expected: Texts
-    seconds: Seconds  # what the canonical solution took
+    seconds: Seconds  # what the reference took
+    atol: float
 
 
 class JudgeTask(Prepared):
     """All that a verdict needs."""
 
-    atol: float
-    reference: str  # the canonical solution
     said: Texts  # what `answers` heard
 
 

@@ -1,8 +1,4 @@
-"""A pool of workers inside a box: each takes one task after the other and answers with a dict (`messages`).
-
-No solution can reach the standard streams of a box: the process that runs it has neither open, and may not look into
-the others (they are not dumpable).
-"""
+"""A pool of workers inside a box: each takes one task after the other and answers with a dict (`messages`)."""
 
 import contextlib
 import ctypes
@@ -51,6 +47,7 @@ def silence_streams(*streams: int) -> None:
 
 def seal(keep: int | None = None) -> None:
     """First thing in the process that runs a solution: no standard streams, no pipe but `keep`, which becomes 3."""
+    # Else it could write what is taken for verdicts. Nor may it look into the other processes: they are not dumpable.
     silence_streams(0, 1, 2)
     if keep is not None:
         os.dup2(keep, 3)

@@ -26,22 +26,28 @@ def begin(job: Job) -> None:
 def work(job: Job, message: PrepareTask) -> Prepared | dict[str, str]:
     """One task; {"broken": why} where its canonical solution does not run."""
     task = message["task"]
-    name = task["entry_point"]
-    code = clean(message["solution"], name) if job["sanitize"] else message["solution"]
     prepared = Prepared(
-        task_id=task["task_id"], entry_point=name, code=code, inputs={}, limits={}, expected={}, seconds={}
+        task_id=task["task_id"],
+        entry_point=task["entry_point"],
+        code=message["solution"],
+        inputs={},
+        limits={},
+        reference=task["prompt"] + task["canonical_solution"],
+        expected=message["expected"] or {},
+        seconds={},
+        atol=task["atol"],
     )
+    if job["sanitize"]:
+        prepared["code"] = clean(message["solution"], task["entry_point"])
     for tests in TESTS:
         inputs = task[f"{tests}_input"]
         if job["kind"] == "mbpp":
             inputs = patches.load_reader().data.mbpp.mbpp_deserialize_inputs(task["task_id"], inputs)
         prepared["inputs"][tests] = json.dumps(encode(list(inputs)))
-        if message["expected"] is not None:
-            prepared["expected"][tests] = message["expected"][tests]
-            seconds = [0.0] * len(inputs)
-        else:
+        seconds = [0.0] * len(inputs)
+        if not message["expected"]:
             try:
-                prepared["expected"][tests], seconds = run_reference(task, inputs)
+                prepared["expected"][tests], seconds = run_reference(prepared, inputs)
             except Exception as error:  # noqa: BLE001 - whatever the benchmark's own code raises is reported
                 return {"broken": f"{type(error).__name__}: {error}"}
         prepared["seconds"][tests] = seconds
@@ -61,11 +67,11 @@ def clean(solution: str, entry_point: str) -> str:
         return solution
 
 
-def run_reference(task: dict[str, Any], inputs: Iterable[Any]) -> tuple[str, list[float]]:
+def run_reference(prepared: Prepared, inputs: Iterable[Any]) -> tuple[str, list[float]]:
     """(outputs as JSON text, seconds per input) of the canonical solution."""
     namespace: dict[str, Any] = {}
-    exec(task["prompt"] + task["canonical_solution"], namespace)
-    function = namespace[task["entry_point"]]
+    exec(prepared["reference"], namespace)
+    function = namespace[prepared["entry_point"]]
     outputs = []
     seconds = []
     for arguments in deepcopy(inputs):
