@@ -135,14 +135,14 @@ def _check_tasks(tasks: list[Task], name: str) -> str:
     """The kind of the tasks; every task must be complete, known once, and of that kind."""
     if not tasks:
         raise EvaluationError(f"Benchmark {name} holds no task.")
+    kind = ""
+    known = set()
     for number, task in enumerate(tasks, 1):
         for key in FIELDS:
             if not isinstance(task, dict) or key not in task:
                 raise EvaluationError(f"Benchmark {name}, task {number}: no field {key!r}; EvalPlus's schema has it.")
-    kind = task_kind(tasks[0])
-    known = set()
-    for task in tasks:
         task_id = task["task_id"]
+        kind = kind or task_kind(task)
         if task_kind(task) != kind:
             raise EvaluationError(f"Benchmark {name}: {task_id} is not of kind {kind}; one file holds one kind.")
         if kind == "mbpp" and not str(task_id).rpartition("/")[2].isdigit():

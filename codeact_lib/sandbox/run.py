@@ -24,7 +24,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +46,6 @@ class BoxResult:
     stdout: str
     stderr: str  # the end of it
     isolation: str
-    seconds: float
     stopped: str = ""  # "", "timeout", "stalled", "stopped", "memory", "processes" or "disk"
 
 
@@ -138,7 +136,6 @@ def _run_behind(
 
 def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes) -> BoxResult:
     """Start the box, wait for it, and stop it with everything in it when it exceeds what it may."""
-    start = time.monotonic()
     # Files, not pipes: nobody has to read along, and how much was written is the progress of the box.
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         source.write(stdin)
@@ -162,7 +159,7 @@ def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes) -> BoxR
         errors.seek(max(0, errors.seek(0, os.SEEK_END) - MOST_ERRORS))
         words = errors.read().decode(errors="replace")
         code = None if stopped else process.returncode
-        return BoxResult(code, text, words, backend.name, time.monotonic() - start, stopped)
+        return BoxResult(code, text, words, backend.name, stopped)
 
 
 def _give(places: set[Path], uid: int) -> None:
