@@ -139,11 +139,7 @@ def evaluate_solutions(
     if not isinstance(benchmark, Benchmark):
         benchmark = load_benchmark(benchmark)
     asked_by = get_protocol(protocol)
-    solutions, ignored = _read_samples(samples, benchmark)
-    tasks = [task for task in benchmark.tasks if task["task_id"] in solutions]
-    if asked_by.imports_in_front:
-        for task in tasks:
-            solutions[task["task_id"]] = imports_of(task["prompt"]) + solutions[task["task_id"]]
+    solutions, ignored = _read_samples(samples, benchmark, asked_by.imports_in_front)
     backend = probe(choose_isolation(isolation))
     if say:
         say(backend.sentence())
@@ -157,7 +153,7 @@ def evaluate_solutions(
     )
     boxes = BoxRunner(backend.name, rules, total_memory)
     # A cache that a solution can write into could hold the answers it wants to be compared with.
-    prepared, judged = _prepare(boxes, tasks, solutions, cache if backend.stops[WRITE] else None)
+    prepared, judged = _prepare(boxes, benchmark.tasks, solutions, cache if backend.stops[WRITE] else None)
     judged |= _judge(boxes, prepared.values())
     checked = {task_id: _checked(row) for task_id, row in judged.items()}
     verdicts = {task["task_id"]: _verdict(checked.get(task["task_id"])) for task in benchmark.tasks}
@@ -206,9 +202,9 @@ def imports_of(prompt: str) -> str:
 
 
 def _read_samples(
-    samples: Iterable[Mapping[str, Any]] | Path | str, benchmark: Benchmark
+    samples: Iterable[Mapping[str, Any]] | Path | str, benchmark: Benchmark, imports_in_front: bool
 ) -> tuple[dict[str, str], int]:
-    """({task id: solution}, number of samples for tasks the benchmark does not have)."""
+    """({task id: what is to be judged}, number of samples for tasks the benchmark does not have)."""
     source: Path | str = "samples"
     if isinstance(samples, (str, Path)):
         source = Path(samples)
@@ -228,7 +224,8 @@ def _read_samples(
     asked = {}
     for task in benchmark.tasks:
         if task["task_id"] in solutions:
-            asked[task["task_id"]] = solutions[task["task_id"]]
+            front = imports_of(task["prompt"]) if imports_in_front else ""
+            asked[task["task_id"]] = front + solutions[task["task_id"]]
     if not asked:
         raise EvaluationError(f"{source}: no sample belongs to a task of {benchmark.name}.")
     return asked, len(solutions) - len(asked)
@@ -242,7 +239,8 @@ def _prepare(
     asked = []
     for task in tasks:
         name = task["task_id"]
-        asked.append(PrepareTask(task_id=name, task=task, solution=solutions[name], expected=known.get(name)))
+        if name in solutions:
+            asked.append(PrepareTask(task_id=name, task=task, solution=solutions[name], expected=known.get(name)))
     prepared: dict[str, Any] = {}
     lost = {}
     # Only the benchmark's own code runs in these boxes, so what they say is believed.
