@@ -65,11 +65,9 @@ def _excess(boxed: list[psutil.Process], limits: Limits, folders: Collection[Pat
     resident = 0
     stopped = False
     for process in boxed:
-        try:
+        with contextlib.suppress(psutil.Error):  # it has just ended
             resident += process.memory_info().rss
             stopped = stopped or process.status() == psutil.STATUS_STOPPED
-        except psutil.Error:
-            continue  # it has just ended
     if limits.total_memory and resident > limits.total_memory:
         return "memory"
     # No program here stops itself (SIGSTOP), and a stopped one would be waited for until the time is over.
@@ -91,14 +89,12 @@ def written(folders: Collection[Path]) -> int:
     total = 0
     waiting = [str(folder) for folder in folders]
     while waiting:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    total += max(4096, entry.stat(follow_symlinks=False).st_blocks * 512)
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-        except OSError:
-            continue  # it went away, or nobody may look
+        # A folder that went away, or into which nobody may look.
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                total += max(4096, entry.stat(follow_symlinks=False).st_blocks * 512)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
     return total
 
 
@@ -108,18 +104,15 @@ def end_box(process: subprocess.Popen[bytes]) -> None:
     for _ in range(100):
         boxed = family(process.pid)
         for descendant in boxed:
-            try:
+            with contextlib.suppress(psutil.Error):  # gone already
                 descendant.kill()
-            except psutil.Error:
-                continue  # gone already
         if not boxed:
             break
     process.kill()
     process.wait()
     # What is left where the reaper was killed: the processes of the box's session (on macOS, without a reaper, all).
     for pid in psutil.pids():
-        try:
+        # Gone already, or not ours: then it is not of this session.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getsid(pid) == process.pid:
                 os.kill(pid, 9)
-        except (ProcessLookupError, PermissionError):
-            continue  # gone already, or not ours: then it is not of this session
