@@ -16,9 +16,8 @@ Tokens = list[int]
 class GreedyModel(Protocol):
     """What continues token lists: `TransformersModel`, or an engine with batches of its own (`vllm.VllmModel`)."""
 
-    engine_name: str
-    dtype: str
-    exact: bool  # whether an answer does not depend on the rows it is decoded with; engine and dtype are stamped if not
+    # {"engine", "dtype"} where an answer may depend on the rows it is decoded with, to be written beside it; else {}.
+    stamp: dict[str, str]
 
     def greedy(self, prompts: Sequence[Tokens], max_new_tokens: int, stop: Sequence[str]) -> list[Tokens]:
         """The new tokens of each, ended by the end token (left out), a stop string (left in) or the limit."""
@@ -27,15 +26,15 @@ class GreedyModel(Protocol):
 class TransformersModel:
     """Greedy decoding with a Hugging Face causal LM in eval mode."""
 
-    engine_name = "transformers"
-
     def __init__(self, model: Any, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.stamp = {}
         # In half precision a batch rounds otherwise than a row. So does a base in 4 bits on a GPU, where one row is
         # multiplied by another kernel than several.
-        self.exact = self.dtype == "float32" and not getattr(model, "is_loaded_in_4bit", False)
+        dtype = str(model.dtype).removeprefix("torch.")
+        if dtype != "float32" or getattr(model, "is_loaded_in_4bit", False):
+            self.stamp = {"engine": "transformers", "dtype": dtype}
         self.stops = StopStrings(tokenizer, stop)  # here, for it takes a while and should not count as generation
         # The end tokens of the model's own settings (one, several or none) and that of the tokenizer.
         configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

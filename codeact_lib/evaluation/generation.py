@@ -44,7 +44,7 @@ def generate_solutions(
         tokenizer: the model's.
         tasks: dicts with task_id, prompt, entry_point.
         template: the `PromptTemplate` the model was trained with, or its name.
-        protocol: a key of `PROTOCOLS`.
+        protocol: a key of `prompts.PROTOCOLS`.
         max_new_tokens: tokens after the opening of the answer; the authors' value is 1024.
         batch_size: rows decoded together, halved whenever memory does not suffice. In float32 it does not change the
             text but for ties within rounding.
@@ -99,8 +99,8 @@ def generate_solutions(
                     progress(f"memory is out with {len(batch)} answers at a time: going on with {batch_size}")
                 continue
             facts: dict[str, Any] = {"seconds": round((time.monotonic() - start) / len(batch), 4)}
-            if not model.exact:
-                facts |= {"engine": model.engine_name, "dtype": model.dtype, "batch_size": batch_size}
+            if model.stamp:
+                facts |= {**model.stamp, "batch_size": batch_size}
             lines = []
             for task_id, tokens in zip(batch, answers, strict=True):
                 raw = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

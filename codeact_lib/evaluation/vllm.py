@@ -19,10 +19,8 @@ class VllmModel:
 
     engine: Any  # `vllm.LLM`
     adapter: Any  # `vllm.lora.request.LoRARequest` or None
-    dtype: str  # e.g. "bfloat16"
-    engine_name: str = "vllm"
     # vLLM schedules its own batches: its text may differ from that of transformers within rounding, in any precision.
-    exact: bool = False
+    stamp: dict[str, str]
 
     def greedy(self, prompts: Sequence[list[int]], max_new_tokens: int, stop: Sequence[str]) -> list[list[int]]:
         """See `decoding.GreedyModel`."""
@@ -52,12 +50,13 @@ def load_vllm(path: Path | str, *, revision: str | None = None, dtype: str = "bf
     torch.cuda.empty_cache()  # a model that the caller has let go of would still hold its share of the GPU
     config = Path(path) / "adapter_config.json"
     options: dict[str, Any] = {"dtype": dtype}
+    stamp = {"engine": "vllm", "dtype": dtype}
     if not config.exists():
         options |= {"model": resolve_path(path), "tokenizer_revision": revision, "revision": revision}
-        return VllmModel(LLM(**options), None, dtype)
+        return VllmModel(LLM(**options), None, stamp)
     base, base_revision = adapter_base(path)
     options |= {"model": resolve_path(base), "revision": base_revision, "tokenizer": str(path)}
     options |= {"enable_lora": True, "max_lora_rank": read_json(config)["r"]}
     if recorded_tuning(path) == "qlora":  # the base as it was trained on: vLLM packs it in NF4 with double quantisation
         options["quantization"] = "bitsandbytes"
-    return VllmModel(LLM(**options), LoRARequest("adapter", 1, str(path)), dtype)
+    return VllmModel(LLM(**options), LoRARequest("adapter", 1, str(path)), stamp)

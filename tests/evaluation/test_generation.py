@@ -315,7 +315,7 @@ def test_vllm_gets_token_ids_stop_strings_and_the_adapter(tokenizer, tmp_path, m
     stand_in = ModuleType("vllm")
     stand_in.SamplingParams = lambda **named: named
     monkeypatch.setitem(sys.modules, "vllm", stand_in)
-    model = VllmModel(Engine(), "the adapter", "bfloat16")
+    model = VllmModel(Engine(), "the adapter", {"engine": "vllm", "dtype": "bfloat16"})
     rows = generate(model, tokenizer, tmp_path / "s.jsonl", batch_size=4)
     assert {row["solution"] for row in rows} == {"return a"} and len(asked) == 7
     ids, sampling, adapter = asked[0]
