@@ -41,8 +41,9 @@ def enter(spec: dict[str, Any]) -> None:
         kind = getattr(resource, name, None)
         if kind is not None:
             hard = resource.getrlimit(kind)[1]
-            most = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(kind, (most, most))
+            if hard != resource.RLIM_INFINITY:
+                value = min(value, hard)
+            resource.setrlimit(kind, (value, value))
     for folder in spec["open"]:
         os.chmod(folder, 0o1777)
     if sys.platform == "linux":

@@ -197,12 +197,16 @@ def choose_isolation(isolation: str = "auto") -> str:
     """The backend that will be used; SandboxError where it is unknown, does not run, or stops less than it must."""
     if isolation != "auto" and isolation not in BACKENDS:
         raise SandboxError(f"isolation: {isolation!r} is not known; use auto, {', '.join(LADDER)} or none.")
-    reports = probe_isolation(LADDER if isolation == "auto" else (isolation,))
+    names: tuple[str, ...] = (isolation,)
+    remedy = "isolation: auto takes the best there is"
+    if isolation == "auto":
+        names = LADDER
+        remedy = "isolation: none does without"
+    reports = probe_isolation(names)
     for report in reports:
         if report.available:
             return report.name
     reasons = "; ".join(report.reason for report in reports)
-    remedy = "isolation: none does without" if isolation == "auto" else "isolation: auto takes the best there is"
     raise SandboxError(f"isolation: {isolation} does not work here: {reasons}. {remedy}.")
 
 

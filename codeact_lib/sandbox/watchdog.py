@@ -73,7 +73,9 @@ def _excess(boxed: list[psutil.Process], limits: Limits, folders: Collection[Pat
     # No program here stops itself (SIGSTOP), and a stopped one would be waited for until the time is over.
     if stopped:
         return "stopped"
-    return "disk" if written(folders) > DISK_BYTES else ""
+    if written(folders) > DISK_BYTES:
+        return "disk"
+    return ""
 
 
 def family(pid: int) -> list[psutil.Process]:
