@@ -65,14 +65,23 @@ def load_benchmark(name_or_path: Path | str, limit: int | None = None) -> Benchm
         version = "mini"
     else:
         path = Path(name_or_path)
+        if not path.is_file():
+            names = ", ".join(("mini-humaneval", "mini-mbpp", *EVALPLUS))
+            raise EvaluationError(f"{path} is neither a benchmark ({names}) nor a file.")
         name = path.stem
-        tasks = _read_tasks(path)
+        tasks = list(read_jsonl(path).values())
         version = f"file {path.name}"
     tasks = tasks[:limit]
     kind = _check_tasks(tasks, name)
-    # Inputs of MBPP+ hold NaN and infinity, which strict JSON has no word for.
+    # The content counts, so that a file and its copy are one benchmark. Inputs of MBPP+ hold NaN and infinity, which
+    # strict JSON has no word for.
     text = json.dumps(tasks, sort_keys=True, separators=(",", ":"))
     return Benchmark(name, kind, version, hashlib.sha256(text.encode()).hexdigest(), tasks)
+
+
+def user_caches() -> Path:
+    """The user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def _evalplus_tasks(name: str, version: str) -> tuple[list[Task], str]:
@@ -82,13 +91,22 @@ def _evalplus_tasks(name: str, version: str) -> tuple[list[Task], str]:
     if version not in versions:
         raise EvaluationError(f"{name}: version {version} is not known; use {' or '.join(versions)}.")
     # EvalPlus's own folder (appdirs.user_cache_dir), so that a benchmark is fetched once for both.
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evalplus"
-    if sys.platform == "darwin":
-        folder = Path.home() / "Library/Caches/evalplus"
-    path = folder / f"{stem}-{version}.jsonl"
+    caches = Path.home() / "Library/Caches" if sys.platform == "darwin" else user_caches()
+    path = caches / "evalplus" / f"{stem}-{version}.jsonl"
     if not path.exists():
-        _download(EVALPLUS_URL.format(repo=stem.lower(), version=version, stem=stem), path)
-    tasks = _read_tasks(path)
+        url = EVALPLUS_URL.format(repo=stem.lower(), version=version, stem=stem)
+        try:
+            with urllib.request.urlopen(url, timeout=60) as response:
+                data = gzip.decompress(response.read())
+        except (OSError, http.client.HTTPException, EOFError, zlib.error) as error:  # no network, or half of a file
+            raise EvaluationError(
+                f"{path} is missing and {url} cannot be fetched ({error}). Fetch it elsewhere, unpack it with gunzip "
+                f"and put it at {path}; or name a JSONL file of your own, or the benchmarks mini-humaneval and "
+                "mini-mbpp."
+            ) from error
+        with atomic_write(path, "wb") as file:
+            file.write(data)
+    tasks = list(read_jsonl(path).values())
     if len(tasks) != versions[version]:
         raise EvaluationError(
             f"{path} holds {len(tasks)} tasks, {stem} {version} has {versions[version]}: it is another version, or not "
@@ -97,35 +115,15 @@ def _evalplus_tasks(name: str, version: str) -> tuple[list[Task], str]:
     return tasks, f"{stem} {version}"
 
 
-def _download(url: str, path: Path) -> None:
-    try:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            data = gzip.decompress(response.read())
-    except (OSError, http.client.HTTPException, EOFError, zlib.error) as error:  # no network, or half of a file
-        raise EvaluationError(
-            f"{path} is missing and {url} cannot be fetched ({error}). Fetch it elsewhere, unpack it with gunzip and "
-            f"put it at {path}; or name a JSONL file of your own, or the benchmarks mini-humaneval and mini-mbpp."
-        ) from error
-    with atomic_write(path, "wb") as file:
-        file.write(data)
-
-
-def _read_tasks(path: Path) -> list[Task]:
-    if not path.is_file():
-        names = ", ".join(("mini-humaneval", "mini-mbpp", *EVALPLUS))
-        raise EvaluationError(f"{path} is neither a benchmark ({names}) nor a file.")
-    return [task for _, task in read_jsonl(path)]
-
-
-def read_jsonl(path: Path, repair: bool = False) -> list[tuple[int, Any]]:
-    """[(line number, object)]; with `repair` a damaged last line (of a writer that was killed) is left out."""
-    rows = []
+def read_jsonl(path: Path, repair: bool = False) -> dict[int, Any]:
+    """Line number -> object; with `repair` a damaged last line (of a writer that was killed) is left out."""
+    rows = {}
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            rows.append((number, json.loads(line)))
+            rows[number] = json.loads(line)
         except ValueError as error:
             if repair and number == len(lines):
                 break
@@ -137,14 +135,14 @@ def _check_tasks(tasks: list[Task], name: str) -> str:
     """The kind of the tasks; every task must be complete, known once, and of that kind."""
     if not tasks:
         raise EvaluationError(f"Benchmark {name} holds no task.")
+    kind = ""
+    known = set()
     for number, task in enumerate(tasks, 1):
         for key in FIELDS:
             if not isinstance(task, dict) or key not in task:
                 raise EvaluationError(f"Benchmark {name}, task {number}: no field {key!r}; EvalPlus's schema has it.")
-    kind = task_kind(tasks[0])
-    known = set()
-    for task in tasks:
         task_id = task["task_id"]
+        kind = kind or task_kind(task)
         if task_kind(task) != kind:
             raise EvaluationError(f"Benchmark {name}: {task_id} is not of kind {kind}; one file holds one kind.")
         if kind == "mbpp" and not str(task_id).rpartition("/")[2].isdigit():

@@ -8,16 +8,15 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from codeact_lib.errors import EvaluationError
 from codeact_lib.evaluation.boxed.messages import Job, Rules
-from codeact_lib.sandbox.backends import NAMESPACES
+from codeact_lib.sandbox.backends import BACKENDS
 from codeact_lib.sandbox.run import BoxResult, run_isolated
 
 PROGRAMS = Path(__file__).with_name("boxed")
@@ -28,28 +27,12 @@ _RUN = "import sys; sys.path.insert(0, sys.argv[1]); from boxed import pool, {na
 Answer = dict[str, Any]  # of a boxed program: checked before it is believed
 
 
-@contextmanager
-def boxed_programs() -> Iterator[Path]:
-    """A folder with a copy of the boxed programs that any user may read, wherever this package is installed."""
-    with tempfile.TemporaryDirectory(prefix="codeact-job-") as made:
-        folder = Path(made)
-        folder.chmod(0o755)
-        (folder / "boxed").mkdir(mode=0o755)
-        for path in PROGRAMS.glob("*.py"):
-            shutil.copyfile(path, folder / "boxed" / path.name)
-            (folder / "boxed" / path.name).chmod(0o644)
-        yield folder
-
-
 @dataclass
 class BoxRunner:
     """How boxed programs are run in one evaluation."""
 
-    folder: Path  # what `boxed_programs` gave
     isolation: str  # a backend of `codeact_lib.sandbox`
     rules: Rules
-    parallel: int  # tasks at a time
-    task_seconds: float  # after so long a task is lost; a box may take `START_SECONDS` more, and as much per task
     total_memory: int | None = None  # bytes all processes of a box may hold together, None for half of the machine's
     incidents: dict[str, str] = field(default_factory=dict)  # task id -> how the box it was in went bad
 
@@ -70,7 +53,8 @@ class BoxRunner:
             # of its own, the tasks that had not begun a fresh one. So a hostile solution costs time, and only its own
             # verdict. One after the other where a box can reach into the next.
             suspects = [task for task in left if task["task_id"] in started]
-            with ThreadPoolExecutor(self.parallel if self.isolation in NAMESPACES else 1) as threads:
+            at_a_time = self.rules["parallel"] if BACKENDS[self.isolation].namespaces else 1
+            with ThreadPoolExecutor(at_a_time) as threads:
                 alone = threads.map(lambda task: self._one_box(program, [task]), suspects)
                 for task, (own, _, own_end) in zip(suspects, alone, strict=True):
                     task_id = task["task_id"]
@@ -86,18 +70,25 @@ class BoxRunner:
 
     def _one_box(self, program: str, tasks: Sequence[Any]) -> tuple[dict[str, Answer], set[str], BoxResult]:
         """(answers, ids of the tasks it began, how it ended) of one box."""
-        parallel = min(self.parallel, len(tasks))
-        job: Job = {**self.rules, "parallel": parallel, "task_seconds": self.task_seconds, "tasks": list(tasks)}
-        ended = run_isolated(
-            [sys.executable, "-P", "-c", _RUN.format(name=program), self.folder],
-            readable=[self.folder],
-            stdin=json.dumps(job).encode(),
-            isolation=self.isolation,
-            timeout=START_SECONDS + len(tasks) * self.task_seconds,
-            stall_seconds=START_SECONDS + self.task_seconds,
-            total_memory=self.total_memory,
-            processes=SOLUTION_PROCESSES + 4 * parallel,
-        )
+        job: Job = {**self.rules, "tasks": list(tasks)}
+        seconds = job["task_seconds"]
+        with tempfile.TemporaryDirectory(prefix="codeact-job-") as made:
+            # A copy that any user may read, wherever this package is installed.
+            folder = Path(made)
+            shutil.copytree(PROGRAMS, folder / "boxed", ignore=shutil.ignore_patterns("__pycache__"))
+            for path in (folder, *folder.rglob("*")):
+                path.chmod(0o755)
+            # -P: Python must not look for modules in the folder it starts in, which a program can fill.
+            ended = run_isolated(
+                [sys.executable, "-P", "-c", _RUN.format(name=program), folder],
+                readable=[folder],
+                stdin=json.dumps(job).encode(),
+                isolation=self.isolation,
+                timeout=START_SECONDS + len(tasks) * seconds,
+                stall_seconds=START_SECONDS + seconds,
+                total_memory=self.total_memory,
+                processes=SOLUTION_PROCESSES + 4 * min(job["parallel"], len(tasks)),
+            )
         answers, started = _read_events(ended.stdout, {task["task_id"] for task in tasks})
         return answers, started, ended
 

@@ -1,7 +1,4 @@
-"""Greedy solutions of benchmark tasks: the instruction a task is asked with, and batched decoding that can be resumed.
-
-Importing this module needs neither torch nor transformers; they are loaded when `generate_solutions` is called.
-"""
+"""Greedy solutions of benchmark tasks, in batches that can be resumed; importing this needs no torch."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,15 +11,7 @@ from codeact_lib.evaluation.benchmarks import Task
 from codeact_lib.evaluation.decoding import GreedyModel, TransformersModel
 from codeact_lib.measure import unless_out_of_memory
 from codeact_lib.processes import Progress
-from codeact_lib.prompts import (
-    PROTOCOLS,
-    PromptTemplate,
-    benchmark_instruction,
-    get_protocol,
-    get_template,
-    prompt_ids,
-    task_kind,
-)
+from codeact_lib.prompts import PromptTemplate, benchmark_instruction, get_protocol, get_template, prompt_ids, task_kind
 
 
 class Solution(TypedDict):
@@ -50,26 +39,24 @@ def generate_solutions(
     """One greedy solution per task, appended to `output_path` batch by batch; what already stands there is kept.
 
     Args:
-        model: a Hugging Face causal LM (with or without an unmerged adapter) in eval mode, or a
-            `codeact_lib.evaluation.decoding.GreedyModel` such as `codeact_lib.evaluation.vllm.load_vllm` returns.
+        model: a Hugging Face causal LM (with or without an unmerged adapter) in eval mode, or a `decoding.GreedyModel`
+            such as `vllm.load_vllm` returns.
         tokenizer: the model's.
         tasks: dicts with task_id, prompt, entry_point.
-        template: the `codeact_lib.prompts.PromptTemplate` the model was trained with, or its name.
-        protocol: a key of `PROTOCOLS`.
+        template: the `PromptTemplate` the model was trained with, or its name.
+        protocol: a key of `prompts.PROTOCOLS`.
         max_new_tokens: tokens after the opening of the answer; the authors' value is 1024.
         batch_size: rows decoded together, halved whenever memory does not suffice. In float32 it does not change the
             text but for ties within rounding.
         output_path: JSONL of {"task_id", "solution", "raw", "n_tokens", "seconds", "key"}, and where the text may
             depend on it (no float32, 4 bits, or vLLM) also {"engine", "dtype", "batch_size"}. A line counts only if its
-            `key` (of prompt, protocol, limits and `model_key`) is the one wanted now; half a line at the end, of a run
-            that was killed, is removed. `seconds` is the task's share of its batch: their sum is the time of
-            generation, however often it was interrupted.
+            `key` (of prompt, protocol, limits and `model_key`) is the one wanted now. `seconds` is the task's share of
+            its batch: their sum is the time of generation, however often it was interrupted.
         model_key: what identifies the weights, e.g. the sha256 of the model file.
         trained_with: sha256 of the template the model was trained with, None where it was not trained here.
         progress: called with a line of text now and then, None for silence.
 
-    Returns:
-        Solutions in the order of `tasks`.
+    Returns the solutions in the order of `tasks`.
 
     Raises:
         ModelError: `trained_with` is not the hash of `template`, or memory does not suffice for one answer.
@@ -77,18 +64,17 @@ def generate_solutions(
     rules = get_protocol(protocol)
     template = get_template(template)
     require_template(template, trained_with)
-    prompts = {}
     keys = {}
     for task in tasks:
         prompt = _prompt_text(task, template, protocol)
-        prompts[task["task_id"]] = prompt
         keys[task["task_id"]] = sha256_json([prompt, rules.opening, rules.stop, max_new_tokens, model_key])
     output_path = Path(output_path)
+    make_folder(output_path.parent)
     done = _resume(output_path, keys)
     encoded = {}
-    for task_id, prompt in prompts.items():
-        if task_id not in done:
-            encoded[task_id] = prompt_ids(tokenizer, prompt, rules.opening)
+    for task in tasks:
+        if task["task_id"] not in done:
+            encoded[task["task_id"]] = encode_task(tokenizer, task, template, protocol)
     if progress and done:
         progress(f"{len(done)} solutions were there already, {len(encoded)} to go")
     if encoded and not isinstance(model, GreedyModel):
@@ -105,15 +91,20 @@ def generate_solutions(
             start = time.monotonic()
             answers = unless_out_of_memory(decode, batch)
             if answers is None:
-                batch_size = _halved(len(batch), progress)
+                if len(batch) == 1:
+                    remedy = "take a smaller max_new_tokens, model, or a larger GPU"
+                    raise ModelError(f"memory is out for a single answer: {remedy}")
+                batch_size = len(batch) // 2
+                if progress:
+                    progress(f"memory is out with {len(batch)} answers at a time: going on with {batch_size}")
                 continue
             facts: dict[str, Any] = {"seconds": round((time.monotonic() - start) / len(batch), 4)}
-            if not model.exact:
-                facts |= {"engine": model.engine_name, "dtype": model.dtype, "batch_size": batch_size}
+            if model.stamp:
+                facts |= {**model.stamp, "batch_size": batch_size}
             lines = []
             for task_id, tokens in zip(batch, answers, strict=True):
                 raw = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                done[task_id] = {"task_id": task_id, "solution": cut(raw, rules.stop), "raw": raw}
+                done[task_id] = Solution(task_id=task_id, solution=cut(raw, rules.stop), raw=raw)
                 lines.append({**done[task_id], "n_tokens": len(tokens), **facts, "key": keys[task_id]})
             append_jsonl(output_path, lines)
             waiting = waiting[len(batch) :]
@@ -121,20 +112,10 @@ def generate_solutions(
     return [done[task["task_id"]] for task in tasks]
 
 
-def _halved(batch_size: int, progress: Callable[[str], object] | None) -> int:
-    """Half the batch, once memory was out; ModelError where that was a single answer."""
-    if batch_size == 1:
-        raise ModelError("memory is out for a single answer: take a smaller max_new_tokens, model, or a larger GPU")
-    if progress:
-        progress(f"memory is out with {batch_size} answers at a time: going on with {batch_size // 2}")
-    return batch_size // 2
-
-
 def require_template(template: PromptTemplate, trained_with: str | None) -> None:
     """Refuse to ask a model in another way than it was trained: that costs accuracy without a word of warning.
 
-    Raises:
-        ModelError: `trained_with` (a sha256, or None for an untouched base model) is not the hash of `template`.
+    ModelError if `trained_with` (a sha256, or None for an untouched base model) is not the hash of `template`.
     """
     if trained_with not in (None, template.sha256):
         raise ModelError(
@@ -144,8 +125,9 @@ def require_template(template: PromptTemplate, trained_with: str | None) -> None
 
 
 def encode_task(tokenizer: Any, task: Task, template: PromptTemplate | str, protocol: str = "authors") -> list[int]:
-    """Token ids of a task up to the answer. Prompt and opening apart, as prompt and response are in training."""
-    return prompt_ids(tokenizer, _prompt_text(task, get_template(template), protocol), PROTOCOLS[protocol].opening)
+    """Token ids of a task up to the answer."""
+    # Prompt and opening are tokenised apart, as prompt and response are in training.
+    return prompt_ids(tokenizer, _prompt_text(task, get_template(template), protocol), get_protocol(protocol).opening)
 
 
 def _prompt_text(task: Task, template: PromptTemplate, protocol: str) -> str:
@@ -160,16 +142,13 @@ def cut(text: str, stop: Sequence[str]) -> str:
 
 def _resume(path: Path, keys: dict[str, str]) -> dict[str, Solution]:
     """What `path` already holds for `keys`, by task id; anything else in the file is removed."""
-    make_folder(path.parent)
-    records = resume_jsonl(path, ("task_id", "key", "solution", "raw"))
-    kept: dict[str, dict[str, Any]] = {}
-    for record in records:
-        task_id = record["task_id"]
-        if task_id in keys and record["key"] == keys[task_id]:
-            kept.setdefault(task_id, record)
-    if len(kept) < len(records):
-        write_jsonl(path, kept.values())
+    kept = []
     done: dict[str, Solution] = {}
-    for task_id, record in kept.items():
-        done[task_id] = {"task_id": task_id, "solution": record["solution"], "raw": record["raw"]}
+    for record in resume_jsonl(path, ("task_id", "key", "solution", "raw")):
+        task_id = record["task_id"]
+        if task_id in keys and record["key"] == keys[task_id] and task_id not in done:
+            kept.append(record)
+            done[task_id] = Solution(task_id=task_id, solution=record["solution"], raw=record["raw"])
+    # Always, for only then is the file free of lines that are no records: the judge refuses those.
+    write_jsonl(path, kept)
     return done

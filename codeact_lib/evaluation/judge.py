@@ -20,11 +20,11 @@ from typing import Any
 
 from codeact_lib.artifacts import write_json, write_jsonl
 from codeact_lib.errors import EvaluationError, require_package
-from codeact_lib.evaluation.benchmarks import Benchmark, Task, load_benchmark, read_jsonl
-from codeact_lib.evaluation.boxed.messages import TESTS, Prepared, Rules, answers_task, judge_task, prepare_task
+from codeact_lib.evaluation.benchmarks import Benchmark, Task, load_benchmark, read_jsonl, user_caches
+from codeact_lib.evaluation.boxed.messages import TESTS, JudgeTask, Prepared, PrepareTask, Question, Rules
 from codeact_lib.evaluation.boxed.plain import OUT_OF_TIME
-from codeact_lib.evaluation.boxes import Answer, BoxRunner, boxed_programs
-from codeact_lib.evaluation.expected import default_cache_dir, load_expected, save_expected
+from codeact_lib.evaluation.boxes import Answer, BoxRunner
+from codeact_lib.evaluation.expected import load_expected, save_expected
 from codeact_lib.measure import usable_cores
 from codeact_lib.prompts import get_protocol
 from codeact_lib.sandbox.backends import WRITE
@@ -39,33 +39,26 @@ TASK_SECONDS = 240.0
 Count = tuple[int, int]  # k of n
 
 
-# ---- the result ------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class PassAtOne:
     """pass@1 of one model on one benchmark, with everything that must be known to compare it.
 
-    `base` and `plus` are (k, n): k of n tasks solved. `plus` means base and extra tests, as HumanEval+ does.
-    `verdicts`: task id -> {"base", "plus", "failure"}; a status is pass, fail, timeout, error (the judging itself
-    was lost) or unconfirmed (EvalPlus says pass, but what the solution answers where it cannot see the expected
-    outputs does not bear that out); `failure` is one of `FAILURES`, "" when solved.
-
-    `plain` are the counts of EvalPlus alone, with the passes in `unconfirmed`.
+    A status in `verdicts` is pass, fail, timeout, error (the judging itself was lost) or unconfirmed (EvalPlus says
+    pass, but what the solution answers where it cannot see the expected outputs does not bear that out).
     """
 
     benchmark: str
     kind: str
-    base: Count
-    plus: Count
-    verdicts: dict[str, dict[str, str]]
+    base: Count  # k of n tasks solved
+    plus: Count  # by base and extra tests, as HumanEval+ counts
+    verdicts: dict[str, dict[str, str]]  # task id -> {"base", "plus", "failure"}, the last one of `FAILURES`
     version: str
     sha256: str
     protocol: str
     isolation: str
     seconds: dict[str, float | None] = field(default_factory=dict)  # {"generate", "judge"}
     ignored: int = 0  # samples of tasks that are not in the benchmark
-    plain: dict[str, Count] = field(default_factory=dict)
+    plain: dict[str, Count] = field(default_factory=dict)  # by EvalPlus alone, with the passes in `unconfirmed`
     isolation_stops: dict[str, bool] = field(default_factory=dict)  # what the canaries showed of the isolation in force
     incidents: dict[str, str] = field(default_factory=dict)  # task id -> how the box it was in went bad
 
@@ -76,8 +69,8 @@ class PassAtOne:
 
     def failures(self) -> dict[str, int]:
         """How many tasks failed in which way, most frequent first."""
-        kinds = Counter(verdict["failure"] for verdict in self.verdicts.values())
-        return {kind: n for kind, n in kinds.most_common() if kind}
+        kinds = Counter(verdict["failure"] for verdict in self.verdicts.values() if verdict["failure"])
+        return dict(kinds.most_common())
 
     def to_dict(self) -> dict[str, Any]:
         """The record of a metrics file; counts as {"k", "n"}."""
@@ -105,9 +98,6 @@ class PassAtOne:
         }
 
 
-# ---- judging ---------------------------------------------------------------------------------------------------------
-
-
 def evaluate_solutions(
     samples: Iterable[Mapping[str, Any]] | Path | str,
     benchmark: Benchmark | Path | str,
@@ -128,17 +118,16 @@ def evaluate_solutions(
     Args:
         samples: list of {"task_id", "solution"} or a JSONL path; a task without a sample counts as failed ("missing").
         benchmark: a `Benchmark`, or what `load_benchmark` takes.
-        output_dir: gets `sanitized.jsonl` and `verdicts.json`.
+        output_dir: gets `sanitized.jsonl` (what was judged) and `verdicts.json` (the record).
         protocol: named in the record; one that ends in "+imports" puts the prompt's imports in front of the answer.
-        isolation: "auto" or one of `codeact_lib.sandbox.run.LADDER`; which one is in force is said and recorded.
+        isolation: as `run_isolated` takes it; which one is in force is said and recorded.
         parallel: solutions judged at a time, None for one per usable core.
         min_time_limit: seconds per input at least; EvalPlus's 1 s for MBPP gives false timeouts on a busy machine.
         sanitize: cut the answer down to the function and what it needs, by EvalPlus's `sanitize`.
         task_seconds: after so long a task is given up as a timeout, whatever EvalPlus says. The whole ends after at
             most three times (tasks / parallel + tasks that went bad) x this; in practice within EvalPlus's own limits.
         total_memory: bytes that all processes of a box may hold together, None for half of the machine's.
-        cache_dir: where expected outputs are kept, None for the user's cache folder. Neither read nor written under an
-            isolation that lets a solution write there.
+        cache_dir: where expected outputs are kept, None for the user's cache folder.
         say: called with the line that names the isolation, None for silence.
 
     Raises:
@@ -150,29 +139,33 @@ def evaluate_solutions(
     if not isinstance(benchmark, Benchmark):
         benchmark = load_benchmark(benchmark)
     asked_by = get_protocol(protocol)
-    solutions, ignored = _read_samples(samples, benchmark)
-    tasks = [task for task in benchmark.tasks if task["task_id"] in solutions]
-    if asked_by.imports_in_front:
-        for task in tasks:
-            solutions[task["task_id"]] = imports_of(task["prompt"]) + solutions[task["task_id"]]
+    solutions, ignored = _read_samples(samples, benchmark, asked_by.imports_in_front)
     backend = probe(choose_isolation(isolation))
     if say:
         say(backend.sentence())
+    cache = Path(cache_dir or user_caches() / "codeact") / "expected" / f"{benchmark.sha256}.json"
+    rules = Rules(
+        kind=benchmark.kind,
+        min_time_limit=min_time_limit,
+        sanitize=sanitize,
+        parallel=parallel or usable_cores(),
+        task_seconds=task_seconds,
+    )
+    boxes = BoxRunner(backend.name, rules, total_memory)
     # A cache that a solution can write into could hold the answers it wants to be compared with.
-    cache = Path(cache_dir or default_cache_dir()) if backend.stops[WRITE] else None
-    rules: Rules = {"kind": benchmark.kind, "min_time_limit": min_time_limit, "sanitize": sanitize}
-    with boxed_programs() as folder:
-        boxes = BoxRunner(folder, backend.name, rules, parallel or usable_cores(), task_seconds, total_memory)
-        prepared, judged = _prepare(boxes, tasks, solutions, benchmark, cache)
-        ready = [task for task in tasks if task["task_id"] in prepared]
-        judged |= _judge(boxes, ready, prepared)
+    prepared, judged = _prepare(boxes, benchmark.tasks, solutions, cache if backend.stops[WRITE] else None)
+    judged |= _judge(boxes, prepared.values())
     checked = {task_id: _checked(row) for task_id, row in judged.items()}
     verdicts = {task["task_id"]: _verdict(checked.get(task["task_id"])) for task in benchmark.tasks}
+
+    def passed(rows: dict[str, Any], *all_of: str) -> Count:
+        return sum(all(row[tests] == "pass" for tests in all_of) for row in rows.values()), len(verdicts)
+
     result = PassAtOne(
         benchmark=benchmark.name,
         kind=benchmark.kind,
-        base=_passed(verdicts, ("base",), len(verdicts)),
-        plus=_passed(verdicts, ("plus",), len(verdicts)),
+        base=passed(verdicts, "base"),
+        plus=passed(verdicts, "plus"),
         verdicts=verdicts,
         version=benchmark.version,
         sha256=benchmark.sha256,
@@ -180,11 +173,18 @@ def evaluate_solutions(
         isolation=backend.name,
         seconds={"generate": None, "judge": round(time.monotonic() - start, 3)},
         ignored=ignored,
-        plain={"base": _passed(checked, ("base",), len(verdicts)), "plus": _passed(checked, TESTS, len(verdicts))},
+        plain={"base": passed(checked, "base"), "plus": passed(checked, "base", "plus")},
         isolation_stops=dict(backend.stops),
         incidents=boxes.incidents,
     )
-    _write_results(Path(output_dir), result, prepared, checked)
+    judged_code = ({"task_id": name, "solution": prepared[name]["code"]} for name in verdicts if name in prepared)
+    write_jsonl(Path(output_dir) / "sanitized.jsonl", judged_code)
+    # EvalPlus's own two statuses stand beside the verdicts, so that both can be counted anew.
+    statuses = {}
+    for task_id, row in sorted(checked.items()):
+        statuses[task_id] = {"base_status": row["base"], "plus_status": row["plus"]}
+    record = {"benchmark": benchmark.name, **result.to_dict(), "evalplus": statuses}
+    write_json(Path(output_dir) / "verdicts.json", record)
     return result
 
 
@@ -202,39 +202,45 @@ def imports_of(prompt: str) -> str:
 
 
 def _read_samples(
-    samples: Iterable[Mapping[str, Any]] | Path | str, benchmark: Benchmark
+    samples: Iterable[Mapping[str, Any]] | Path | str, benchmark: Benchmark, imports_in_front: bool
 ) -> tuple[dict[str, str], int]:
-    """({task id: solution}, number of samples for tasks the benchmark does not have)."""
+    """({task id: what is to be judged}, number of samples for tasks the benchmark does not have)."""
     source: Path | str = "samples"
     if isinstance(samples, (str, Path)):
         source = Path(samples)
         if not source.is_file():
             raise EvaluationError(f"{source} does not exist; generate the solutions first.")
-        rows = read_jsonl(source, repair=True)
+        # Half a line at the end is what a kill leaves: then a task is missing, and no file damaged.
+        rows: dict[int, Any] = read_jsonl(source, repair=True)
     else:
-        rows = list(enumerate(samples, 1))
+        rows = dict(enumerate(samples, 1))
     solutions: dict[str, str] = {}
-    for number, row in rows:
+    for number, row in rows.items():
         if not (isinstance(row, dict) and isinstance(row.get("task_id"), str) and isinstance(row.get("solution"), str)):
             raise EvaluationError(f"{source}, row {number}: needs the texts task_id and solution.")
         if row["task_id"] in solutions:
             raise EvaluationError(f"{source}, row {number}: a second solution for {row['task_id']}; pass@1 takes one.")
         solutions[row["task_id"]] = row["solution"]
-    asked = {task["task_id"] for task in benchmark.tasks}
-    others = solutions.keys() - asked
-    if len(others) == len(solutions):
+    asked = {}
+    for task in benchmark.tasks:
+        if task["task_id"] in solutions:
+            front = imports_of(task["prompt"]) if imports_in_front else ""
+            asked[task["task_id"]] = front + solutions[task["task_id"]]
+    if not asked:
         raise EvaluationError(f"{source}: no sample belongs to a task of {benchmark.name}.")
-    for task_id in others:
-        del solutions[task_id]
-    return solutions, len(others)
+    return asked, len(solutions) - len(asked)
 
 
 def _prepare(
-    boxes: BoxRunner, tasks: list[Task], solutions: dict[str, str], benchmark: Benchmark, cache: Path | None
+    boxes: BoxRunner, tasks: list[Task], solutions: dict[str, str], cache: Path | None
 ) -> tuple[dict[str, Prepared], dict[str, Answer]]:
     """({task id: what was prepared}, {task id: {"lost": why}} for those that have nothing)."""
-    known = load_expected(benchmark, cache) if cache else {}
-    asked = [prepare_task(task, solutions[task["task_id"]], known.get(task["task_id"])) for task in tasks]
+    known = load_expected(cache, tasks) if cache else {}
+    asked = []
+    for task in tasks:
+        name = task["task_id"]
+        if name in solutions:
+            asked.append(PrepareTask(task_id=name, task=task, solution=solutions[name], expected=known.get(name)))
     prepared: dict[str, Any] = {}
     lost = {}
     # Only the benchmark's own code runs in these boxes, so what they say is believed.
@@ -246,31 +252,28 @@ def _prepare(
         else:
             prepared[task_id] = row
     if cache:
-        save_expected(benchmark, cache, prepared, boxes.rules["min_time_limit"])
+        save_expected(cache, prepared, boxes.rules["min_time_limit"])
     return prepared, lost
 
 
-def _judge(boxes: BoxRunner, tasks: list[Task], prepared: dict[str, Prepared]) -> dict[str, Answer]:
+def _judge(boxes: BoxRunner, prepared: Iterable[Prepared]) -> dict[str, Answer]:
     """Task id -> what the boxed judge says, once the solutions have answered."""
 
-    def work(task: Task) -> tuple[float, int]:
-        seconds = prepared[task["task_id"]]["seconds"].values()
-        return sum(map(sum, seconds)), len(str(task["plus_input"]))
+    def work(row: Prepared) -> tuple[float, int]:
+        return sum(map(sum, row["seconds"].values())), len(row["inputs"]["plus"])
 
     # The most work first, so that no core waits long for the last one.
-    longest_first = sorted(tasks, key=work)[::-1]
-    limit = boxes.rules["min_time_limit"]
-    answers = boxes.run("answers", [answers_task(task, prepared[task["task_id"]], limit) for task in longest_first])
-    asked = []
-    for task in longest_first:
-        said = {tests: str(answers[task["task_id"]].get(tests) or "") for tests in TESTS}
-        asked.append(judge_task(task, prepared[task["task_id"]], said))
+    rows = sorted(prepared, key=work, reverse=True)
+    # Of what was prepared a solution's process gets these fields only: no expected output, no reference.
+    questions = [{name: row.get(name) for name in Question.__required_keys__} for row in rows]
+    answers = boxes.run("answers", questions)
+    claims = []
+    for row in rows:
+        heard = answers[row["task_id"]]
+        claims.append(JudgeTask(**row, said={tests: str(heard.get(tests) or "") for tests in TESTS}))
     # Those out of time take seconds each, so they go before all others.
-    asked.sort(key=lambda task: not task["said"]["base"].endswith(OUT_OF_TIME))
-    return boxes.run("judge", asked)
-
-
-# ---- counting --------------------------------------------------------------------------------------------------------
+    claims.sort(key=lambda claim: not claim["said"]["base"].endswith(OUT_OF_TIME))
+    return boxes.run("judge", claims)
 
 
 def _checked(row: Answer) -> Answer:
@@ -296,24 +299,3 @@ def _verdict(row: Answer | None) -> dict[str, str]:
         status["plus"] = status["base"]
     failure = {"pass": "", "unconfirmed": "unconfirmed"}.get(status["plus"], row["failure"] or "wrong")
     return {**status, "failure": failure}
-
-
-def _passed(rows: dict[str, Any], tests: Iterable[str], n: int) -> Count:
-    """How many of n tasks pass all of `tests`."""
-    passed = 0
-    for row in rows.values():
-        passed += all(row[name] == "pass" for name in tests)
-    return passed, n
-
-
-def _write_results(
-    output_dir: Path, result: PassAtOne, prepared: dict[str, Prepared], checked: dict[str, Answer]
-) -> None:
-    """`sanitized.jsonl`: what was judged; `verdicts.json`: the record, with EvalPlus's own two statuses."""
-    judged = [task_id for task_id in result.verdicts if task_id in prepared]
-    solutions = ({"task_id": task_id, "solution": prepared[task_id]["code"]} for task_id in judged)
-    write_jsonl(output_dir / "sanitized.jsonl", solutions)
-    statuses = {}
-    for task_id, row in sorted(checked.items()):
-        statuses[task_id] = {"base_status": row["base"], "plus_status": row["plus"]}
-    write_json(output_dir / "verdicts.json", {"benchmark": result.benchmark, **result.to_dict(), "evalplus": statuses})

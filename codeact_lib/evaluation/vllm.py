@@ -1,13 +1,10 @@
-"""Greedy decoding by vLLM, where it is installed and asked for (`generation_engine: vllm`): many GPUs, long answers.
+"""Greedy decoding by vLLM, where it is installed and asked for (`generation_engine: vllm`): many GPUs, long answers."""
 
-vLLM schedules its own batches, so its text may differ from that of transformers within rounding, in any precision. It
-is no dependency of this package, not even an optional one: its wheels bring a torch of their own.
-"""
+# It is no dependency of this package, not even an optional one: its wheels bring a torch of their own.
 
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +19,28 @@ class VllmModel:
 
     engine: Any  # `vllm.LLM`
     adapter: Any  # `vllm.lora.request.LoRARequest` or None
-    dtype: str  # e.g. "bfloat16"
-    engine_name: str = "vllm"
-    exact: bool = False
+    # vLLM schedules its own batches: its text may differ from that of transformers within rounding, in any precision.
+    stamp: dict[str, str]
 
     def greedy(self, prompts: Sequence[list[int]], max_new_tokens: int, stop: Sequence[str]) -> list[list[int]]:
-        """Greedy continuations of token lists, ended by the end token, a stop string (left in) or the limit."""
-        rules = import_module("vllm").SamplingParams(
-            temperature=0.0, max_tokens=max_new_tokens, stop=list(stop), include_stop_str_in_output=True
-        )
+        """See `decoding.GreedyModel`."""
+        from vllm import SamplingParams
+
+        rules = SamplingParams(temperature=0, max_tokens=max_new_tokens, stop=[*stop], include_stop_str_in_output=True)
         asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
         answers = self.engine.generate(asked, rules, lora_request=self.adapter, use_tqdm=False)
         return [list(answer.outputs[0].token_ids) for answer in answers]
 
 
-def load_vllm(
-    path: Path | str, *, revision: str | None = None, dtype: str = "bfloat16", max_model_len: int | None = None
-) -> VllmModel:
+def load_vllm(path: Path | str, *, revision: str | None = None, dtype: str = "bfloat16") -> VllmModel:
     """Load a full model, or a LoRA or QLoRA adapter (a folder with adapter_config.json) on the base it was trained on.
 
-    Args:
-        path: folder or hub id.
-        revision: of a hub id.
-        dtype: of the weights.
-        max_model_len: tokens of prompt and answer together, None for the model's own.
-
-    Raises:
-        ModelError: vLLM is not installed.
+    `path` is a folder or a hub id, `revision` that of a hub id, `dtype` of the weights. ModelError where vLLM is not
+    installed.
     """
     try:
-        vllm, lora = import_module("vllm"), import_module("vllm.lora.request")
+        from vllm import LLM
+        from vllm.lora.request import LoRARequest
     except ImportError as error:
         remedy = "`pip install vllm` on a machine with a GPU, or set generation_engine: transformers"
         raise ModelError(f"generation_engine is vllm, but vLLM is not installed here ({error}): {remedy}.") from error
@@ -60,13 +49,14 @@ def load_vllm(
     gc.collect()
     torch.cuda.empty_cache()  # a model that the caller has let go of would still hold its share of the GPU
     config = Path(path) / "adapter_config.json"
-    options: dict[str, Any] = {"dtype": dtype, "max_model_len": max_model_len}
+    options: dict[str, Any] = {"dtype": dtype}
+    stamp = {"engine": "vllm", "dtype": dtype}
     if not config.exists():
         options |= {"model": resolve_path(path), "tokenizer_revision": revision, "revision": revision}
-        return VllmModel(vllm.LLM(**options), None, dtype)
+        return VllmModel(LLM(**options), None, stamp)
     base, base_revision = adapter_base(path)
     options |= {"model": resolve_path(base), "revision": base_revision, "tokenizer": str(path)}
     options |= {"enable_lora": True, "max_lora_rank": read_json(config)["r"]}
     if recorded_tuning(path) == "qlora":  # the base as it was trained on: vLLM packs it in NF4 with double quantisation
         options["quantization"] = "bitsandbytes"
-    return VllmModel(vllm.LLM(**options), lora.LoRARequest("adapter", 1, str(path)), dtype)
+    return VllmModel(LLM(**options), LoRARequest("adapter", 1, str(path)), stamp)

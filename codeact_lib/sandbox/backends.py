@@ -1,6 +1,5 @@
 """The isolation backends as command lines: what each puts around a program, and as whom the program runs."""
 
-import functools
 import json
 import os
 import random
@@ -9,7 +8,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,50 +37,22 @@ class Box:
     cwd: Path  # working folder, writable; `scratch` itself where nothing is to come back
     scratch: Path  # a private folder of this box; bubblewrap shows an empty /tmp instead
     readable: list[str]  # further files and folders the program may read
-    limits: dict[str, int | None]  # name of a resource limit -> value
+    limits: dict[str, int]  # name of a resource limit -> value
     uid: int | None  # what `unprivileged_user` said
 
 
+@dataclass(frozen=True)
 class Backend:
-    """One way to keep a program apart. This one, `limits`, knows resource limits only."""
+    """One way to keep a program apart; one without anything further knows resource limits only."""
 
-    name = "limits"
-    program = ""  # what has to be installed for it
-    absent = ""  # what to say where that is not
+    name: str
+    wrap: "Callable[[Backend, Box], list[str]]"  # gives the command line that runs the program of a box behind it
+    program: str = ""  # what has to be installed for it
+    absent: str = ""  # what to say where that is not
     must_stop: tuple[str, ...] = ()
-    namespaces = False  # whether a box has a process tree of its own, which ends with it
-    landlock = False  # whether the kernel closes the files of others
-    fresh_tmp = False  # whether /tmp is the box's own
-
-    def available(self) -> bool:
-        """Whether its program is installed; whether it works shows only when it is tried."""
-        return not self.program or shutil.which(self.program) is not None
-
-    def command(self, box: Box) -> list[str]:
-        """The command line that runs the program of `box` behind this backend."""
-        return self.enter(box)
-
-    def enter(self, box: Box, private: Sequence[str] = (), shared: Sequence[str] = ()) -> list[str]:
-        """The command that completes a box from within (`enter.py`), then becomes its program.
-
-        A fresh in-memory folder hides each of `private`; everybody may write into `shared`.
-        """
-        rules = None
-        if self.landlock:
-            read = [*_SYSTEM, *_DEVICES, *_python_paths(), *box.readable]
-            rules = {"read": read, "write": [str(box.cwd), str(box.scratch), "/dev/null", *private]}
-        entry = {
-            "argv": box.argv,
-            "cwd": str(box.cwd),
-            "limits": box.limits,
-            "uid": box.uid,
-            "reap": not self.namespaces,
-            "private": private,
-            "private_bytes": DISK_BYTES,
-            "open": shared,
-            "landlock": rules,
-        }
-        return [sys.executable, "-I", "-S", "-c", ENTER.read_text(encoding="utf-8"), json.dumps(entry)]
+    namespaces: bool = False  # whether a box has a process tree of its own, which ends with it
+    landlock: bool = False  # whether the kernel closes the files of others
+    fresh_tmp: bool = False  # whether /tmp is the box's own
 
     def environment(self, box: Box) -> dict[str, str]:
         """The variables of the program; none of the caller's: no token, no proxy, nothing that changes EvalPlus."""
@@ -92,88 +63,87 @@ class Backend:
         return {**places, **fixed, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-class NoBackend(Backend):
-    """Nothing at all around the program, no limits either: to be had by name only."""
+def enter(backend: Backend, box: Box, private: Sequence[str] = (), shared: Sequence[str] = ()) -> list[str]:
+    """The command that completes a box from within (`enter.py`), then becomes its program.
 
-    name = "none"
+    A fresh in-memory folder hides each of `private`; everybody may write into `shared`.
+    """
+    rules = None
+    if backend.landlock:
+        read = [*_SYSTEM, *_DEVICES, *_python_paths(), *box.readable]
+        rules = {"read": read, "write": [str(box.cwd), str(box.scratch), "/dev/null", *private]}
+    entry = {
+        "argv": box.argv,
+        "cwd": str(box.cwd),
+        "limits": box.limits,
+        "uid": box.uid,
+        "reap": not backend.namespaces,
+        "private": private,
+        "private_bytes": DISK_BYTES,
+        "open": shared,
+        "landlock": rules,
+    }
+    return [sys.executable, "-I", "-S", "-c", ENTER.read_text(encoding="utf-8"), json.dumps(entry)]
 
-    def command(self, box: Box) -> list[str]:
-        return box.argv
 
-
-class LandlockBackend(Backend):
-    """Files closed by the kernel, from Linux 5.13 on."""
-
-    name = "landlock"
-    # It learnt of networks (Linux 6.7) and signals (6.12) later.
-    must_stop = (READ, WRITE)
-    landlock = True
-
-
-class UnshareBackend(Backend):
+def _unshare(backend: Backend, box: Box) -> list[str]:
     """Landlock, and own network (none), process tree and mounts."""
-
-    name = "unshare"
-    program = "unshare"
-    absent = "unshare is not installed (package util-linux)"
-    must_stop = (READ, WRITE, CONNECT, KILL)
-    namespaces = True
-    landlock = True
-
-    def command(self, box: Box) -> list[str]:
-        # Without root in a user namespace, where it counts as root.
-        users = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-        apart = ["--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
-        enter = self.enter(box, private=[str(box.scratch), "/dev/shm"])
-        return [_path_of(self.program), *users, *apart, *enter]
+    # Without root in a user namespace, where it counts as root.
+    users = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    apart = ["--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+    # By the caller's PATH; the box has another.
+    unshare = shutil.which(backend.program) or backend.program
+    return [unshare, *users, *apart, *enter(backend, box, private=[str(box.scratch), "/dev/shm"])]
 
 
-class BubblewrapBackend(Backend):
+def _bubblewrap(backend: Backend, box: Box) -> list[str]:
     """Read-only system and Python, fresh /tmp, no network, own process tree, at most one writable folder."""
-
-    name = "bubblewrap"
-    program = "bwrap"
-    absent = "bubblewrap is not installed: `apt-get install bubblewrap`"
-    must_stop = (READ, WRITE, CONNECT, KILL)
-    namespaces = True
-    fresh_tmp = True
-
-    def command(self, box: Box) -> list[str]:
-        bwrap = _path_of(self.program)
-        command = [bwrap, "--die-with-parent", "--new-session"]
-        command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
-        # Given up again before the program starts.
-        if box.uid is not None:
-            command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
-        for path in _SYSTEM:
-            if os.path.islink(path):
-                command += ["--symlink", os.readlink(path), path]
-            elif os.path.exists(path):
-                command += ["--ro-bind", path, path]
-        command += ["--proc", "/proc", "--dev", "/dev"]
-        for folder in ("/tmp", "/dev/shm"):
-            if _knows_size(bwrap):
-                command += ["--size", str(DISK_BYTES)]
-            command += ["--tmpfs", folder]
-        readable = _uncovered([*_python_paths(), *box.readable])
-        writable = [str(box.cwd)] if box.cwd != box.scratch else []
-        # A folder that a bind makes would be closed to others (mode 0700), one of --dir is not.
-        for parent in _parents([*readable, *writable]):
-            command += ["--dir", parent]
-        for path in readable:
+    bwrap = shutil.which(backend.program) or backend.program
+    command = [bwrap, "--die-with-parent", "--new-session"]
+    command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+    # Given up again before the program starts.
+    if box.uid is not None:
+        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
+    for path in _SYSTEM:
+        if os.path.islink(path):
+            command += ["--symlink", os.readlink(path), path]
+        elif os.path.exists(path):
             command += ["--ro-bind", path, path]
-        for path in writable:
-            command += ["--bind", path, path]
-        if not writable:
-            box = replace(box, cwd=Path("/tmp"))
-        shared = ["/tmp", "/dev/shm"] if box.uid is not None else []
-        return [*command, "--remount-ro", "/", *self.enter(box, shared=shared)]
+    command += ["--proc", "/proc", "--dev", "/dev"]
+    # --size came with bubblewrap 0.7.
+    options = subprocess.run([bwrap, "--help"], capture_output=True, text=True).stdout
+    size = ["--size", str(DISK_BYTES)] if "--size" in options else []
+    for folder in ("/tmp", "/dev/shm"):
+        command += [*size, "--tmpfs", folder]
+    binds = [("--ro-bind", path) for path in _outermost([*_python_paths(), *box.readable])]
+    if box.cwd == box.scratch:
+        box = replace(box, cwd=Path("/tmp"))
+    else:
+        binds.append(("--bind", str(box.cwd)))
+    # A folder that a bind makes would be closed to others (mode 0700), one of --dir is not.
+    parents = {str(folder) for _, path in binds for folder in Path(path).parents}
+    for folder in sorted(parents, key=len):
+        command += ["--dir", folder]
+    for bind, path in binds:
+        command += [bind, path, path]
+    shared = ["/tmp", "/dev/shm"] if box.uid is not None else []
+    return [*command, "--remount-ro", "/", *enter(backend, box, shared=shared)]
 
 
-_ALL = (BubblewrapBackend(), UnshareBackend(), LandlockBackend(), Backend(), NoBackend())
-BACKENDS = {backend.name: backend for backend in _ALL}
+_NO_BWRAP = "bubblewrap is not installed: `apt-get install bubblewrap`"
+_NO_UNSHARE = "unshare is not installed (package util-linux)"
+_ALL = (READ, WRITE, CONNECT, KILL)
+_BACKENDS = (
+    Backend("bubblewrap", _bubblewrap, "bwrap", _NO_BWRAP, _ALL, namespaces=True, fresh_tmp=True),
+    Backend("unshare", _unshare, "unshare", _NO_UNSHARE, _ALL, namespaces=True, landlock=True),
+    # From Linux 5.13 on; it learnt of networks (6.7) and signals (6.12) later.
+    Backend("landlock", enter, must_stop=(READ, WRITE), landlock=True),
+    Backend("limits", enter),
+    # No limits either: to be had by name only.
+    Backend("none", lambda _, box: box.argv),
+)
+BACKENDS = {backend.name: backend for backend in _BACKENDS}
 LADDER = ("bubblewrap", "unshare", "landlock", "limits")  # what "auto" tries in this order, the strongest first
-NAMESPACES = ("bubblewrap", "unshare")
 
 
 def unprivileged_user(name: str, paths: Iterable[Path | str]) -> int | None:
@@ -182,12 +152,12 @@ def unprivileged_user(name: str, paths: Iterable[Path | str]) -> int | None:
     A passing one where root asks and anybody can reach Python and `paths`. Also None for the root of a container that
     has no other users.
     """
-    if os.geteuid() != 0 or name == NoBackend.name:
+    if os.geteuid() != 0 or name == "none":
         return None
     if not (_has_passing_users("uid_map") and _has_passing_users("gid_map")):
         return None
     # bubblewrap makes its own folders above the paths; elsewhere they are those of the machine.
-    if name != BubblewrapBackend.name:
+    if name != "bubblewrap":
         for path in [*_python_paths(), *map(str, paths)]:
             for folder in Path(os.path.realpath(path)).parents:
                 if not folder.stat().st_mode & stat.S_IXOTH:
@@ -208,48 +178,18 @@ def _has_passing_users(table: str) -> bool:
     return False
 
 
-def _is_inside(path: str, folders: Iterable[str]) -> bool:
-    """Whether `path` is one of `folders` or lies below one."""
-    return any(path == folder or path.startswith(folder + "/") for folder in folders)
-
-
-def _parents(paths: Sequence[str]) -> list[str]:
-    """Folders above `paths` that the box has to make, outermost first."""
-    above: set[str] = set()
-    for path in paths:
-        above.update(map(str, Path(path).parents))
-    above -= {"/", "/tmp", "/dev", "/proc"}
-    return sorted((folder for folder in above if not _is_inside(folder, [*_SYSTEM, *paths])), key=len)
-
-
-def _path_of(program: str) -> str:
-    # By the caller's PATH; the box has another.
-    return shutil.which(program) or program
-
-
-@functools.lru_cache
-def _knows_size(bwrap: str) -> bool:
-    # --size came with bubblewrap 0.7.
-    return "--size" in subprocess.run([bwrap, "--help"], capture_output=True, text=True).stdout
-
-
-@functools.lru_cache
 def _python_paths() -> list[str]:
     """What Python and its packages need: the environment, the installation below it, further package folders."""
     places = [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.path.realpath(sys.executable))]
     places.append(sysconfig.get_path("stdlib"))
     places += [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    found = []
-    for place in places:
-        found += [os.path.abspath(place), os.path.realpath(place)]
-    return found
+    return [*map(os.path.abspath, places), *map(os.path.realpath, places)]
 
 
-def _uncovered(paths: Iterable[str]) -> list[str]:
+def _outermost(paths: Iterable[str]) -> list[str]:
     """The paths that exist, without repeats and without those that lie inside another or in a system folder."""
-    existing = {os.path.abspath(path) for path in paths if os.path.exists(path)}
     chosen: list[str] = []
-    for path in sorted(existing, key=len):
-        if not _is_inside(path, [*_SYSTEM, *chosen]):
+    for path in sorted(map(os.path.abspath, filter(os.path.exists, paths)), key=len):
+        if not any(Path(path).is_relative_to(folder) for folder in (*_SYSTEM, *chosen)):
             chosen.append(path)
     return chosen

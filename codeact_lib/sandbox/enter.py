@@ -28,7 +28,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter(spec: dict[str, Any]) -> None:
-    """Follow `spec` (`backends.enter_command`) and never return."""
+    """Follow `spec` (`backends.enter`) and never return."""
     # A failure anywhere is an error that ends this process: no program is started in half a box.
     if spec["reap"]:
         reap_orphans()
@@ -37,7 +37,13 @@ def enter(spec: dict[str, Any]) -> None:
         flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
         call(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", flags, options), f"tmpfs on {folder}")
     for name, value in spec["limits"].items():
-        limit(name, value)
+        # Not every system knows every limit, and none can be raised above the one in force.
+        kind = getattr(resource, name, None)
+        if kind is not None:
+            hard = resource.getrlimit(kind)[1]
+            if hard != resource.RLIM_INFINITY:
+                value = min(value, hard)
+            resource.setrlimit(kind, (value, value))
     for folder in spec["open"]:
         os.chmod(folder, 0o1777)
     if sys.platform == "linux":
@@ -48,15 +54,6 @@ def enter(spec: dict[str, Any]) -> None:
     os.chdir(spec["cwd"])
     os.makedirs(os.environ["HOME"], exist_ok=True)
     os.execve(spec["argv"][0], spec["argv"], dict(os.environ))
-
-
-def limit(name: str, value: int | None) -> None:
-    """Set a resource limit, never above the one in force; not every system knows every limit."""
-    if value is not None and hasattr(resource, name):
-        hard = resource.getrlimit(getattr(resource, name))[1]
-        if hard != resource.RLIM_INFINITY:
-            value = min(value, hard)
-        resource.setrlimit(getattr(resource, name), (value, value))
 
 
 def call(result: int, what: str) -> int:
@@ -78,12 +75,11 @@ def reap_orphans() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         return
     _, status = os.waitpid(program, 0)
-    orphans = children()
-    while orphans:
+    # The children of what is killed here come next.
+    for orphans in iter(children, []):
         for pid in orphans:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        orphans = children()
     code = os.waitstatus_to_exitcode(status)
     os._exit(code if code >= 0 else 128 - code)
 
@@ -128,22 +124,16 @@ def restrict(read: list[str], write: list[str]) -> None:
     if abi >= 6:
         attributes += struct.pack("Q", SCOPES)
     ruleset = call(libc.syscall(CREATE_RULESET, attributes, len(attributes), 0), "landlock ruleset")
-    for path in filter(os.path.exists, read):
-        allow(ruleset, path, READ)
-    for path in filter(os.path.exists, write):
-        allow(ruleset, path, rights)
+    for paths, wanted in ((read, READ), (write, rights)):
+        for path in filter(os.path.exists, paths):
+            allowed = wanted if os.path.isdir(path) else wanted & FILE_RIGHTS
+            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            rule = struct.pack("=Qi", allowed, handle)
+            call(libc.syscall(ADD_RULE, ruleset, 1, rule, 0), f"landlock rule for {path}")
+            os.close(handle)
     call(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     call(libc.syscall(RESTRICT_SELF, ruleset, 0), "landlock restrict")
     os.close(ruleset)
-
-
-def allow(ruleset: int, path: str, rights: int) -> None:
-    """Allow `rights` on a file, or on a folder and all below it."""
-    handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    if not os.path.isdir(path):
-        rights &= FILE_RIGHTS
-    call(libc.syscall(ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, handle), 0), f"landlock rule for {path}")
-    os.close(handle)
 
 
 if __name__ == "__main__":

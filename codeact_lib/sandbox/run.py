@@ -12,31 +12,30 @@ environment, resource limits, an outer timeout and a watch over its total memory
 | `none` | | | | asked for by name only: no limits either |
 
 `auto` takes the first backend that runs here. `probe_isolation` says what each stops, not by what it promises but by
-four canaries that are looked at from outside: a file read, a write into the home, a loopback connection, a process
-killed. docs/isolation.md has the table of some forty attacks under each backend.
+four canaries that are looked at from outside. docs/isolation.md has the table of some sixty attacks.
 """
 
 import functools
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import psutil
 
 from codeact_lib.errors import SandboxError
 from codeact_lib.sandbox.backends import BACKENDS, CONNECT, KILL, LADDER, READ, WRITE, Backend, Box, unprivileged_user
-from codeact_lib.sandbox.watchdog import PROCESSES, Limits, Monitor, end_box
+from codeact_lib.sandbox.watchdog import DISK_BYTES, PROCESSES, Limits, end_box, watch
 
 MOST_OUTPUT = 1 << 30  # bytes of standard output that are taken back
+MOST_ERRORS = 4000  # bytes of standard error, from its end
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ class BoxResult:
     stdout: str
     stderr: str  # the end of it
     isolation: str
-    seconds: float
     stopped: str = ""  # "", "timeout", "stalled", "stopped", "memory", "processes" or "disk"
 
 
@@ -69,9 +67,6 @@ class BackendReport:
         return f"isolation: {self.name} only: generated code can {', '.join(through)}; {remedy}"
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------
-
-
 def run_isolated(
     argv: Sequence[object],
     *,
@@ -88,30 +83,24 @@ def run_isolated(
     """Run `argv` in a box and take back what it writes to standard output, and into `output_dir`.
 
     Args:
-        argv: program and arguments; the Python installation, `readable` and `output_dir` have the same paths inside as
-            outside.
+        argv: program and arguments.
         output_dir: the one folder of the caller it may write into, and its working folder; made if missing. Where a
             backend drops root, its files come back owned by the caller. None: a private folder that goes with the box.
-        readable: further files and folders the program may read.
+        readable: what it may read beside the Python installation. All paths are the same inside as outside.
         stdin: bytes of its standard input.
         isolation: "auto", one of `LADDER`, or "none".
-        timeout: seconds until everything in the box is killed.
-        stall_seconds: the same after so long without anything new on standard output.
-        memory_bytes: address space of one process, None for no limit. EvalPlus sets its own 4 GiB per solution and
-            fails every task, without a word, if it meets a lower hard limit.
-        total_memory: resident bytes of all processes of the box together; None for half of the machine's memory.
-        processes: how many processes may exist in the box.
+        timeout, stall_seconds, memory_bytes, total_memory, processes: see `watchdog.Limits`; a `total_memory` of None
+            is half of the machine's.
 
     Raises:
         SandboxError: the isolation asked for does not work here.
     """
-    backend = BACKENDS[choose_isolation(isolation)]
     total_memory = total_memory or psutil.virtual_memory().total // 2
     limits = Limits(timeout, stall_seconds, memory_bytes, total_memory, processes)
-    return _run_on(backend, argv, limits, output_dir, readable, stdin)
+    return _run_behind(BACKENDS[choose_isolation(isolation)], argv, limits, output_dir, readable, stdin)
 
 
-def _run_on(
+def _run_behind(
     backend: Backend,
     argv: Sequence[object],
     limits: Limits,
@@ -126,11 +115,16 @@ def _run_on(
             cwd = Path(output_dir).resolve()
             cwd.mkdir(parents=True, exist_ok=True)
         uid = unprivileged_user(backend.name, [cwd, scratch, *readable])
-        resources: dict[str, int | None] = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": limits.disk, "RLIMIT_NOFILE": 1024}
-        resources["RLIMIT_AS"] = limits.process_memory
-        # It counts the processes of a user, in a box or not: those that run already must stay possible.
-        resources["RLIMIT_NPROC"] = limits.processes + (_own_threads() if uid is None else 0)
-        box = Box([str(part) for part in argv], cwd, scratch, [str(path) for path in readable], resources, uid)
+        resources = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": DISK_BYTES, "RLIMIT_NOFILE": 1024}
+        if limits.memory_bytes is not None:
+            resources["RLIMIT_AS"] = limits.memory_bytes
+        resources["RLIMIT_NPROC"] = limits.processes
+        if uid is None:
+            # It counts the threads of a user, in a box or not: those that run already must stay possible.
+            for process in psutil.process_iter(["uids", "num_threads"]):
+                if process.info["uids"] and process.info["uids"].real == os.getuid():
+                    resources["RLIMIT_NPROC"] += process.info["num_threads"] or 0
+        box = Box(list(map(str, argv)), cwd, scratch, list(map(str, readable)), resources, uid)
         if uid is None:
             return _supervise(backend, box, limits, stdin)
         try:
@@ -140,27 +134,14 @@ def _run_on(
             _give({cwd, scratch}, 0)
 
 
-def _own_threads() -> int:
-    """Threads that this user runs on the machine."""
-    threads = 0
-    for process in psutil.process_iter():
-        try:
-            if process.uids().real == os.getuid():
-                threads += process.num_threads()
-        except psutil.Error:
-            continue  # it has just ended
-    return threads
-
-
 def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes) -> BoxResult:
     """Start the box, wait for it, and stop it with everything in it when it exceeds what it may."""
-    start = time.monotonic()
     # Files, not pipes: nobody has to read along, and how much was written is the progress of the box.
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         source.write(stdin)
         source.seek(0)
         process = subprocess.Popen(
-            backend.command(box),
+            backend.wrap(backend, box),
             cwd=box.cwd,
             env=backend.environment(box),
             start_new_session=True,
@@ -169,20 +150,16 @@ def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes) -> BoxR
             stderr=errors,
         )
         folders = {box.scratch} if backend.namespaces else {box.scratch, box.cwd}
-        monitor = Monitor(process, lambda: os.fstat(output.fileno()).st_size, limits, tuple(folders))
         try:
-            stopped = monitor.wait()
+            stopped = watch(process, output, limits, folders)
         finally:
             end_box(process)
         output.seek(0)
         text = output.read(MOST_OUTPUT).decode(errors="replace")
+        errors.seek(max(0, errors.seek(0, os.SEEK_END) - MOST_ERRORS))
+        words = errors.read().decode(errors="replace")
         code = None if stopped else process.returncode
-        return BoxResult(code, text, _tail(errors), backend.name, time.monotonic() - start, stopped)
-
-
-def _tail(file: IO[bytes], n: int = 4000) -> str:
-    file.seek(max(0, file.seek(0, os.SEEK_END) - n))
-    return file.read().decode(errors="replace")
+        return BoxResult(code, text, words, backend.name, stopped)
 
 
 def _give(places: set[Path], uid: int) -> None:
@@ -193,8 +170,6 @@ def _give(places: set[Path], uid: int) -> None:
             for path in (root, *(os.path.join(root, name) for name in (*folders, *files))):
                 os.chown(path, uid, uid, follow_symlinks=False)
 
-
-# ---- proving a backend -----------------------------------------------------------------------------------------------
 
 _CANARY = """
 import os, signal, socket, sys
@@ -219,19 +194,19 @@ def probe_isolation(names: Sequence[str] = LADDER) -> list[BackendReport]:
 
 @functools.lru_cache
 def choose_isolation(isolation: str = "auto") -> str:
-    """The backend that will be used; asked once per process.
-
-    Raises:
-        SandboxError: unknown name, or the one asked for does not run here or does not stop what it must.
-    """
+    """The backend that will be used; SandboxError where it is unknown, does not run, or stops less than it must."""
     if isolation != "auto" and isolation not in BACKENDS:
         raise SandboxError(f"isolation: {isolation!r} is not known; use auto, {', '.join(LADDER)} or none.")
-    reports = probe_isolation(LADDER if isolation == "auto" else (isolation,))
+    names: tuple[str, ...] = (isolation,)
+    remedy = "isolation: auto takes the best there is"
+    if isolation == "auto":
+        names = LADDER
+        remedy = "isolation: none does without"
+    reports = probe_isolation(names)
     for report in reports:
         if report.available:
             return report.name
     reasons = "; ".join(report.reason for report in reports)
-    remedy = "isolation: none does without" if isolation == "auto" else "isolation: auto takes the best there is"
     raise SandboxError(f"isolation: {isolation} does not work here: {reasons}. {remedy}.")
 
 
@@ -239,8 +214,23 @@ def choose_isolation(isolation: str = "auto") -> str:
 def probe(name: str) -> BackendReport:
     """One backend, tried once per process."""
     backend = BACKENDS[name]
-    if not backend.available():
+    if backend.program and not shutil.which(backend.program):
         return BackendReport(name, False, backend.absent)
+    try:
+        result, stops = _release_canaries(backend)
+    except (OSError, SandboxError) as error:
+        return BackendReport(name, False, str(error).rstrip("."))
+    if result.returncode != 0 or not result.stdout.endswith("end\n"):
+        lines = result.stderr.strip().splitlines() or [result.stopped or "no output"]
+        return BackendReport(name, False, f"{name} does not start ({lines[-1]})")
+    passed = [canary for canary in backend.must_stop if not stops[canary]]
+    if passed:
+        return BackendReport(name, False, f"{name} lets generated code {', '.join(passed)}", stops)
+    return BackendReport(name, True, "", stops)
+
+
+def _release_canaries(backend: Backend) -> tuple[BoxResult, dict[str, bool]]:
+    """How the program with the canaries ended, and canary -> whether it was stopped."""
     # Not in /tmp, which is hidden in a box for another reason; but the home is not writable everywhere.
     place = Path.home() if os.access(Path.home(), os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="codeact-canary-", dir=place) as made:
@@ -251,7 +241,7 @@ def probe(name: str) -> BackendReport:
         try:
             with socket.create_server(("127.0.0.1", 0)) as server:
                 argv = [sys.executable, "-I", "-S", "-c", _CANARY, secret, home, server.getsockname()[1], bystander.pid]
-                result = _run_on(backend, argv, Limits(seconds=20))
+                result = _run_behind(backend, argv, Limits(timeout=20))
                 stops = {
                     READ: not result.stdout.startswith("canary"),
                     WRITE: not home.exists(),
@@ -259,20 +249,8 @@ def probe(name: str) -> BackendReport:
                     CONNECT: not select.select([server], [], [], 0)[0],
                     KILL: bystander.poll() is None,
                 }
-        except (OSError, SandboxError) as error:
-            return BackendReport(name, False, str(error).rstrip("."))
         finally:
             bystander.send_signal(signal.SIGKILL)
             bystander.wait()
             home.unlink(missing_ok=True)
-    return _judge_canaries(backend, result, stops)
-
-
-def _judge_canaries(backend: Backend, result: BoxResult, stops: dict[str, bool]) -> BackendReport:
-    if result.returncode != 0 or not result.stdout.endswith("end\n"):
-        lines = result.stderr.strip().splitlines() or [result.stopped or "no output"]
-        return BackendReport(backend.name, False, f"{backend.name} does not start ({lines[-1]})")
-    passed = [canary for canary in backend.must_stop if not stops[canary]]
-    if passed:
-        return BackendReport(backend.name, False, f"{backend.name} lets generated code {', '.join(passed)}", stops)
-    return BackendReport(backend.name, True, "", stops)
+    return result, stops

@@ -4,9 +4,10 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -19,69 +20,62 @@ DISK_BYTES = 512 << 20  # size of each in-memory folder, of all that a box write
 class Limits:
     """What a box may use; None where there is no such limit."""
 
-    seconds: float = 600.0  # until everything in the box is killed
-    stall_seconds: float | None = None  # the same after so long without progress
-    process_memory: int | None = None  # bytes of address space of one process
+    timeout: float  # seconds until everything in the box is killed
+    stall_seconds: float | None = None  # the same after so long without anything new on standard output
+    # Bytes of address space of one process. EvalPlus sets its own 4 GiB per solution, and fails every task without a
+    # word if it meets a lower hard limit.
+    memory_bytes: int | None = None
     total_memory: int | None = None  # resident bytes of all processes together
     processes: int = PROCESSES  # how many may exist at a time
-    disk: int = DISK_BYTES  # bytes that may be written
 
 
-@dataclass
-class Monitor:
-    """Waits for a box and says why it has to be ended early, if it has."""
+def watch(process: subprocess.Popen[bytes], output: IO[bytes], limits: Limits, folders: Collection[Path]) -> str:
+    """Wait until a box ends; "" or why it must be ended: timeout, stalled, stopped, memory, processes or disk.
 
-    process: subprocess.Popen[bytes]
-    progress: Callable[[], int]  # gives a number that grows while the box works
-    limits: Limits
-    folders: Collection[Path] = ()  # where it may write
+    `output` is where it writes, `folders` what of the disk it may fill.
+    """
+    start = time.monotonic()
+    grown = start
+    size = 0
+    while process.poll() is None:
+        # Returns within 40 ms of the end of the box.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PAUSE)
+        now = time.monotonic()
+        current = os.fstat(output.fileno()).st_size
+        if current != size:
+            size = current
+            grown = now
+        if now - start > limits.timeout:
+            return "timeout"
+        if limits.stall_seconds and now - grown > limits.stall_seconds:
+            return "stalled"
+        excess = _excess(family(process.pid), limits, folders)
+        if excess:
+            return excess
+    return ""
 
-    def wait(self) -> str:
-        """Wait until the box ends; "" or why it must be ended: timeout, stalled, stopped, memory, processes or disk."""
-        start = time.monotonic()
-        size = self.progress()
-        grown = start
-        while self.process.poll() is None:
-            # Returns within 40 ms of the end of the box.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(PAUSE)
-            now = time.monotonic()
-            current = self.progress()
-            if current != size:
-                size = current
-                grown = now
-            if now - start > self.limits.seconds:
-                return "timeout"
-            if self.limits.stall_seconds and now - grown > self.limits.stall_seconds:
-                return "stalled"
-            excess = self._excess()
-            if excess:
-                return excess
-        return ""
 
-    def _excess(self) -> str:
-        """Which limit all processes of the box together exceed, "" for none."""
-        # Resource limits hold for one process each. Ten processes of 4 GiB keep every limit and take 40 GiB, so
-        # somebody has to add up.
-        boxed = family(self.process.pid)
-        if len(boxed) > self.limits.processes:
-            return "processes"
-        resident = 0
-        stopped = False
-        for process in boxed:
-            try:
-                resident += process.memory_info().rss
-                stopped = stopped or process.status() == psutil.STATUS_STOPPED
-            except psutil.Error:
-                continue  # it has just ended
-        if self.limits.total_memory and resident > self.limits.total_memory:
-            return "memory"
-        # No program here stops itself (SIGSTOP), and a stopped one would be waited for until the time is over.
-        if stopped:
-            return "stopped"
-        if written(self.folders) > self.limits.disk:
-            return "disk"
-        return ""
+def _excess(boxed: list[psutil.Process], limits: Limits, folders: Collection[Path]) -> str:
+    """Which limit all processes of the box together exceed, "" for none."""
+    # Resource limits hold for one process each. Ten processes of 4 GiB keep every limit and take 40 GiB, so somebody
+    # has to add up.
+    if len(boxed) > limits.processes:
+        return "processes"
+    resident = 0
+    stopped = False
+    for process in boxed:
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            resident += process.memory_info().rss
+            stopped = stopped or process.status() == psutil.STATUS_STOPPED
+    if limits.total_memory and resident > limits.total_memory:
+        return "memory"
+    # No program here stops itself (SIGSTOP), and a stopped one would be waited for until the time is over.
+    if stopped:
+        return "stopped"
+    if written(folders) > DISK_BYTES:
+        return "disk"
+    return ""
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -97,14 +91,12 @@ def written(folders: Collection[Path]) -> int:
     total = 0
     waiting = [str(folder) for folder in folders]
     while waiting:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    total += max(4096, entry.stat(follow_symlinks=False).st_blocks * 512)
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-        except OSError:
-            continue  # it went away, or nobody may look
+        # A folder that went away, or into which nobody may look.
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                total += max(4096, entry.stat(follow_symlinks=False).st_blocks * 512)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
     return total
 
 
@@ -114,18 +106,15 @@ def end_box(process: subprocess.Popen[bytes]) -> None:
     for _ in range(100):
         boxed = family(process.pid)
         for descendant in boxed:
-            try:
+            with contextlib.suppress(psutil.Error):  # gone already
                 descendant.kill()
-            except psutil.Error:
-                continue  # gone already
         if not boxed:
             break
     process.kill()
     process.wait()
     # What is left where the reaper was killed: the processes of the box's session (on macOS, without a reaper, all).
     for pid in psutil.pids():
-        try:
+        # Gone already, or not ours: then it is not of this session.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getsid(pid) == process.pid:
                 os.kill(pid, 9)
-        except (ProcessLookupError, PermissionError):
-            continue  # gone already, or not ours: then it is not of this session

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from codeact_lib.errors import EvaluationError, ModelError
-from codeact_lib.evaluation.decoding import StopStrings, greedy_decode, growing_cache
+from codeact_lib.evaluation.decoding import StopStrings, TransformersModel, growing_cache
 from codeact_lib.evaluation.generation import cut, generate_solutions
 from codeact_lib.prompts import PROTOCOLS, TEMPLATES, benchmark_instruction, get_protocol, task_kind, tokenize_example
 
@@ -70,9 +70,7 @@ def one_at_a_time(model, ids, n):
 
 def test_a_batch_gives_what_one_prompt_at_a_time_gives(model, tokenizer):
     prompts = [[5 + i, 40, 41 + i, *range(60, 60 + 3 * i)] for i in range(6)]
-    stops = StopStrings(tokenizer, ())
-    with torch.inference_mode():
-        together = greedy_decode(model, tokenizer, prompts, 30, stops)
+    together = TransformersModel(model, tokenizer).greedy(prompts, 30, ())
     assert [p + t for p, t in zip(prompts, together, strict=True)] == [one_at_a_time(model, p, 30) for p in prompts]
 
 
@@ -83,8 +81,7 @@ def test_rows_that_end_early_leave_the_others_unchanged(model, tokenizer):
     early = {free[1][2], free[2][9], free[4][1]}
     model.generation_config.eos_token_id = sorted(early)
     try:
-        with torch.inference_mode():
-            answers = greedy_decode(model, tokenizer, prompts, 30, StopStrings(tokenizer, ()))
+        answers = TransformersModel(model, tokenizer).greedy(prompts, 30, ())
     finally:
         model.generation_config.eos_token_id = model.config.eos_token_id
     ends = [next((at for at, token in enumerate(row) if token in early), len(row)) for row in free]
@@ -118,13 +115,15 @@ def test_the_batch_size_and_the_order_of_tasks_change_no_solution(model, tokeniz
 def test_a_batch_that_memory_does_not_hold_is_halved_until_it_fits(model, tokenizer, tmp_path, monkeypatch):
     wanted, sizes = generate(model, tokenizer, tmp_path / "whole.jsonl", batch_size=7), []
 
-    def with_little_memory(model, tokenizer, prompts, *rules):
+    greedy = TransformersModel.greedy
+
+    def with_little_memory(self, prompts, *rules):
         if len(prompts) > room:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         sizes.append(len(prompts))
-        return greedy_decode(model, tokenizer, prompts, *rules)
+        return greedy(self, prompts, *rules)
 
-    monkeypatch.setattr("codeact_lib.evaluation.decoding.greedy_decode", with_little_memory)
+    monkeypatch.setattr(TransformersModel, "greedy", with_little_memory)
     room = 2
     assert generate(model, tokenizer, tmp_path / "parts.jsonl", batch_size=7) == wanted
     assert sizes == [1] * 7  # 7, 3, and from there on 1
@@ -316,7 +315,7 @@ def test_vllm_gets_token_ids_stop_strings_and_the_adapter(tokenizer, tmp_path, m
     stand_in = ModuleType("vllm")
     stand_in.SamplingParams = lambda **named: named
     monkeypatch.setitem(sys.modules, "vllm", stand_in)
-    model = VllmModel(Engine(), "the adapter", "bfloat16")
+    model = VllmModel(Engine(), "the adapter", {"engine": "vllm", "dtype": "bfloat16"})
     rows = generate(model, tokenizer, tmp_path / "s.jsonl", batch_size=4)
     assert {row["solution"] for row in rows} == {"return a"} and len(asked) == 7
     ids, sampling, adapter = asked[0]

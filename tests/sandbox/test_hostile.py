@@ -22,7 +22,7 @@ from hostile import ATTACKS, HONEST, ONLY_IN_NAMESPACES
 
 from codeact_lib.evaluation.benchmarks import Benchmark
 from codeact_lib.evaluation.judge import evaluate_solutions
-from codeact_lib.sandbox.backends import NAMESPACES
+from codeact_lib.sandbox.backends import BACKENDS
 from codeact_lib.sandbox.run import probe_isolation
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the attacks are written for Linux")
@@ -133,7 +133,7 @@ def world():
 
 def attacks_for(rung):
     """[(group, name, code)] of what may be tried under a rung."""
-    more = ONLY_IN_NAMESPACES if rung in NAMESPACES else {}
+    more = ONLY_IN_NAMESPACES if BACKENDS[rung].namespaces else {}
     return [(g, n, c) for group in (ATTACKS, more) for g, found in group.items() for n, c in found.items()]
 
 
@@ -171,7 +171,7 @@ def test_a_hostile_solution_costs_its_own_verdict_and_nothing_else(rung, world, 
     assert [verdict for name, verdict in verdicts if name == "honest" and verdict["plus"] != "pass"] == []
     assert [name for name, verdict in verdicts if name != "honest" and "pass" in verdict.values()] == []
     assert result.isolation == rung
-    if rung in NAMESPACES:
+    if BACKENDS[rung].namespaces:
         assert world.is_untouched()
 
 

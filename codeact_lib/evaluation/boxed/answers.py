@@ -1,7 +1,6 @@
 """What the solutions say: each runs on the inputs of its task where no expected output is, nor was before.
 
-Takes `messages.AnswersTask`, gives `messages.Answers`: JSON text of {"outputs", "why"}, where `why` is what stopped the
-solution ("" when it answered everything).
+Takes `messages.Question`, gives `messages.Answers`, where `why` is what stopped the solution ("" when it answered all).
 """
 
 # Slim on purpose: a fork costs 2 ms, and a solution that searches the memory it lives in finds this and its inputs.
@@ -10,22 +9,20 @@ import contextlib
 import json
 import os
 import resource
-import selectors
+import select
 import signal
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 from . import pool
-from .messages import Answers, AnswersTask, Job
+from .messages import Answers, Job, Question
 from .plain import ANSWERED, OUT_OF_TIME, decode, encode_output
 
-MEMORY = 4 << 30  # address space of a solution, as EvalPlus gives it
 MOST_BYTES = 64 << 20  # of one answer
 MOST_SECONDS = 120.0  # for all inputs of a task: EvalPlus gives 60 s, and here the outputs are written out too
 # Of EvalPlus's limit: more, so that a solution near to it is not lost on the way to its verdict. On a busy machine a
 # solution waits, which costs it no processor time; an endless loop spends it, and need not be watched twice as long.
 TIMERS = ((signal.ITIMER_REAL, 2.0), (signal.ITIMER_PROF, 1.5))
-WAIT = max(factor for _, factor in TIMERS)
 
 
 class OutOfTime(Exception):
@@ -36,22 +33,31 @@ def begin(job: Job) -> None:
     """Nothing to import before the workers are forked."""
 
 
-def work(job: Job, task: AnswersTask) -> Answers:
+def work(job: Job, task: Question) -> Answers:
     """Outputs on the base inputs and, if all of them were answered, on the plus inputs."""
-    base = ask(job, task, "base")
-    plus = ask(job, task, "plus") if base.endswith(ANSWERED) else None
-    return {"base": base, "plus": plus}
+    said = {"base": ask(job, task, "base")}
+    if said["base"].endswith(ANSWERED):
+        said["plus"] = ask(job, task, "plus")
+    return said
 
 
-def ask(job: Job, task: AnswersTask, tests: str) -> str:
+def ask(job: Job, task: Question, tests: str) -> str:
     """JSON text of what the solution says, from a process of its own."""
     limits = task["limits"][tests]
     readable, writable = os.pipe()
     process = os.fork()
     if process == 0:
-        answer_and_exit(task, tests, writable)
+        try:
+            pool.seal(keep=writable)
+            limit_memory()
+            said = outputs(task["code"], task["entry_point"], task["inputs"][tests], limits)
+            text = json.dumps(said)
+            with open(3, "wb") as file:
+                file.write(text.encode())
+        finally:
+            os._exit(0)
     os.close(writable)
-    text = read(readable, time.monotonic() + min(MOST_SECONDS, WAIT * sum(limits)) + 2)
+    text = read(readable, time.monotonic() + min(MOST_SECONDS, TIMERS[0][1] * sum(limits)) + 2)
     os.close(readable)
     os.kill(process, signal.SIGKILL)
     used = os.wait4(process, 0)[2]
@@ -72,38 +78,23 @@ def silence(why: str) -> str:
 def read(readable: int, deadline: float) -> str:
     """What comes out of the pipe until it ends, or why it was not waited for."""
     received = bytearray()
-    with selectors.DefaultSelector() as selector:
-        selector.register(readable, selectors.EVENT_READ)
-        while selector.select(max(0.0, deadline - time.monotonic())):
-            part = os.read(readable, 1 << 20)
-            if not part:
-                return received.decode(errors="replace")
-            received += part
-            if len(received) > MOST_BYTES:
-                return silence("flood")
+    while select.select([readable], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        part = os.read(readable, 1 << 20)
+        if not part:
+            return received.decode(errors="replace")
+        received += part
+        if len(received) > MOST_BYTES:
+            return silence("flood")
     return silence("timeout")
 
 
-def answer_and_exit(task: AnswersTask, tests: str, writable: int) -> NoReturn:
-    """In the forked process: run the solution, say what it said, end whatever happens."""
-    try:
-        pool.seal(keep=writable)
-        limit_memory()
-        said = outputs(task["code"], task["entry_point"], task["inputs"][tests], task["limits"][tests])
-        text = json.dumps(said)
-        with open(3, "wb") as file:
-            file.write(text.encode())
-    finally:
-        os._exit(0)
-
-
 def limit_memory() -> None:
-    """`MEMORY` at most. macOS refuses such limits: there the watch over the whole box has to do."""
+    """As EvalPlus does. macOS refuses such limits: there the watch over the whole box has to do."""
     for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
-        most = MEMORY
         hard = resource.getrlimit(kind)[1]
+        most = pool.SOLUTION_MEMORY
         if hard != resource.RLIM_INFINITY:
-            most = min(MEMORY, hard)
+            most = min(most, hard)
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(kind, (most, most))
 
@@ -111,9 +102,10 @@ def limit_memory() -> None:
 def outputs(code: str, entry_point: str, inputs: str, limits: list[float]) -> dict[str, Any]:
     """{"outputs": as data, in the order of the inputs, "why": "", "error" or "timeout"}."""
     said: list[Any] = []
+    namespace: dict[str, Any] = {}
+    why = ""
     clock = Clock()
     try:
-        namespace: dict[str, Any] = {}
         clock.start(sum(limits))
         exec(code, namespace)
         function = namespace[entry_point]
@@ -123,12 +115,12 @@ def outputs(code: str, entry_point: str, inputs: str, limits: list[float]) -> di
             clock.stop()
             said.append(encode_output(output))
     except OutOfTime:
-        return {"outputs": said, "why": "timeout"}
+        why = "timeout"
     except BaseException:  # noqa: BLE001 - it may also leave by SystemExit
-        return {"outputs": said, "why": "error"}
+        why = "error"
     finally:
         clock.stop()
-    return {"outputs": said, "why": ""}
+    return {"outputs": said, "why": why}
 
 
 class Clock:
@@ -138,18 +130,16 @@ class Clock:
         for kind in (signal.SIGALRM, signal.SIGPROF):
             signal.signal(kind, self.ring)
 
-    def start(self, seconds: float) -> None:
+    def start(self, seconds: float, has_rung: bool = False) -> None:
         """Give the solution so many seconds from now on."""
-        self.has_rung = False
         self.seconds = seconds
-        self.wind()
-
-    def wind(self) -> None:
-        self.earliest = time.monotonic() + self.seconds / 2
+        self.has_rung = has_rung
+        self.earliest = time.monotonic() + seconds / 2
         for timer, factor in TIMERS:
-            signal.setitimer(timer, factor * self.seconds)
+            signal.setitimer(timer, factor * seconds)
 
     def ring(self, *_: Any) -> None:
+        """Take a signal of the timers."""
         # A signal that comes too early was sent by another solution: the process ends without a word, as it would at
         # any other signal.
         if time.monotonic() < self.earliest:
@@ -157,10 +147,10 @@ class Clock:
         if self.has_rung:
             os.write(3, silence("timeout").encode())
             os._exit(0)
-        self.has_rung = True
-        self.wind()
+        self.start(self.seconds, has_rung=True)
         raise OutOfTime
 
     def stop(self) -> None:
+        """Ask for no more signals."""
         for timer, _ in TIMERS:
             signal.setitimer(timer, 0)

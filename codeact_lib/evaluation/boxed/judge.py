@@ -10,35 +10,20 @@ import json
 import time
 from collections.abc import Iterator
 from copy import deepcopy
-from functools import cache
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from . import patches, pool
 from .messages import Job, Judged, JudgeTask
-from .plain import OUT_OF_TIME, Digest, Opaque, decode, digest
+from .plain import OUT_OF_TIME, Digest, Opaque, decode, encode_output
 
 MOST_SECONDS = 60.0  # EvalPlus's limit for all inputs of one check
 
 
 def begin(job: Job) -> None:
     """Import EvalPlus before the workers are forked."""
-    load()
-
-
-@cache
-def load() -> ModuleType:
-    """Import what is needed of EvalPlus, and its traps defused."""
-    patches.skip_datasets()
-    # Each submodule by name: importing one does not bring the others.
-    import evalplus.eval
-    import evalplus.gen.util
-
-    patches.fix_memory_limit()
-    patches.share_without_dev_shm()
-    patches.seal_solutions()
-    return evalplus
+    patches.load_check()
 
 
 def work(job: Job, task: JudgeTask) -> Judged:
@@ -55,9 +40,9 @@ def work(job: Job, task: JudgeTask) -> Judged:
 
 def judge_inputs(job: Job, task: JudgeTask, tests: str) -> tuple[str, bool, str]:
     """(EvalPlus's status, whether the answers bear it out, why the solution failed) on the inputs of `tests`."""
-    code = task["prepared"]["code"]
-    seconds = task["prepared"]["seconds"][tests]
-    inputs = decode(json.loads(task["prepared"]["inputs"][tests]))
+    code = task["code"]
+    name = task["entry_point"]
+    inputs = decode(json.loads(task["inputs"][tests]))
     said = outputs_in(task["said"][tests])
     limit = job["min_time_limit"]
     kind, expected = criterion(job["kind"], task, tests, inputs)
@@ -66,22 +51,14 @@ def judge_inputs(job: Job, task: JudgeTask, tests: str) -> tuple[str, bool, str]
     # waits up to 20 s at a normal end, reuses old results in silence and keeps its ground truth in a pickle. It forks
     # for each list of inputs: from this process 7 ms a task, with torch loaded it would be 196 ms.
     start = time.monotonic()
-    status, details = load().eval.untrusted_check(
-        kind,
-        code,
-        inputs,
-        task["entry_point"],
-        expected=expected,
-        atol=task["atol"],
-        ref_time=seconds,
-        fast_check=True,
-        min_time_limit=limit,
+    status, details = patches.load_check().eval.untrusted_check(
+        kind, code, inputs, name, expected, task["atol"], task["seconds"][tests], fast_check=True, min_time_limit=limit
     )
     spent = time.monotonic() - start
     if status == "pass":
         return status, confirmed, ""
     # EvalPlus waits so long for a process before it ends it; one that is gone earlier without a word has died.
-    allowed = min(MOST_SECONDS, sum(max(limit, 4 * s) for s in seconds)) + 2
+    allowed = min(MOST_SECONDS, sum(task["limits"][tests])) + 2
     died = status == "timeout" and spent < allowed
     if not pool.is_alone(job):
         if died:
@@ -122,27 +99,17 @@ class Root:
 
 def criterion(kind: str, task: JudgeTask, tests: str, inputs: list[Any]) -> tuple[str, list[Any]]:
     """(kind, expected outputs) for EvalPlus's comparison."""
-    evalplus = load()
+    evalplus = patches.load_check()
     # In EvalPlus 0.3.1 HumanEval/32 can never pass: its branch leaves the input uncounted. Named otherwise, the check
     # goes the common way, with the same criterion as the expected output.
     if kind == "humaneval" and task["entry_point"] == "find_zero":
         return "find_zero", [Root(*arguments, task["atol"]) for arguments in inputs]
-    text = task["prepared"]["expected"][tests]
+    text = task["expected"][tests]
     if kind == "mbpp" and task["entry_point"] in evalplus.eval.MBPP_OUTPUT_NOT_NONE_TASKS:
         return kind, [output is not None for output in decode(json.loads(text))]
     if '["opaque", ' in text or '["digest", ' in text:  # no data, or not all of it
         return kind, evalplus.gen.util.trusted_exec(task["reference"], inputs, task["entry_point"])
     return kind, decode(json.loads(text))
-
-
-def is_borne_out(kind: str, task: JudgeTask, said: list[Any], inputs: list[Any], expected: list[Any]) -> bool:
-    """Whether the outputs `said` pass EvalPlus's comparison."""
-    if len(said) != len(inputs) or any(isinstance(output, Opaque) for output in expected):
-        return False
-    alike = []
-    for output, wanted in zip(said, expected, strict=True):
-        alike.append(digest(wanted) if isinstance(output, Digest) else wanted)
-    return compare_recorded(kind, task, said, inputs, alike)
 
 
 def outputs_in(said: str) -> list[Any] | None:
@@ -157,18 +124,24 @@ recorded: Iterator[Any] = iter(())
 
 
 def next_recorded(*_: Any) -> Any:
-    """Stands in for the solution in `compare_recorded`: says what was said, whatever it is asked."""
+    """Stands in for the solution in `is_borne_out`: says what was said, whatever it is asked."""
     return next(recorded)
 
 
-def compare_recorded(kind: str, task: JudgeTask, outputs: list[Any], inputs: list[Any], expected: list[Any]) -> bool:
-    """Whether EvalPlus accepts `outputs` for `expected`; nothing of the solution runs here."""
+def is_borne_out(kind: str, task: JudgeTask, said: list[Any], inputs: list[Any], expected: list[Any]) -> bool:
+    """Whether the outputs `said` pass EvalPlus's comparison; nothing of the solution runs here."""
     # EvalPlus 0.3.1 has its comparison (tolerances, sets, five tasks with rules of their own) only inside the loop that
     # calls the solution. A copy could drift from it, so that loop runs here, on code that hands out what was recorded.
     global recorded
-    evalplus = load()
-    recorded = iter(outputs)
-    code = f"from {__name__} import next_recorded as {task['entry_point']}"
+    if len(said) != len(inputs) or any(isinstance(output, Opaque) for output in expected):
+        return False
+    alike = []
+    for output, wanted in zip(said, expected, strict=True):
+        alike.append(decode(encode_output(wanted, large=0)) if isinstance(output, Digest) else wanted)
+    recorded = iter(said)
+    evalplus = patches.load_check()
+    name = task["entry_point"]
+    code = f"from {__name__} import next_recorded as {name}"
     limits = [MOST_SECONDS] * len(inputs)
     details = [False] * len(inputs)
     status = SimpleNamespace(value=None)
@@ -178,6 +151,6 @@ def compare_recorded(kind: str, task: JudgeTask, outputs: list[Any], inputs: lis
     guards = {"reliability_guard": lambda **_: None, "create_tempdir": contextlib.nullcontext}
     with mock.patch.multiple(evalplus.eval, **guards, time_limit=contextlib.nullcontext):
         evalplus.eval.unsealed_execute(
-            kind, task["entry_point"], code, inputs, expected, limits, task["atol"], True, status, details, progress
+            kind, name, code, inputs, alike, limits, task["atol"], True, status, details, progress
         )
     return status.value == evalplus.eval._SUCCESS and all(details)

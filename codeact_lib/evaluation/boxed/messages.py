@@ -10,22 +10,24 @@ from typing import Any, TypedDict
 TESTS = ("base", "plus")
 Texts = dict[str, str]  # base and plus -> JSON text of `plain.encode`: read only where the values are needed
 Seconds = dict[str, list[float]]  # base and plus -> seconds per input
+# Answer of `answers`: base and plus -> JSON text of {"outputs", "why"}; no plus where not all of base was answered.
+Answers = dict[str, str]
 
 
 class Rules(TypedDict):
-    """What holds for all tasks of an evaluation."""
+    """What holds for all boxes of an evaluation."""
 
     kind: str  # "humaneval" or "mbpp"
     min_time_limit: float  # seconds per input at least
     sanitize: bool  # cut an answer down to what the function needs
+    parallel: int  # tasks at a time
+    task_seconds: float  # after so long a task is lost
 
 
 class Job(Rules):
     """All that one box is sent."""
 
-    parallel: int  # workers
-    task_seconds: float  # after so long a task is lost
-    tasks: list[Any]  # of one of the three kinds below
+    tasks: list[Any]  # `PrepareTask`, `Question` or `JudgeTask`
 
 
 class PrepareTask(TypedDict):
@@ -37,40 +39,28 @@ class PrepareTask(TypedDict):
     expected: Texts | None
 
 
-class Prepared(TypedDict):
-    """Answer of `prepare`; instead {"broken": why} where the canonical solution does not run."""
-
-    code: str  # what will be judged
-    inputs: Texts
-    expected: Texts
-    seconds: Seconds  # what the canonical solution took
-
-
-class AnswersTask(TypedDict):
-    """What a solution is asked, without anything that tells the right answer."""
+class Question(TypedDict):
+    """What a solution is asked by `answers`, without anything that tells the right answer."""
 
     task_id: str
     entry_point: str
-    code: str
+    code: str  # what will be judged
     inputs: Texts
     limits: Seconds
 
 
-class Answers(TypedDict):
-    """Answer of `answers`: JSON text of {"outputs", "why"}; `plus` is None where not all of base was answered."""
+class Prepared(Question):
+    """Answer of `prepare`; instead {"broken": why} where the canonical solution does not run."""
 
-    base: str
-    plus: str | None
+    reference: str  # the canonical solution
+    expected: Texts
+    seconds: Seconds  # what the reference took
+    atol: float
 
 
-class JudgeTask(TypedDict):
+class JudgeTask(Prepared):
     """All that a verdict needs."""
 
-    task_id: str
-    entry_point: str
-    atol: float
-    reference: str  # the canonical solution
-    prepared: Prepared
     said: Texts  # what `answers` heard
 
 
@@ -81,34 +71,3 @@ class Judged(TypedDict):
     plus: str
     confirmed: dict[str, bool]
     failure: str
-
-
-def prepare_task(task: dict[str, Any], solution: str, expected: Texts | None) -> PrepareTask:
-    """For a task of a benchmark and a model's answer."""
-    return {"task_id": task["task_id"], "task": task, "solution": solution, "expected": expected}
-
-
-def answers_task(task: dict[str, Any], prepared: Prepared, min_time_limit: float) -> AnswersTask:
-    """For a task of a benchmark and what was prepared; the limits are EvalPlus's seconds per input."""
-    limits = {}
-    for tests in TESTS:
-        limits[tests] = [max(min_time_limit, 4 * seconds) for seconds in prepared["seconds"][tests]]
-    return {
-        "task_id": task["task_id"],
-        "entry_point": task["entry_point"],
-        "code": prepared["code"],
-        "inputs": prepared["inputs"],
-        "limits": limits,
-    }
-
-
-def judge_task(task: dict[str, Any], prepared: Prepared, said: Texts) -> JudgeTask:
-    """For a task of a benchmark, what was prepared and what its solution said."""
-    return {
-        "task_id": task["task_id"],
-        "entry_point": task["entry_point"],
-        "atol": task["atol"],
-        "reference": task["prompt"] + task["canonical_solution"],
-        "prepared": prepared,
-        "said": said,
-    }

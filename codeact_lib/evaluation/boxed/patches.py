@@ -1,66 +1,57 @@
-"""EvalPlus 0.3.1 made fit for a box: one function per change, with its reason."""
+"""EvalPlus 0.3.1 made fit for a box: its parts imported where they are needed, with a reason for each change."""
 
 import multiprocessing.heap
 import resource
 import sys
-from functools import partial
-from types import SimpleNamespace
+from functools import cache, partial
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from . import pool
 
-EVALPLUS_MEMORY = 4 << 30  # what EvalPlus gives a solution
 
-
-def skip_datasets() -> None:
-    """Before EvalPlus is imported: leave out the package `datasets`."""
-    # evalplus.data imports it for a leaderboard that nobody asks for here: 1.3 s, and 100 MB in every fork.
-    sys.modules.setdefault("datasets", SimpleNamespace(load_dataset=None))
-
-
-def keep_generators() -> None:
-    """Let sanitize keep helpers that yield."""
+@cache
+def load_reader() -> ModuleType:
+    """The part of EvalPlus that reads answers and inputs."""
+    _skip_datasets()
+    # Each submodule by name: importing one does not bring the others.
+    import evalplus.data.mbpp
+    import evalplus.eval.utils
     import evalplus.sanitize
 
-    # EvalPlus 0.3.1 throws away a helper without `return`, even a generator: Mbpp/630's own solution needs one.
+    # `sanitize` throws away a helper without `return`, even a generator: Mbpp/630's own solution needs one.
     def answers_something(node: Any) -> bool:
         return any(n.type in ("return_statement", "yield") for n in evalplus.sanitize.traverse_tree(node))
 
     evalplus.sanitize.has_return_statement = answers_something
+    return evalplus
 
 
-def fix_memory_limit() -> None:
-    """Tell EvalPlus how much memory a solution may have."""
+@cache
+def load_check() -> ModuleType:
+    """The part of EvalPlus that runs solutions and compares, with its traps defused."""
+    _skip_datasets()
     import evalplus.eval
+    import evalplus.gen.util
 
     # It would ask /proc for the memory of the machine, which a box may hide. Where its 4 GiB cannot be set, for a lower
     # hard limit or on macOS, every task would fail without a word; there the limits of the box have to do.
-    memory: int | None = EVALPLUS_MEMORY
+    memory: int | None = pool.SOLUTION_MEMORY
     if sys.platform == "darwin":
         memory = None
     for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK):
         hard = resource.getrlimit(kind)[1]
-        if hard != resource.RLIM_INFINITY and hard < EVALPLUS_MEMORY:
+        if hard != resource.RLIM_INFINITY and hard < pool.SOLUTION_MEMORY:
             memory = None
     evalplus.eval.query_maximum_memory_bytes = lambda: memory
 
-
-def share_without_dev_shm() -> None:
-    """Let verdicts come back through memory that needs no /dev/shm."""
-    import evalplus.eval
-
-    # multiprocessing puts locks and large arrays there, and a box may hide it. One process writes the verdicts and then
-    # ends, so nothing has to be locked.
+    # Verdicts come back through shared memory. multiprocessing puts locks and large arrays into /dev/shm, and a box may
+    # hide that. One process writes the verdicts and then ends, so nothing has to be locked.
     multiprocessing.heap.Arena._dir_candidates = []
     evalplus.eval.Value = partial(multiprocessing.Value, lock=False)
     evalplus.eval.Array = partial(multiprocessing.Array, lock=False)
 
-
-def seal_solutions() -> None:
-    """Close our pipes and standard streams in the process that runs a solution."""
-    import evalplus.eval
-
-    # What is written there is taken for verdicts.
+    # In the process that runs a solution our pipes and streams are closed: what is written there is taken for verdicts.
     execute = evalplus.eval.unsafe_execute
 
     def sealed(*arguments: Any) -> None:
@@ -68,4 +59,10 @@ def seal_solutions() -> None:
         execute(*arguments)
 
     evalplus.eval.unsafe_execute = sealed
-    evalplus.eval.unsealed_execute = execute  # for `judge.compare_recorded`, where no solution runs
+    evalplus.eval.unsealed_execute = execute  # for `judge.is_borne_out`, where no solution runs
+    return evalplus
+
+
+def _skip_datasets() -> None:
+    # evalplus.data imports `datasets` for a leaderboard that nobody asks for here: 1.3 s, and 100 MB in every fork.
+    sys.modules.setdefault("datasets", SimpleNamespace(load_dataset=None))

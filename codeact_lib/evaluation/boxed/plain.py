@@ -24,10 +24,7 @@ SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 class Opaque:
-    """Stands for an output that is no plain data; equals nothing but itself. `kind` is the name of its type."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    """Stands for an output that is no plain data; equals nothing but itself."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +34,13 @@ class Digest:
     sha256: str
 
 
-def digest(value: Any) -> Digest | None:
-    """`Digest` of plain data, None for what is no plain data. marshal is only written here, never read."""
-    try:
-        return Digest(hashlib.sha256(marshal.dumps(value, 0)).hexdigest())
-    except ValueError:
-        return None
-
-
-def encode_output(value: Any) -> Any:
-    """`encode`, but a large output becomes its `digest`."""
+def encode_output(value: Any, large: int = LARGE) -> Any:
+    """`encode`, but an output of more than `large` bytes becomes its digest. marshal is only written here, not read."""
     try:
         data = marshal.dumps(value, 0)
     except ValueError:
         return encode(value)
-    if len(data) > LARGE:
+    if len(data) > large:
         return ["digest", hashlib.sha256(data).hexdigest()]
     return encode(value)
 
@@ -109,7 +98,7 @@ def decode(data: Any) -> Any:
 
             return numpy.array(decode(content))
         case "opaque":
-            return Opaque(content)
+            return Opaque()
         case "digest":
             return Digest(content)
     raise ValueError(f"no kind of output is called {kind!r}")

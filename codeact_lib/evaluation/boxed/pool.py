@@ -1,9 +1,6 @@
-"""A pool of workers inside a box: each takes one task after the other and answers with a dict (`messages`).
+"""A pool of workers inside a box: each takes one task after the other and answers with a dict (`messages`)."""
 
-No solution can reach the standard streams of a box: the process that runs it has neither open, and may not look into
-the others (they are not dumpable).
-"""
-
+import contextlib
 import ctypes
 import gc
 import json
@@ -21,6 +18,7 @@ from .messages import Job
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 DIRTY = 3  # exit code of a box that was given up
+SOLUTION_MEMORY = 4 << 30  # address space of a solution, as EvalPlus gives it
 
 Work = Callable[[Job, Any], Any]
 
@@ -49,6 +47,7 @@ def silence_streams(*streams: int) -> None:
 
 def seal(keep: int | None = None) -> None:
     """First thing in the process that runs a solution: no standard streams, no pipe but `keep`, which becomes 3."""
+    # Else it could write what is taken for verdicts. Nor may it look into the other processes: they are not dumpable.
     silence_streams(0, 1, 2)
     if keep is not None:
         os.dup2(keep, 3)
@@ -92,18 +91,12 @@ class Worker:
     """A forked worker, the task it is at and when its time is over."""
 
     def __init__(self, work: Work, job: Job) -> None:
-        self.task: int | None = None
+        self.task: int | None = None  # its number
         self.deadline = 0.0
         self.pipe, theirs = multiprocessing.Pipe()
         self.process = multiprocessing.Process(target=serve, args=(work, job, theirs))
         self.process.start()
         theirs.close()  # else the death of the worker would not end the pipe
-
-    def give(self, number: int, seconds: float) -> None:
-        """Let it work at that task, for so long at most."""
-        self.task = number
-        self.deadline = time.monotonic() + seconds
-        self.pipe.send_bytes(json.dumps(number).encode())
 
     def answer(self, ready: list[Any]) -> dict[str, Any] | None:
         """What the worker says, or why it will not say anything any more; None while it is at work."""
@@ -120,25 +113,23 @@ class Worker:
 
     def stop(self) -> None:
         """Kill it, with its group where it has made one."""
-        assert self.process.pid, "it was started"
         for kill in (os.killpg, os.kill):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 kill(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
 
 
-def run(work: Work, job: Job, write: Callable[[dict[str, Any]], None]) -> int:
+def run(work: Work, job: Job) -> int:
     """All tasks in the order given, `parallel` at a time; 0, or DIRTY where the box was given up."""
-    tasks = job["tasks"]
-    numbers = iter(range(len(tasks)))
-    workers = [Worker(work, job) for _ in range(min(job["parallel"], len(tasks)))]
+    names = [task["task_id"] for task in job["tasks"]]
+    numbers = iter(range(len(names)))
+    workers = [Worker(work, job) for _ in range(min(job["parallel"], len(names)))]
 
     def feed(worker: Worker) -> None:
         worker.task = next(numbers, None)
         if worker.task is not None:
-            write({"task_id": tasks[worker.task]["task_id"], "event": "start"})
-            worker.give(worker.task, job["task_seconds"])
+            print(json.dumps({"task_id": names[worker.task], "event": "start"}), flush=True)
+            worker.deadline = time.monotonic() + job["task_seconds"]
+            worker.pipe.send_bytes(json.dumps(worker.task).encode())
 
     try:
         for worker in workers:
@@ -160,7 +151,7 @@ def run(work: Work, job: Job, write: Callable[[dict[str, Any]], None]) -> int:
                 # is not clean. With one task that is the answer; with several no further verdict is reached in here.
                 if "lost" in answer and not is_alone(job):
                     return DIRTY
-                write({"task_id": tasks[worker.task]["task_id"], "event": "done", **answer})
+                print(json.dumps({**answer, "task_id": names[worker.task], "event": "done"}), flush=True)
                 feed(worker)
     finally:
         for worker in workers:
@@ -175,9 +166,4 @@ def main(program: ModuleType) -> None:
     program.begin(job)
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page
-
-    def write(event: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(event) + "\n")
-        sys.stdout.flush()
-
-    os._exit(run(program.work, job, write))
+    os._exit(run(program.work, job))

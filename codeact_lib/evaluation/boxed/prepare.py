@@ -8,8 +8,6 @@ import json
 import time
 from collections.abc import Iterable
 from copy import deepcopy
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 from . import patches
@@ -22,59 +20,58 @@ SANITIZE_SECONDS = 20
 def begin(job: Job) -> None:
     """Import EvalPlus before the workers are forked, where it is needed at all."""
     if job["sanitize"] or job["kind"] == "mbpp":
-        load()
-
-
-@cache
-def load() -> ModuleType:
-    """The part of EvalPlus that reads answers and inputs."""
-    patches.skip_datasets()
-    # Each submodule by name: importing one does not bring the others.
-    import evalplus.data.mbpp
-    import evalplus.eval.utils
-    import evalplus.sanitize
-
-    patches.keep_generators()
-    return evalplus
+        patches.load_reader()
 
 
 def work(job: Job, message: PrepareTask) -> Prepared | dict[str, str]:
     """One task; {"broken": why} where its canonical solution does not run."""
     task = message["task"]
-    code = clean(message["solution"], task["entry_point"]) if job["sanitize"] else message["solution"]
-    prepared: Prepared = {"code": code, "inputs": {}, "expected": {}, "seconds": {}}
+    prepared = Prepared(
+        task_id=task["task_id"],
+        entry_point=task["entry_point"],
+        code=message["solution"],
+        inputs={},
+        limits={},
+        reference=task["prompt"] + task["canonical_solution"],
+        expected=message["expected"] or {},
+        seconds={},
+        atol=task["atol"],
+    )
+    if job["sanitize"]:
+        prepared["code"] = clean(message["solution"], task["entry_point"])
     for tests in TESTS:
         inputs = task[f"{tests}_input"]
         if job["kind"] == "mbpp":
-            inputs = load().data.mbpp.mbpp_deserialize_inputs(task["task_id"], inputs)
+            inputs = patches.load_reader().data.mbpp.mbpp_deserialize_inputs(task["task_id"], inputs)
         prepared["inputs"][tests] = json.dumps(encode(list(inputs)))
-        if message["expected"] is not None:
-            prepared["expected"][tests] = message["expected"][tests]
-            prepared["seconds"][tests] = [0.0] * len(inputs)
-            continue
-        try:
-            prepared["expected"][tests], prepared["seconds"][tests] = run_reference(task, inputs)
-        except Exception as error:  # noqa: BLE001 - whatever the benchmark's own code raises is reported, not hidden
-            return {"broken": f"{type(error).__name__}: {error}"}
+        seconds = [0.0] * len(inputs)
+        if not message["expected"]:
+            try:
+                prepared["expected"][tests], seconds = run_reference(prepared, inputs)
+            except Exception as error:  # noqa: BLE001 - whatever the benchmark's own code raises is reported
+                return {"broken": f"{type(error).__name__}: {error}"}
+        prepared["seconds"][tests] = seconds
+        # EvalPlus's limit for each input.
+        prepared["limits"][tests] = [max(job["min_time_limit"], 4 * taken) for taken in seconds]
     return prepared
 
 
 def clean(solution: str, entry_point: str) -> str:
     """EvalPlus's sanitize; the answer as it is where that fails (it parses every pair of lines, so time is limited)."""
-    evalplus = load()
-    faults = (SyntaxError, ValueError, RecursionError, MemoryError, evalplus.eval.utils.TimeoutException)
+    evalplus = patches.load_reader()
+    timeout = evalplus.eval.utils.TimeoutException
     try:
         with evalplus.eval.utils.time_limit(SANITIZE_SECONDS):
             return evalplus.sanitize.sanitize(solution, entry_point)
-    except faults:
+    except (SyntaxError, ValueError, RecursionError, MemoryError, timeout):
         return solution
 
 
-def run_reference(task: dict[str, Any], inputs: Iterable[Any]) -> tuple[str, list[float]]:
+def run_reference(prepared: Prepared, inputs: Iterable[Any]) -> tuple[str, list[float]]:
     """(outputs as JSON text, seconds per input) of the canonical solution."""
     namespace: dict[str, Any] = {}
-    exec(task["prompt"] + task["canonical_solution"], namespace)
-    function = namespace[task["entry_point"]]
+    exec(prepared["reference"], namespace)
+    function = namespace[prepared["entry_point"]]
     outputs = []
     seconds = []
     for arguments in deepcopy(inputs):
