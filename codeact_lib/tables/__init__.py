@@ -10,7 +10,8 @@ Reported and measured numbers never share a row.
 
 | module | what it makes |
 |---|---|
-| `results` | records read and checked, one `ArmResult` for each reported or measured line |
+| `results` | records read and checked, one `Line` for each reported or measured arm |
+| `texts.yaml` | titles, notes, findings in words |
 | `cells` | numbers as text, bold, marks on cells that must not be trusted |
 | `research_questions` | RQ1, RQ2, all arms |
 | `ablations` | the 2x2 split, other policies, sampling rates |
@@ -26,8 +27,8 @@ Reported and measured numbers never share a row.
 from importlib import import_module
 from typing import Any
 
-from codeact_lib.tables.ablations import arm_means, policy_table, rate_frame, rate_table, split_table
-from codeact_lib.tables.cells import bold_marks, fits, mbpp_task_counts, percent_cell
+from codeact_lib.tables.ablations import policy_table, rate_frame, rate_table, split_table
+from codeact_lib.tables.cells import bold_marks, fits, percent_cell
 from codeact_lib.tables.comparisons import comparison_table, findings
 from codeact_lib.tables.costs import cost_table
 from codeact_lib.tables.frames import (
@@ -42,15 +43,7 @@ from codeact_lib.tables.headline import derived_claims_table, followup_table, he
 from codeact_lib.tables.render import Cell, Column, Table, values, words, write_table
 from codeact_lib.tables.report import ReportFigure, provenance, run_facts, run_groups, write_report
 from codeact_lib.tables.research_questions import arms_table, rq1_table, rq2_table
-from codeact_lib.tables.results import (
-    EFFICIENCY,
-    HEADINGS,
-    SCORES,
-    benchmark_stamp,
-    load_metrics,
-    load_reported,
-    measured_row,
-)
+from codeact_lib.tables.results import EFFICIENCY, HEADINGS, benchmark_stamp, load_metrics, load_reported
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from codeact_lib.artifacts import atomic_write
 from codeact_lib.config import Profile
 from codeact_lib.measure import number
 from codeact_lib.tables.render import Table, html_template, to_html
-from codeact_lib.tables.results import RunRecord, arm_label, benchmark_stamp, by_arm, hardware, setting
+from codeact_lib.tables.results import RunRecord, arm_label, benchmark_stamp, hardware, measured_lines
 
 
 @dataclass
@@ -82,9 +82,9 @@ def write_report(
 def run_groups(metrics: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """The runs of the report by arm: `{"arm", "runs": [run_facts, ...]}`, the seeds of an arm together."""
     groups = []
-    for runs in by_arm(metrics):
-        arm = f"{setting(runs[0])}: {arm_label(runs[0])}"
-        groups.append({"arm": arm, "runs": [run_facts(run) for run in runs]})
+    for line in measured_lines(metrics):
+        arm = f"{line.names['setting']}: {line.names['arm']}"
+        groups.append({"arm": arm, "runs": list(map(run_facts, line.runs))})
     return groups
 
 
