@@ -23,7 +23,6 @@ Reported and measured numbers never share a row.
 | `deviations` | where this project departs from the paper |
 """
 
-# ruff: noqa: F401  (what is imported here is what the package offers)
 from importlib import import_module
 from typing import Any
 
