@@ -37,7 +37,7 @@ def padding_illustration(lengths: Iterable[int], max_length: int) -> Figure:
 
 
 def _slot_grid(ax: Axes, strategy: str, planned: Rows, lengths: list[int], max_length: int) -> int:
-    """Draw one strategy's rectangle and return its width."""
+    # Draw one strategy's rectangle and return its width.
     used = [sum(lengths[i] for i in row) for row in planned]
     width = max_length if strategy == "traditional" else max(used)
     for y, row in enumerate(planned):

@@ -1,4 +1,7 @@
-"""Figures of stage 06: pass@1, seconds and memory by arm, sampling rates, costs, benches."""
+"""Figures of stage 06: pass@1, seconds and memory by arm, sampling rates, costs, benches.
+
+Where bars are drawn, an optional column `group` of the frame (a data set) sets them apart under a heading.
+"""
 
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
@@ -12,8 +15,6 @@ from matplotlib.figure import Figure
 
 from codeact_lib.figures import style
 from codeact_lib.measure import memory_unit, number, time_unit
-
-# ---- arms side by side -----------------------------------------------------------------------------------------------
 
 
 def arm_colours(labels: Sequence[str]) -> dict[str, str]:
@@ -35,8 +36,8 @@ def pass_at_one_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure
     """pass@1 with its 95% interval, one panel a benchmark, one bar a label.
 
     frame: one row a bar with `label`, `benchmark`, `k`, `n`, `low`, `high` (fractions 0..1). Of several seeds `rate`
-    and `sd` (fractions) are their mean and spread, printed in place of k/n. An optional `group` (a data set) sets bars
-    apart under a heading. Each benchmark needs the same labels in the same order.
+    and `sd` (fractions) are their mean and spread, printed in place of k/n. Each benchmark needs the same labels in the
+    same order.
     """
     parts = dict(list(frame.groupby("benchmark", sort=False)))
     first = next(iter(parts.values()))
@@ -77,10 +78,7 @@ def _interval_bar(ax: Axes, y: float, row: dict[str, Any], colour: str) -> None:
 
 @style.styled()
 def time_memory_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Training time and peak memory side by side. frame: `label`, `seconds`, `memory_bytes` (NaN: not measured).
-
-    An optional column `group` (a data set) sets bars apart under a heading.
-    """
+    """Training time and peak memory side by side. frame: `label`, `seconds`, `memory_bytes` (NaN: not measured)."""
     labels = [str(label) for label in frame["label"]]
     colours = arm_colours(labels)
     places, heads = style.bar_places(frame)
@@ -103,10 +101,7 @@ def time_memory_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure
 
 @style.styled()
 def cost_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Where the seconds of each run went, stacked. frame: `label` and a column of seconds for each step.
-
-    An optional column `group` (a data set) sets bars apart under a heading.
-    """
+    """Where the seconds of each run went, stacked. frame: `label` and a column of seconds for each step."""
     steps = [column for column in frame.columns if column not in ("label", "group")]
     places, heads = style.bar_places(frame)
     totals = frame[steps].fillna(0).sum(axis=1)
@@ -155,9 +150,6 @@ def bench_bars(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     return fig
 
 
-# ---- over the number of samples --------------------------------------------------------------------------------------
-
-
 @style.styled()
 def data_efficiency(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """HumanEval against the number of training samples, one panel a source: nothing is compared across sources.
@@ -195,7 +187,7 @@ def _efficiency_panel(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _side_labels(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """Names in a column on the right, in the order of their points, each led to its own by a faint line."""
+    # Names in a column on the right, in the order of their points, each led to its own by a faint line.
     from scipy.optimize import isotonic_regression
 
     rows = sorted(rows, key=itemgetter("pass_at_one"))

@@ -34,9 +34,6 @@ FORMATS = ("svg", "pdf", "png")
 _STYLE = matplotlib.rc_params_from_file(Path(__file__).with_name("codeact.mplstyle"), use_default_template=False)
 
 
-# ---- a figure and its file -------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def styled() -> Iterator[None]:
     """The project's matplotlib settings, as a decorator `@styled()` or for plots of one's own `with styled(): ...`."""
@@ -81,9 +78,6 @@ def save_figure(fig: Figure, stem: str | Path, formats: Sequence[str] = FORMATS)
             fig.savefig(file, format=suffix, metadata=no_date[suffix])
         paths.append(path)
     return paths
-
-
-# ---- what several figures draw ---------------------------------------------------------------------------------------
 
 
 def headline(fig: Figure, text: str) -> None:

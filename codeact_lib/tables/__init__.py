@@ -7,20 +7,6 @@
 
 An arm is one row, the mean over its seeds: with counts, 95% intervals, benchmark versions, hardware and its run ids.
 Reported and measured numbers never share a row.
-
-| module | what it makes |
-|---|---|
-| `results` | records read and checked, one `Line` for each reported or measured arm |
-| `texts.yaml` | titles, notes, findings in words |
-| `cells` | numbers as text, bold, marks on cells that must not be trusted |
-| `research_questions` | RQ1, RQ2, all arms |
-| `ablations` | the 2x2 split, other policies, sampling rates |
-| `comparisons` | paired tests and findings in words |
-| `headline` | the headline recomputed, the paper beside its follow-up |
-| `costs` | ledger and break-even |
-| `frames` | what the figures draw |
-| `render`, `report` | the files: one table, or all of them with the figures and the facts of the runs |
-| `deviations` | where this project departs from the paper |
 """
 
 from importlib import import_module

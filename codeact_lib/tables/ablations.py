@@ -4,8 +4,6 @@ All of them are means over the seeds of an arm, with the spread (sample standard
 one seed. They are empty where the profile's grid has no such arms: `codeact run --grid full` has all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

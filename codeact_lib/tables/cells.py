@@ -1,11 +1,9 @@
 """Numbers as the reader sees them: text with units, bold for the best, a mark where a cell must not be trusted."""
 
-from __future__ import annotations
-
-import math
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -18,9 +16,6 @@ from codeact_lib.tables.results import BENCHMARKS, BETWEEN_RUNS, HEADINGS, KINDS
 # Tasks of a whole benchmark, EvalPlus's by its kind: MBPP+ v0.1.0 has 399, v0.2.0 has 378.
 TASKS = {"humaneval": (164,), "mbpp": (399, 378), "mini-humaneval": (N_TASKS,), "mini-mbpp": (N_TASKS,)}
 ONLY_NEWER, NO_COUNT, ODD_BENCHMARK = TEXTS["marks"]
-
-
-# ---- marks -----------------------------------------------------------------------------------------------------------
 
 
 def fits(value: float, n: int) -> bool:
@@ -86,23 +81,15 @@ def mark_notes(lines: Iterable[Line]) -> list[str]:
     return [note for mark, note in TEXTS["marks"].items() if mark in found]
 
 
-# ---- bold ------------------------------------------------------------------------------------------------------------
-
-
 def bold_marks(
     frame: pd.DataFrame, groups: Sequence[object], columns: Sequence[str], lower_is_better: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Mask of the best value of each group and column, all of them when tied, none in a group with one value or none.
-
-    groups: one key a row. The rule of CodeACT's tables: the better of two arms in RQ1, the best of a size in RQ2.
-    """
+    """Mask of the best value of each group (one key a row) and column; none in a group with one value or none."""
+    # the rule of CodeACT's tables: the better of two arms in RQ1, the best of a size in RQ2, all of them when tied
     values = frame[list(columns)].astype(float)
     values[list(lower_is_better)] *= -1
     of_group = values.groupby(pd.Series(groups, index=frame.index).map(str), sort=False)
     return values.eq(of_group.transform("max")) & (of_group.transform("count") > 1)
-
-
-# ---- columns ---------------------------------------------------------------------------------------------------------
 
 
 def flat_frame(lines: Sequence[Line], columns: Sequence[str]) -> pd.DataFrame:
@@ -120,9 +107,9 @@ def score_columns(lines: Sequence[Line], bold: pd.DataFrame | None = None) -> li
         for line, is_best in zip(lines, bold[column], strict=True):
             small: tuple[str, ...] = ()
             text = _nothing(line)
-            if not results.is_missing(line.rate(column)):
+            if not pd.isna(line.rate(column)):
                 score = line.scores[column]
-                text = f"{score.rate:.1f}" if results.is_missing(score.sd) else f"{score.rate:.1f} ± {score.sd:.1f}"
+                text = f"{score.rate:.1f}" if pd.isna(score.sd) else f"{score.rate:.1f} ± {score.sd:.1f}"
                 if score.k:
                     solved = BETWEEN_RUNS.join(map(str, score.k))
                     between = "/" if len(score.k) == 1 else " of "
@@ -158,7 +145,7 @@ def efficiency_columns(
         for i, (line, group) in enumerate(zip(lines, groups, strict=True)):
             average = line.averages[column]
             text = in_unit(average, factor, *unit_of(factor * largest[group]))
-            if results.is_missing(average.mean):
+            if pd.isna(average.mean):
                 text = _nothing(line)
             elif line.status == "reported":
                 text = as_printed.format(average.mean)
@@ -172,13 +159,13 @@ def efficiency_columns(
 def in_unit(average: results.Average, factor: float, divisor: float, unit: str) -> str:
     """An average in a unit, e.g. "35.3 ± 5.5 s"; the spread with the decimals of the mean."""
     mean = factor * average.mean / divisor
-    spread = "" if results.is_missing(average.sd) else f" ± {factor / divisor * average.sd:.{decimals(mean)}f}"
+    spread = "" if pd.isna(average.sd) else f" ± {factor / divisor * average.sd:.{decimals(mean)}f}"
     return f"{number(mean)}{spread} {unit}"
 
 
-def texts(numbers: Iterable[float | None], form: Callable[[float], str], nothing: str = "-") -> list[str]:
+def texts(numbers: Iterable[Any], form: Callable[[float], str], nothing: str = "-") -> list[str]:
     """Numbers as text, `nothing` where one is unknown."""
-    return [nothing if value is None or math.isnan(value) else form(value) for value in numbers]
+    return [nothing if pd.isna(value) else form(value) for value in numbers]
 
 
 def seconds_text(seconds: float) -> str:
@@ -188,4 +175,4 @@ def seconds_text(seconds: float) -> str:
 
 def percent_cell(value: float) -> str:
     """A change in percent with its sign; one that rounds to nothing is +0%."""
-    return "not stated" if results.is_missing(value) else f"{value:+z.0f}%"
+    return "not stated" if pd.isna(value) else f"{value:+z.0f}%"

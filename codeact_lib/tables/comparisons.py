@@ -1,7 +1,5 @@
 """CodeACT against full data and against a random selection: paired tests, and what they mean in words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +58,7 @@ def _p_words(p: float) -> str:
 
 
 def _tests(codeact: Line, other: Line) -> list[dict[str, Any]]:
-    """The rows of one comparison: each benchmark's base and plus tests, then all tasks together."""
+    # The rows of one comparison: each benchmark's base and plus tests, then all tasks together.
     runs = [*codeact.runs, *other.runs]
     kinds = [kind for kind in KINDS if len(results.benchmarks_of(runs, kind)) == len(runs)]
     compared: list[tuple[str, Side, list[str]]] = []
@@ -82,7 +80,7 @@ def _tests(codeact: Line, other: Line) -> list[dict[str, Any]]:
 
 
 def _verdicts(record: RunRecord, kinds: Sequence[str]) -> dict[str, Any]:
-    """Task -> verdicts of a run, of its benchmarks of those kinds together."""
+    # Task -> verdicts of a run, of its benchmarks of those kinds together.
     found: dict[str, Any] = {}
     for kind in kinds:
         found |= results.benchmarks_of([record], kind)[0]["verdicts"]

@@ -1,7 +1,5 @@
 """Cost ledger: what embedding, scoring, training and evaluation took, and after how many trainings selection pays."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
@@ -76,7 +74,7 @@ def selection_seconds(line: Line) -> float:
 
 
 def _break_even(line: Line, arms: Sequence[Line]) -> float:
-    """Trainings until selection pays; infinite if it never does, NaN where the question does not arise."""
+    # Trainings until selection pays; infinite if it never does, NaN where the question does not arise.
     spent = selection_seconds(line)
     if line.names["policy"] in (None, "full") or not line.record["train"] or not spent:
         return math.nan

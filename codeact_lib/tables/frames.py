@@ -1,7 +1,5 @@
 """What the figures draw: one row a bar or a point, each arm as the mean over its seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +18,7 @@ def pass_at_one_frame(metrics: Sequence[RunRecord]) -> pd.DataFrame:
     rows = []
     for column, heading in HEADINGS.items():
         for line in lines:
-            if not results.is_missing(line.rate(column)):
+            if not pd.isna(line.rate(column)):
                 row = _bar(line) | {"benchmark": heading}
                 flat = line.columns()
                 row |= {"k": flat[f"{column}_k"], "n": flat[f"{column}_n"], "rate": flat[column] / 100}
@@ -68,7 +66,7 @@ def efficiency_panels(metrics: Sequence[RunRecord], reported: pd.DataFrame) -> d
     for record, arms in results.by_setting(metrics):
         points = []
         for arm, line in arms.items():
-            if not results.is_missing(line.rate("humaneval")):
+            if not pd.isna(line.rate("humaneval")):
                 score = line.scores["humaneval"]
                 point = {"label": line.names["short"], "samples": line.record["n_train"]}
                 point |= {"ours": arm == CODEACT, "pass_at_one": score.rate, "low": score.low, "high": score.high}
@@ -88,9 +86,9 @@ def padding_frame(metrics: Sequence[RunRecord], followup: pd.DataFrame | None = 
     rows = []
     for line in _trained(metrics):
         percent = line.averages["padding_pct"].mean
-        if not results.is_missing(percent):
+        if not pd.isna(percent):
             # data and padding strategy: CodeACT's own name would hide both here
-            words = f"{results.data_words(line.record)}, {results.strategy_words(line.record)}"
+            words = ", ".join(results.arm_words(line.record))
             rows.append((line.names["setting"], words, percent / 100))
     if followup is not None:
         for row in followup[followup["table"] == "efficiency"].to_dict("records"):

@@ -1,7 +1,5 @@
 """The paper's headline, recomputed from every reported and measured pair, and its rows beside the authors' re-run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,15 +18,13 @@ CLAIMS = {
     "The same, selection counted": "time_with_selection_pct",
     "Peak memory: -27%": "memory_change_pct",
 }
+SETTING = ["dataset", "model", "size"]
 COLUMNS = ["source", "dataset", "model", "full", "codeact", *CLAIMS.values(), "run_id"]
 Pair = tuple[Line, Line]  # full data and CodeACT of one model on one data set from one source
 
 
 def derived_claims_table(metrics: Sequence[RunRecord], reported: Mapping[str, pd.DataFrame]) -> Table:
-    """The paper's headline (+8.6 points, -78% time, -27% memory) recomputed from every reported and measured pair.
-
-    Measured pairs are means over the seeds of an arm.
-    """
+    """The paper's headline (+8.6 points, -78% time, -27% memory) recomputed from every reported and measured pair."""
     pairs = _pairs(metrics, reported)
     frame = pd.DataFrame([_claims(*pair) for pair in pairs]).reindex(columns=COLUMNS)
     runs = frame["run_id"]
@@ -48,24 +44,24 @@ def derived_claims_table(metrics: Sequence[RunRecord], reported: Mapping[str, pd
 
 
 def _pairs(metrics: Sequence[RunRecord], reported: Mapping[str, pd.DataFrame]) -> list[Pair]:
-    """Both arms of each model on each data set, reported and measured, where HumanEval is known of both."""
+    # Both arms of each model on each data set, reported and measured, where HumanEval is known of both.
     pairs: list[Pair] = []
     for source, frame in (("paper", reported["rq1"]), ("follow-up", results.followup_pairs(reported["followup"]))):
-        claimed = frame.drop(columns=SCORES[1:]).sort_values(
-            "codeact", kind="stable"
-        )  # HumanEval is what they are about
-        for (dataset, model, size), rows in claimed.groupby(["dataset", "model", "size"], sort=False):
-            full, ours = marked([results.reported_line(row, source) for row in rows.to_dict("records")])
+        # HumanEval is what the claims are about: marks of other scores have no place here
+        for (dataset, model, size), rows in frame.drop(columns=SCORES[1:]).groupby(SETTING, sort=False):
+            arms = rows.sort_values("codeact").to_dict("records")
+            full, ours = marked([results.reported_line(row, source) for row in arms])
             pairs.append((full.named(dataset=dataset, model=f"{model} {size}"), ours))
-    for record, arms in results.by_setting(metrics):
-        if BASELINE in arms and CODEACT in arms:
+    for record, measured in results.by_setting(metrics):
+        if BASELINE in measured and CODEACT in measured:
             model = f"{record['model']['label']} {record['model']['size']}"
-            pairs.append((arms[BASELINE].named(dataset=record["dataset_label"], model=model), arms[CODEACT]))
-    return [pair for pair in pairs if not any(results.is_missing(line.rate("humaneval")) for line in pair)]
+            full = measured[BASELINE].named(dataset=record["dataset_label"], model=model)
+            pairs.append((full, measured[CODEACT]))
+    return [pair for pair in pairs if not any(pd.isna(line.rate("humaneval")) for line in pair)]
 
 
 def _claims(full: Line, ours: Line) -> dict[str, Any]:
-    """What the claims are about, as one row of the CSV."""
+    # What the claims are about, as one row of the CSV.
     row = {**full.names, "source": full.source, "full": full.rate("humaneval"), "codeact": ours.rate("humaneval")}
     row["gain_points"] = round(row["codeact"] - row["full"], 3)
     row["time_change_pct"] = results.relative_change(full, ours, "training_time_min")
@@ -91,22 +87,16 @@ def headline_table(metrics: Sequence[RunRecord], reported: Mapping[str, pd.DataF
         texts = [f"{points:+.1f} points", *map(percent_cell, changes)]
         columns.append(values(name, texts, [row["run_id"]] * len(texts)))
     frame["run_id"] = BETWEEN_RUNS.join(ours["run_id"])
-    return Table(
-        "headline",
-        frame,
-        columns,
-        notes=[TEXTS["notes"]["headline"], *results.hardware_notes(metrics)],
-        metrics=metrics,
-    )
+    notes = [TEXTS["notes"]["headline"], *results.hardware_notes(metrics)]
+    return Table("headline", frame, columns, notes=notes, metrics=metrics)
 
 
 def followup_table(reported: Mapping[str, pd.DataFrame]) -> Table:
     """The paper's scores beside the authors' own later re-run of the same rows, with the difference."""
     again = results.followup_pairs(reported["followup"]).drop(columns="model").rename(columns={"paper_model": "model"})
-    same = ["dataset", "model", "size", "codeact"]
-    frame = reported["rq1"].merge(again, on=same, suffixes=("_paper", "_followup"))
+    frame = reported["rq1"].merge(again, on=[*SETTING, "codeact"], suffixes=("_paper", "_followup"))
     both = [f"{column}{suffix}" for column in SCORES for suffix in ("_paper", "_followup")]
-    frame = frame[["dataset", "model", "size", "ratio", *both]]
+    frame = frame[[*SETTING, "ratio", *both]]
     sides = []
     for source in ("paper", "followup"):
         rows = frame.rename(columns={f"{column}_{source}": column for column in SCORES}).to_dict("records")

@@ -9,14 +9,15 @@ from __future__ import annotations
 import html
 import itertools
 import json
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from codeact_lib.artifacts import PACKAGE_DIR, atomic_write
 from codeact_lib.tables.results import BETWEEN_RUNS, NOT_RUN, TEXTS, RunRecord
@@ -114,9 +115,6 @@ def write_table(table: Table | pd.DataFrame, stem: str | Path, formats: Sequence
     return paths
 
 
-# ---- for machines ----------------------------------------------------------------------------------------------------
-
-
 def to_csv(table: Table) -> str:
     """Numbers without trailing zeros, yes/no for booleans, whole numbers whole even where other rows have none."""
     frame = table.frame.copy()
@@ -141,71 +139,7 @@ def to_json(table: Table) -> str:
     return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
 
 
-# ---- Markdown --------------------------------------------------------------------------------------------------------
-
-
-def to_markdown(table: Table) -> str:
-    """GitHub-flavoured Markdown: one pipe table a block under its heading, bold and small print kept, notes below."""
-    rule = {"left": "---", "center": ":-:"}
-    head = [
-        pipes(column.heading for column in table.columns),
-        pipes(rule[column.align] for column in table.columns),
-    ]
-    parts = [f"**{table.title}**"]
-    for heading, rows in table.by_block():
-        lines = [f"*{heading}*", ""] if heading else []
-        lines += head
-        for row in rows:
-            lines.append(pipes(map(_markdown_cell, row)))
-        parts.append("\n".join(lines))
-    parts += map("<sub>{}</sub>".format, table.notes)
-    return "\n\n".join(parts) + "\n"
-
-
-def pipes(texts: Iterable[str]) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(texts)} |"
-
-
-def _markdown_cell(cell: Cell) -> str:
-    text = f"**{cell.text}**" if cell.bold else cell.text
-    return "<br>".join([text, *map("<sub>{}</sub>".format, cell.small)]).replace("|", "\\|")
-
-
-# ---- HTML ------------------------------------------------------------------------------------------------------------
-
-
-def to_html(table: Table, *, link_runs: bool = False) -> str:
-    """The table as an HTML fragment: caption, block rows, `<strong>`; `link_runs`: measured cells lead to a run.
-
-    With `link_runs` there is no caption: the report has a heading of its own.
-    """
-    template = html_template("table_fragment.html.j2")
-    return template.render(table=table, not_run=NOT_RUN, between_runs=BETWEEN_RUNS, link_runs=link_runs) + "\n"
-
-
-def html_template(name: str) -> Any:
-    """A Jinja template of the package's own; what is filled in is escaped, and a name left out is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(PACKAGE_DIR / "templates"),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["text"] = lambda text: Markup(html.escape(text))  # the spelling of quotes that files have had
-    return environment.get_template(name)
-
-
-def to_page(table: Table) -> str:
-    """The table as a page of its own."""
-    return html_template("table.html.j2").render(title=table.title, table=to_html(table))
-
-
-# ---- LaTeX -----------------------------------------------------------------------------------------------------------
+# ---- by a template ---------------------------------------------------------------------------------------------------
 
 _TEX = str.maketrans({
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -214,36 +148,41 @@ _TEX = str.maketrans({
     "‡": r"$\ddagger$", "§": r"\S{}", "±": r"$\pm$",
     "<": r"$<$", ">": r"$>$", "–": "--",
 })  # fmt: skip
+# What is filled into HTML is escaped, and a name left out is an error.
+TEMPLATES = Environment(
+    loader=FileSystemLoader(PACKAGE_DIR / "templates"),
+    undefined=StrictUndefined,
+    autoescape=select_autoescape(["html.j2"]),
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+# the spelling of quotes that files have had: markupsafe's own is another
+TEMPLATES.filters["text"] = lambda text: Markup(html.escape(text))
+TEMPLATES.filters["tex"] = lambda text: text.translate(_TEX)
+TEMPLATES.filters["piped"] = lambda text: text.replace("|", "\\|")
+# braces and percent signs are LaTeX's own
+_LATEX = TEMPLATES.overlay("((*", "*))", "(((", ")))", "((#", "#))")
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub-flavoured Markdown: one pipe table a block under its heading, bold and small print kept, notes below."""
+    return TEMPLATES.get_template("table.md.j2").render(table=table)
+
+
+def to_html(table: Table, *, link_runs: bool = False) -> str:
+    """The table as an HTML fragment: caption, block rows, `<strong>`; `link_runs`: measured cells lead to a run.
+
+    With `link_runs` there is no caption: the report has a heading of its own.
+    """
+    template = TEMPLATES.get_template("table_fragment.html.j2")
+    return template.render(table=table, not_run=NOT_RUN, between_runs=BETWEEN_RUNS, link_runs=link_runs) + "\n"
+
+
+def to_page(table: Table) -> str:
+    """The table as a page of its own."""
+    return TEMPLATES.get_template("table.html.j2").render(title=table.title, table=to_html(table))
 
 
 def to_latex(table: Table) -> str:
     """A `table*` with booktabs rules (packages booktabs, graphicx), blocks and bold as in the other formats."""
-    align = "".join(column.align[0] for column in table.columns)
-    heads = [rf"\textbf{{{column.heading.translate(_TEX)}}}" for column in table.columns]
-    lines = [r"% \usepackage{booktabs,graphicx}", r"\begin{table*}", r"\centering"]
-    lines += [rf"\caption{{{table.title.translate(_TEX)}}}", r"\resizebox{\textwidth}{!}{%"]
-    lines += [rf"\begin{{tabular}}{{{align}}}", r"\toprule", " & ".join(heads) + r" \\"]
-    for heading, rows in table.by_block():
-        if heading:
-            lines.append(r"\midrule")
-        # on two lines where it is long: one wider than the columns would make the whole table small
-        for part in textwrap.wrap(heading, 90):
-            lines.append(rf"\multicolumn{{{len(heads)}}}{{c}}{{\emph{{{part.translate(_TEX)}}}}} \\")
-        lines.append(r"\midrule")
-        for row in rows:
-            lines.append(" & ".join(map(_tex_cell, row)) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}}"]
-    for note in table.notes:
-        lines.append(rf"{{\par\smallskip\footnotesize\raggedright {note.translate(_TEX)}\par}}")
-    return "\n".join([*lines, r"\end{table*}"]) + "\n"
-
-
-def _tex_cell(cell: Cell) -> str:
-    text = cell.text.translate(_TEX)
-    if cell.bold:
-        text = rf"\textbf{{{text}}}"
-    if not cell.small:
-        return text
-    # one line: a page is scaled to its width and must not grow too high
-    small = ", ".join(cell.small).translate(_TEX)
-    return rf"\shortstack{{\rule{{0pt}}{{2.8ex}}{text}\\{{\scriptsize {small}}}}}"
+    return _LATEX.get_template("table.tex.j2").render(table=table) + "\n"

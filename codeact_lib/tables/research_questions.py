@@ -1,7 +1,5 @@
 """RQ1 and RQ2 in the paper's layout, with *paper*, *follow-up* and *measured* as sources that never share a row."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +15,6 @@ _COSTS = [f"{column}{part}" for column in EFFICIENCY for part in ("", "_sd")]
 _SCORES = [f"{column}{part}" for column in SCORES for part in ("", "_sd", "_k", "_n", "_low", "_high")]
 _RUNS = ["n_train", "marks", "benchmark_versions", "hardware", "peak_memory_kind", "n_seeds", "seeds", "run_id"]
 FLAT = [*_COSTS, *_SCORES, *_RUNS]  # columns of the CSV after those that say what a row is
-
-
-# ---- RQ1 -------------------------------------------------------------------------------------------------------------
 
 
 def rq1_table(metrics: Sequence[RunRecord], reported: pd.DataFrame, followup: pd.DataFrame | None = None) -> Table:
@@ -58,7 +53,7 @@ def _reported_key(record: RunRecord) -> tuple[str | None, str | None, str | None
 
 
 def _own_block(record: RunRecord) -> dict[str, Any]:
-    """Block, data set, model and size of a measured setting that the paper does not have."""
+    # Block, data set, model and size of a measured setting that the paper does not have.
     model = record["model"]
     block = (
         f"Measured, {record['profile']} profile: a {model['size']}-parameter model on {_place(record)}, trained on "
@@ -100,9 +95,6 @@ def _rq1_layout(lines: Sequence[Line], metrics: Sequence[RunRecord]) -> Table:
     return Table("rq1", frame, shown, frame["block"][rows].tolist(), notes, metrics, rows)
 
 
-# ---- RQ2 -------------------------------------------------------------------------------------------------------------
-
-
 def rq2_table(metrics: Sequence[RunRecord], reported: pd.DataFrame) -> Table:
     """RQ2: models trained with CodeACT beside others (CodeACT, table 2), and the measured arms in a group of their own.
 
@@ -131,18 +123,12 @@ def _rq2_names(record: RunRecord) -> dict[str, Any]:
     model = record["model"]
     comparable = "" if model["reported_as"] else "; not comparable with the paper's absolute numbers"
     what = f"{model['label']}, {model['size']} parameters, on {_place(record)}{comparable}"
-    names: dict[str, Any] = {
-        "block": f"Measured, {record['profile']} profile: {what}",
-        "model": results.arm_label(record),
-    }
-    names |= {"size": model["size"], "base_model": "-", "data_type": "pre-training only", "data_num": "-"}
+    block = f"Measured, {record['profile']} profile: {what}"
+    data: dict[str, str | None] = {"base_model": "-", "data_type": "pre-training only", "data_num": "-"}
     if record["dataset"] is not None:
-        names |= {"base_model": model["label"], "data_type": record["dataset_label"]}
-        names["data_num"] = f"{record['n_train']:,}"
-    return names
-
-
-# ---- all measured arms -----------------------------------------------------------------------------------------------
+        data = {"base_model": model["label"], "data_type": record["dataset_label"]}
+        data["data_num"] = f"{record['n_train']:,}"
+    return {"block": block, "model": results.arm_label(record), "size": model["size"], **data}
 
 
 def arms_table(metrics: Sequence[RunRecord]) -> Table:

@@ -109,8 +109,7 @@ def arm_label(record: RunRecord, short: bool = False) -> str:
     """A run's arm in words, e.g. "CodeACT (CDAS 40% + Dynamic Pack)", short "CodeACT"; the same for all its seeds."""
     if arm_of(record) in LABELS:
         return LABELS[arm_of(record)][short]
-    data = data_words(record)
-    strategy = strategy_words(record)
+    data, strategy = arm_words(record)
     if not short:
         return f"{data} + {strategy}"
     # packed is the rule for a part of the data, padded for all of it
@@ -119,17 +118,14 @@ def arm_label(record: RunRecord, short: bool = False) -> str:
     return f"{data}, padded" if record["strategy"] == "dynamic" else f"{data}, {strategy}"
 
 
-def data_words(record: RunRecord) -> str:
-    """Policy and share of the data, e.g. "CDAS 40%", "full data"."""
+def arm_words(record: RunRecord) -> tuple[str, str]:
+    """Data and padding strategy in words, e.g. "CDAS 40%" and "Dynamic Pack"; a user's own under their names."""
     policy = record["policy"] or ""
-    name = {"full": "full data", "cdas": "CDAS", "ifd": "IFD only"}.get(policy, policy)
-    return name if record["ratio"] == 1 else f"{name} {record['ratio']:.0%}"
-
-
-def strategy_words(record: RunRecord) -> str:
-    """The padding strategy in words; one of a user's own under its name."""
     strategy = record["strategy"] or ""
-    return TEXTS["strategies"].get(strategy, strategy)
+    data = {"full": "full data", "cdas": "CDAS", "ifd": "IFD only"}.get(policy, policy)
+    if record["ratio"] != 1:
+        data = f"{data} {record['ratio']:.0%}"
+    return data, TEXTS["strategies"].get(strategy, strategy)
 
 
 def setting(record: RunRecord) -> str:
@@ -197,33 +193,31 @@ class Average(NamedTuple):
 
 
 class Score(NamedTuple):
-    """pass@1 in %, with the tasks solved (`k`) and judged (`n`) by each seed and the 95% interval where measured.
+    """pass@1 of a line under one kind of tests."""
 
-    The rate is NaN where the seeds were judged on different tasks. agrees: whether k and n are those of the verdicts.
-    """
-
+    # in %: mean over seeds, NaN where they were judged on different tasks, and sample standard deviation
     rate: float
     sd: float = math.nan
+    # tasks solved and judged by each seed, and the ends of the 95% interval in %, where measured
     k: Sequence[int] = ()
     n: Sequence[int] = ()
     low: float = math.nan
     high: float = math.nan
+    # whether k and n are those of the verdicts
     agrees: bool = True
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table: what is reported of an arm, or what was measured, as means over the seeds in `runs`.
+    """One line of a table: what is reported of an arm, or what was measured, as means over the seeds in `runs`."""
 
-    source: "paper", "follow-up" or "measured". scores: by column of `SCORES`, without those that are not known.
-    averages: `training_time_min`, `peak_memory_gb` (of 1e9 bytes) and `padding_pct` (of the token slots). names: what
-    the line is, by column of its CSV. marks: of scores that must not be trusted, by column (`cells.marked`).
-    """
-
+    # "paper", "follow-up" or "measured"
     source: str = "measured"
+    # by column of `SCORES`, without those that are not known; memory in 1e9 bytes, padding in % of the token slots
     scores: Mapping[str, Score] = field(default_factory=dict)
     averages: Mapping[str, Average] = field(default_factory=lambda: dict.fromkeys(AVERAGES, Average()))
     runs: Sequence[RunRecord] = ()
+    # what the line is, by column of its CSV, and the marks of scores that must not be trusted (`cells.marked`)
     names: Mapping[str, Any] = field(default_factory=dict)
     marks: Mapping[str, str] = field(default_factory=dict)
 
@@ -280,7 +274,7 @@ class Line:
 
 def reported_line(row: Mapping[str, Any], source: str) -> Line:
     """A row of `load_reported`, of which only scores, minutes and gigabytes are read."""
-    scores = {column: Score(row[column]) for column in SCORES if not is_missing(row.get(column))}
+    scores = {column: Score(row[column]) for column in SCORES if not pd.isna(row.get(column))}
     return Line(source, scores, {column: Average(row.get(column, math.nan)) for column in AVERAGES})
 
 
@@ -300,18 +294,16 @@ def measured_line(runs: Sequence[RunRecord]) -> Line:
 
 
 def _score(seeds: Sequence[Judged], side: Side, comparable: bool) -> Score:
-    """pass@1 of the seeds of an arm on one benchmark.
-
-    Of several seeds the interval is the bootstrap's over tasks (`statistics.seed_average`), of one seed Wilson's.
-    """
     ks = [judged[side]["k"] for judged in seeds]
     ns = [judged[side]["n"] for judged in seeds]
     verdicts = [judged["verdicts"] for judged in seeds]
     agrees = ns == list(map(len, verdicts)) and ks == [n_solved(seed, side) for seed in verdicts]
     if not comparable:  # means over different tasks mean nothing
         return Score(math.nan, k=ks, n=ns, agrees=agrees)
+    # Of one seed Wilson's interval, of several the bootstrap's over tasks: 10 ms for three seeds of 160 tasks, too
+    # little to be kept from one table to the next.
     low, high = pass_interval(ks[0], ns[0])
-    if len(seeds) > 1:  # 10 ms for three seeds of 160 tasks: too little to be kept from one table to the next
+    if len(seeds) > 1:
         found = seed_average(verdicts, side)
         low, high = found["low"], found["high"]
     rate = average([100 * k / ns[0] for k in ks], digits=4)
@@ -320,14 +312,9 @@ def _score(seeds: Sequence[Judged], side: Side, comparable: bool) -> Score:
 
 def average(values: Iterable[float | None], digits: int = 5) -> Average:
     """Mean and sample standard deviation of the values that are known."""
-    known = [value for value in values if value is not None and not math.isnan(value)]
+    known = pd.Series(list(values), dtype=float).dropna().tolist()
     mean = round(statistics.mean(known), digits) if known else math.nan
     return Average(mean, round(statistics.stdev(known), digits) if len(known) > 1 else math.nan)
-
-
-def is_missing(value: object) -> bool:
-    """None or NaN."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def relative_change(before: Line, after: Line, column: str, more: float = 0.0) -> float:
