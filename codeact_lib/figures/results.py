@@ -124,10 +124,7 @@ def cost_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 @style.styled()
 def bench_bars(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Median seconds of each contender of a bench (whisker: fastest and slowest round), and its peak memory if known.
-
-    `table` is what `bench.harness.compare` returns.
-    """
+    """Median seconds of each contender in a table of `bench.harness.compare`, and its peak memory if known."""
     places = np.arange(len(table))[::-1]
     slowest = table["seconds_max"]
     spread = np.stack([table["seconds"] - table["seconds_min"], slowest - table["seconds"]])

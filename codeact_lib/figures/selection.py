@@ -62,10 +62,8 @@ def ifd_histogram(ifd: ArrayLike, clusters: ArrayLike) -> Figure:
 
 
 def _ifd_top(ifd: np.ndarray) -> float:
-    """Where an IFD axis ends: at the 99.5% quantile, but within 1.5 and `IFD_TOP`; higher values stand at the end.
-
-    In whole bars, so that one of them begins at 1.
-    """
+    # Where an IFD axis ends: at the 99.5% quantile, but within 1.5 and `IFD_TOP`; higher values stand at the end. In
+    # whole bars, so that one of them begins at 1.
     if not len(ifd):
         return 1.5
     top = np.clip(np.quantile(ifd, 0.995), 1.5, IFD_TOP)

@@ -5,6 +5,7 @@ one seed. They are empty where the profile's grid has no such arms: `codeact run
 """
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import pandas as pd
 
@@ -20,8 +21,8 @@ SPLIT: dict[results.Arm, tuple[str, str]] = {
     ("cdas", 0.4, "dynamic"): ("CDAS 40%", "dynamic padding"),
     CODEACT: ("CDAS 40%", "Dynamic Pack"),
 }
-SPREAD = [f"{column}{part}" for column in (*AVERAGES, *SCORES) for part in ("", "_sd")]
-COUNTS = [f"{column}{part}" for column in SCORES for part in ("_k", "_n", "_low", "_high")]
+SPREAD = results.with_endings([*AVERAGES, *SCORES], "", "_sd")
+COUNTS = results.with_endings(SCORES, "_k", "_n", "_low", "_high")
 LAST = ["marks", "seeds", "run_id"]
 MEANS = ["setting", "arm", "policy", "ratio", "strategy", "n_seeds", "n_train", *SPREAD, *COUNTS, *LAST, "source"]
 
@@ -32,14 +33,13 @@ def split_table(metrics: Sequence[RunRecord]) -> Table:
     `time_ratio` and `memory_ratio` are relative to full data with dynamic padding, the paper's baseline.
     """
     lines: list[Line] = []
-    for name, arms in _by_setting(metrics).items():
-        found = {results.arm_of(line.record): line for line in arms}
-        baseline = found.get(BASELINE, Line())
+    for record, arms in _by_setting(metrics):
+        baseline = arms.get(BASELINE, Line())
         for arm, (data, batching) in SPLIT.items():
-            line = found.get(arm, Line())
+            line = arms.get(arm, Line())
             time, memory = (line.averages[column].mean / baseline.averages[column].mean for column in EFFICIENCY)
             ratios = {"time_ratio": round(time, 4), "memory_ratio": round(memory, 4)}
-            lines.append(line.named(setting=name, data=data, batching=batching, **ratios))
+            lines.append(line.named(setting=results.setting(record), data=data, batching=batching, **ratios))
     names = ["setting", "data", "batching", "n_seeds"]
     frame = cells.flat_frame(lines, [*names, *SPREAD, "time_ratio", "memory_ratio", *COUNTS, *LAST])
     # an arm that was not run has no marks, not even none of them
@@ -64,8 +64,8 @@ def split_table(metrics: Sequence[RunRecord]) -> Table:
 def policy_table(metrics: Sequence[RunRecord]) -> Table:
     """All ways of choosing the same budget, trained alike (40% + Dynamic Pack), as means over seeds."""
     lines = []
-    for arms in _by_setting(metrics).values():
-        lines += [line for line in arms if results.arm_of(line.record)[1:] == CODEACT[1:]]
+    for _, arms in _by_setting(metrics):
+        lines += [line for arm, line in arms.items() if arm[1:] == CODEACT[1:]]
     frame = cells.flat_frame(lines, MEANS)
     blocks = frame["setting"].tolist()
     columns = [
@@ -78,10 +78,7 @@ def policy_table(metrics: Sequence[RunRecord]) -> Table:
 
 
 def rate_frame(metrics: Sequence[RunRecord]) -> pd.DataFrame:
-    """CDAS + Dynamic Pack at every sampling rate that was run, and full data as 100%: for the sampling-rate curve.
-
-    One line an arm, columns as in the CSV of `rate_table`. Full data is the packed run where there is one.
-    """
+    """The measured lines of `rate_table` in the columns of its CSV, for the sampling-rate curve."""
     return cells.flat_frame(_rate_lines(metrics), MEANS)
 
 
@@ -93,8 +90,8 @@ def rate_table(metrics: Sequence[RunRecord], followup: pd.DataFrame | None = Non
         scores = followup[followup["table"] == "pass_at_one"].sort_values("ratio", kind="stable")
         for (model, size, dataset), rows in scores.groupby(["model", "size", "dataset"], sort=False):
             name = f"Reported in arXiv 2504.12687: {model} {size}, {dataset}"
-            for row in rows.to_dict("records"):
-                reported.append(results.reported_line(row, "follow-up").named(setting=name, ratio=row["ratio"]))
+            for line in results.reported_lines(rows, "follow-up"):
+                reported.append(line.named(setting=name, ratio=line.names["ratio"]))
         lines += cells.marked(reported)
     frame = cells.flat_frame(lines, MEANS)
     columns = [
@@ -110,21 +107,18 @@ def rate_table(metrics: Sequence[RunRecord], followup: pd.DataFrame | None = Non
 
 def _rate_lines(metrics: Sequence[RunRecord]) -> list[Line]:
     lines = []
-    for arms in _by_setting(metrics).values():
-        rates = [line for line in arms if (line.names["policy"], line.names["strategy"]) == ("cdas", "dynamic_pack")]
-        full = [line for line in arms if line.names["policy"] == "full"]
-        full.sort(key=lambda line: line.names["strategy"] != "dynamic_pack")  # the packed one first
+    for _, arms in _by_setting(metrics):
+        rates = [line for (policy, _, strategy), line in arms.items() if (policy, strategy) == ("cdas", "dynamic_pack")]
+        # of full data the packed run where there is one
+        full = [line for arm, line in arms.items() if arm[0] == "full"]
+        full.sort(key=lambda line: line.names["strategy"] != "dynamic_pack")
         lines += sorted([*rates, *full[:1]], key=lambda line: line.names["ratio"])
     return lines
 
 
-def _by_setting(metrics: Sequence[RunRecord]) -> dict[str, list[Line]]:
-    # base models have no arm and are left out
-    lines = cells.marked([line for line in results.measured_lines(metrics) if line.names["policy"] is not None])
-    settings: dict[str, list[Line]] = {}
-    for line in lines:
-        settings.setdefault(line.names["setting"], []).append(line)
-    return settings
+def _by_setting(metrics: Sequence[RunRecord]) -> list[tuple[RunRecord, dict[results.Arm, Line]]]:
+    # base models have no arm: they do not count for what most lines were scored on
+    return results.by_setting(cells.marked(results.measured_lines(filter(itemgetter("dataset"), metrics))))
 
 
 def _notes(lines: Sequence[Line]) -> list[str]:

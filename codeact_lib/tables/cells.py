@@ -1,7 +1,7 @@
 """Numbers as the reader sees them: text with units, bold for the best, a mark where a cell must not be trusted."""
 
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -124,20 +124,16 @@ def _nothing(line: Line) -> str:
     return NOT_RUN if line.status == NOT_RUN else "-"
 
 
-def efficiency_columns(
-    lines: Sequence[Line], groups: Sequence[Hashable], bold: pd.DataFrame | None = None
-) -> list[Column]:
-    """`Training time` and `Peak memory` of each line: as the paper prints them, else in one unit within each group.
-
-    Below them `time_ratio` and `memory_ratio` of a line that has such names.
-    """
+def efficiency_columns(lines: Sequence[Line], groups: Sequence[Any], bold: pd.DataFrame | None = None) -> list[Column]:
+    """`Training time` and `Peak memory` of each line: as the paper prints them, else in one unit within each group."""
+    # the last: a name under which a line may have a ratio, which stands below
     measures = (
         ("Training time", "training_time_min", "{:.0f} min", 60, time_unit, "time_ratio"),
         ("Peak memory", "peak_memory_gb", "{:.2f} GB", 1e9, memory_unit, "memory_ratio"),
     )
     columns = []
     for heading, column, as_printed, factor, unit_of, ratio in measures:
-        largest: dict[Hashable, float] = {}
+        largest: dict[Any, float] = {}
         for line, group in zip(lines, groups, strict=True):
             # of a number and NaN the number
             largest[group] = max(largest.get(group, 0.0), line.averages[column].mean)

@@ -23,7 +23,7 @@ def comparison_table(metrics: Sequence[RunRecord]) -> Table:
     from statsmodels.stats.multitest import multipletests
 
     rows: list[dict[str, Any]] = []
-    for _, arms in results.by_setting(metrics):
+    for _, arms in results.by_setting(results.measured_lines(metrics)):
         for arm in (BASELINE, RANDOM):
             if CODEACT in arms and arm in arms:
                 rows += _tests(arms[CODEACT], arms[arm])
@@ -124,7 +124,7 @@ def findings(metrics: Sequence[RunRecord]) -> list[str]:
             f"tasks under the plus tests{seeds}, {row['compared_with']} {other:.1f}% ({ours - other:+.1f} points, 95% "
             f"interval {row['low']:+.1f} to {row['high']:+.1f}, {test}{equals} {_p_words(row['p_value'])})."
         )
-    for record, arms in results.by_setting(metrics):
+    for record, arms in results.by_setting(results.measured_lines(metrics)):
         full = arms.get(BASELINE)
         codeact = arms.get(CODEACT)
         if full and codeact and full.record["train"] and codeact.record["train"]:

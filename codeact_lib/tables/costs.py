@@ -26,12 +26,12 @@ def cost_table(metrics: Sequence[RunRecord]) -> Table:
     lines = results.measured_lines(metrics)
     rows = []
     for line in lines:
-        row = line.columns() | step_seconds(line)
-        row["total"] = round(float(np.nansum([row[step] for step in STEPS])), 3)
+        seconds = step_seconds(line)
+        row = line.columns() | seconds
+        row["total"] = round(float(np.nansum(list(seconds.values()))), 3)
         gpus = re.match(r"(\d+) x ", line.record["provenance"]["environment"].get("gpu") or "")  # "8 x NVIDIA H100"
         row["gpu_hours"] = round(row["total"] * int(gpus[1]) / 3600, 6) if gpus else math.nan
-        same = [other for other in lines if other.names["data_set"] == line.names["data_set"]]
-        row["break_even_trainings"] = _break_even(line, same)
+        row["break_even_trainings"] = _break_even(line, lines)
         rows.append(row)
     headings = ["data_set", "arm", *STEPS, "total", "gpu_hours", "break_even_trainings", "n_seeds", "run_id"]
     frame = pd.DataFrame(rows, columns=headings)
@@ -79,7 +79,8 @@ def _break_even(line: Line, arms: Sequence[Line]) -> float:
     if line.names["policy"] in (None, "full") or not line.record["train"] or not spent:
         return math.nan
     for other in arms:
-        if results.arm_of(other.record) == BASELINE and other.record["train"]:
+        same = other.names["data_set"] == line.names["data_set"]
+        if same and results.arm_of(other.record) == BASELINE and other.record["train"]:
             saved = step_seconds(other)["training"] - step_seconds(line)["training"]
             return math.ceil(spent / saved) if saved > 0 else math.inf
     return math.nan

@@ -2,15 +2,13 @@
 
     python -m codeact_lib.tables.deviations      # writes docs/deviations.md
 
-The list itself is `deviations.yaml`: why, one entry a point (`DEVIATIONS`), and for every profile key that changes the
-method what the paper or the released code has (`SWITCHES`), so that values are read from the profiles and never copied.
-Keys that only change speed, names or where things go are its `NO_METHOD`; the two name every key of a profile.
+`deviations.yaml` is the list: why, one entry a point, and what the paper or the released code has for every profile key
+that changes the method, so that values are read from the profiles and never copied. It names every key of a profile.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
@@ -22,8 +20,7 @@ from codeact_lib.tables.render import TEMPLATES
 NOT_STATED = "not stated"
 
 
-@dataclass(frozen=True)
-class Switch:
+class Switch(NamedTuple):
     """A profile key that changes the method, and what the paper or the released code has for it."""
 
     key: str
@@ -31,8 +28,7 @@ class Switch:
     theirs: Any = NOT_STATED
 
 
-@dataclass(frozen=True)
-class Deviation:
+class Deviation(NamedTuple):
     """A point where paper, authors' code and this project differ, and what decides: `switches` and `elsewhere`."""
 
     point: int

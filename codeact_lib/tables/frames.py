@@ -1,6 +1,7 @@
 """What the figures draw: one row a bar or a point, each arm as the mean over its seeds."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,10 @@ def _bar(line: Line) -> dict[str, Any]:
     return {"group": line.names["setting"], "label": line.names["short"]}
 
 
-def _trained(metrics: Sequence[RunRecord]) -> list[Line]:
-    return results.measured_lines(record for record in metrics if record["train"])
-
-
 def time_memory_frame(metrics: Sequence[RunRecord]) -> pd.DataFrame:
     """Rows for `figures.time_memory_bars` from the measured arms."""
     rows = []
-    for line in _trained(metrics):
+    for line in results.measured_lines(filter(itemgetter("train"), metrics)):
         seconds = 60 * line.averages["training_time_min"].mean
         rows.append(_bar(line) | {"seconds": seconds, "memory_bytes": 1e9 * line.averages["peak_memory_gb"].mean})
     return pd.DataFrame(rows, columns=["group", "label", "seconds", "memory_bytes"])
@@ -63,7 +60,7 @@ def efficiency_panels(metrics: Sequence[RunRecord], reported: pd.DataFrame) -> d
     paper["pass_at_one"] = known["humaneval"]
     paper["ours"] = known["model"].str.contains("CodeACT")
     panels = {"Reported in the paper": paper}
-    for record, arms in results.by_setting(metrics):
+    for record, arms in results.by_setting(results.measured_lines(metrics)):
         points = []
         for arm, line in arms.items():
             if not pd.isna(line.rate("humaneval")):
@@ -77,14 +74,14 @@ def efficiency_panels(metrics: Sequence[RunRecord], reported: pd.DataFrame) -> d
 
 def cost_frame(metrics: Sequence[RunRecord]) -> pd.DataFrame:
     """Rows for `figures.cost_bars`: one an arm, a column of seconds for each step."""
-    rows = [_bar(line) | step_seconds(line) for line in _trained(metrics)]
+    rows = [_bar(line) | step_seconds(line) for line in results.measured_lines(filter(itemgetter("train"), metrics))]
     return pd.DataFrame(rows, columns=["group", "label", *STEPS])
 
 
 def padding_frame(metrics: Sequence[RunRecord], followup: pd.DataFrame | None = None) -> pd.DataFrame:
     """Padding rate of each measured arm, and below them those that the authors' follow-up reports."""
     rows = []
-    for line in _trained(metrics):
+    for line in results.measured_lines(filter(itemgetter("train"), metrics)):
         percent = line.averages["padding_pct"].mean
         if not pd.isna(percent):
             # data and padding strategy: CodeACT's own name would hide both here

@@ -49,15 +49,14 @@ def _pairs(metrics: Sequence[RunRecord], reported: Mapping[str, pd.DataFrame]) -
     for source, frame in (("paper", reported["rq1"]), ("follow-up", results.followup_pairs(reported["followup"]))):
         # HumanEval is what the claims are about: marks of other scores have no place here
         for (dataset, model, size), rows in frame.drop(columns=SCORES[1:]).groupby(SETTING, sort=False):
-            arms = rows.sort_values("codeact").to_dict("records")
-            full, ours = marked([results.reported_line(row, source) for row in arms])
+            full, ours = marked(results.reported_lines(rows.sort_values("codeact"), source))
             pairs.append((full.named(dataset=dataset, model=f"{model} {size}"), ours))
-    for record, measured in results.by_setting(metrics):
+    for record, measured in results.by_setting(results.measured_lines(metrics)):
         if BASELINE in measured and CODEACT in measured:
             model = f"{record['model']['label']} {record['model']['size']}"
             full = measured[BASELINE].named(dataset=record["dataset_label"], model=model)
             pairs.append((full, measured[CODEACT]))
-    return [pair for pair in pairs if not any(pd.isna(line.rate("humaneval")) for line in pair)]
+    return [(full, ours) for full, ours in pairs if pd.notna(full.rate("humaneval") + ours.rate("humaneval"))]
 
 
 def _claims(full: Line, ours: Line) -> dict[str, Any]:
@@ -95,12 +94,12 @@ def followup_table(reported: Mapping[str, pd.DataFrame]) -> Table:
     """The paper's scores beside the authors' own later re-run of the same rows, with the difference."""
     again = results.followup_pairs(reported["followup"]).drop(columns="model").rename(columns={"paper_model": "model"})
     frame = reported["rq1"].merge(again, on=[*SETTING, "codeact"], suffixes=("_paper", "_followup"))
-    both = [f"{column}{suffix}" for column in SCORES for suffix in ("_paper", "_followup")]
+    both = results.with_endings(SCORES, "_paper", "_followup")
     frame = frame[[*SETTING, "ratio", *both]]
     sides = []
     for source in ("paper", "followup"):
-        rows = frame.rename(columns={f"{column}_{source}": column for column in SCORES}).to_dict("records")
-        sides.append(marked([results.reported_line(row, source) for row in rows]))
+        rows = frame.rename(columns=lambda name, source=source: name.removesuffix(f"_{source}"))
+        sides.append(marked(results.reported_lines(rows, source)))
     columns = [
         words("Model", frame["model"] + " " + frame["size"]),
         words("Data", frame["ratio"].map("{:.0%}".format), "center"),

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,8 +26,7 @@ Align = Literal["left", "center"]
 FORMATS = ("csv", "md", "tex", "html", "json")
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """What a reader sees at one place: `text`, below it lines of small print; `run`: the run (or "a; b") measured."""
 
     text: str
@@ -39,8 +38,7 @@ class Cell:
         return "\n".join(filter(None, (self.text, ", ".join(self.small))))
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A heading with a cell for each row; numbers stand centred, words flush left."""
 
     heading: str
@@ -139,8 +137,6 @@ def to_json(table: Table) -> str:
     return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
 
 
-# ---- by a template ---------------------------------------------------------------------------------------------------
-
 _TEX = str.maketrans({
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "%": r"\%", "&": r"\&", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
@@ -170,10 +166,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_html(table: Table, *, link_runs: bool = False) -> str:
-    """The table as an HTML fragment: caption, block rows, `<strong>`; `link_runs`: measured cells lead to a run.
-
-    With `link_runs` there is no caption: the report has a heading of its own.
-    """
+    """The table as an HTML fragment; `link_runs`, in the report: measured cells lead to a run, and no caption."""
     template = TEMPLATES.get_template("table_fragment.html.j2")
     return template.render(table=table, not_run=NOT_RUN, between_runs=BETWEEN_RUNS, link_runs=link_runs) + "\n"
 

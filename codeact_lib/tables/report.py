@@ -3,9 +3,8 @@
 import html
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -16,8 +15,7 @@ from codeact_lib.tables.render import TEMPLATES, Table, to_html
 from codeact_lib.tables.results import RunRecord, arm_label, benchmark_stamp, hardware, measured_lines
 
 
-@dataclass
-class ReportFigure:
+class ReportFigure(NamedTuple):
     """A figure of the report: its saved SVG, and what it shows in words."""
 
     path: Path
@@ -56,8 +54,7 @@ def write_report(
 ) -> Path:
     """One page with everything inside it: no request leaves the file. Measured rows link to the facts of their run.
 
-    runs: `run_groups`, the facts of each run by arm. deviations: `deviations.deviations_in_force`. Links go to anchors
-    inside.
+    runs: `run_groups`, the facts of each run by arm. deviations: `deviations.deviations_in_force`.
     """
     page = TEMPLATES.get_template("report.html.j2").render(
         title=title,

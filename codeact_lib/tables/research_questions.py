@@ -1,6 +1,7 @@
 """RQ1 and RQ2 in the paper's layout, with *paper*, *follow-up* and *measured* as sources that never share a row."""
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,15 @@ import pandas as pd
 
 from codeact_lib.evaluation.records import RunRecord
 from codeact_lib.tables import cells, results
-from codeact_lib.tables.render import Align, Column, Table, values, words
+from codeact_lib.tables.render import Align, Table, values, words
 from codeact_lib.tables.results import BASELINE, CODEACT, EFFICIENCY, NOT_RUN, SCORES, TEXTS, Line
 
-_COSTS = [f"{column}{part}" for column in EFFICIENCY for part in ("", "_sd")]
-_SCORES = [f"{column}{part}" for column in SCORES for part in ("", "_sd", "_k", "_n", "_low", "_high")]
-_RUNS = ["n_train", "marks", "benchmark_versions", "hardware", "peak_memory_kind", "n_seeds", "seeds", "run_id"]
-FLAT = [*_COSTS, *_SCORES, *_RUNS]  # columns of the CSV after those that say what a row is
+# columns of the CSV after those that say what a row is
+FLAT = [
+    *results.with_endings(EFFICIENCY, "", "_sd"),
+    *results.with_endings(SCORES, "", "_sd", "_k", "_n", "_low", "_high"),
+    *("n_train", "marks", "benchmark_versions", "hardware", "peak_memory_kind", "n_seeds", "seeds", "run_id"),
+]
 
 
 def rq1_table(metrics: Sequence[RunRecord], reported: pd.DataFrame, followup: pd.DataFrame | None = None) -> Table:
@@ -27,7 +30,7 @@ def rq1_table(metrics: Sequence[RunRecord], reported: pd.DataFrame, followup: pd
     again = {}
     if followup is not None:
         again = dict(list(results.followup_pairs(followup).groupby(["dataset", "paper_model", "size"])))
-    settings = results.by_setting(metrics)
+    settings = results.by_setting(results.measured_lines(metrics))
     known = []
     lines: list[Line] = []
     for key, pair in reported.groupby(["dataset", "model", "size"], sort=False):
@@ -37,8 +40,8 @@ def rq1_table(metrics: Sequence[RunRecord], reported: pd.DataFrame, followup: pd
         if key in again:
             sources["follow-up"] = again[key].sort_values("codeact")
         for source, rows in sources.items():
-            for row in rows.to_dict("records"):
-                lines.append(results.reported_line(row, source).named(**names, codeact=bool(row["codeact"])))
+            for line in results.reported_lines(rows, source):
+                lines.append(line.named(**names, codeact=bool(line.names["codeact"])))
         same = [arms for record, arms in settings if _reported_key(record) == key]
         for arms in same or [{}]:
             lines += _arm_pair(names, arms)
@@ -90,7 +93,7 @@ def _rq1_layout(lines: Sequence[Line], metrics: Sequence[RunRecord]) -> Table:
         *cells.score_columns(lines, best),
     ]
     rows = np.flatnonzero(~merged).tolist()
-    shown = [Column(column.heading, [column.cells[i] for i in rows], column.align) for column in columns]
+    shown = [column._replace(cells=list(compress(column.cells, ~merged))) for column in columns]
     notes = [TEXTS["notes"]["rq1"], *measured_notes(metrics), *cells.mark_notes(lines)]
     return Table("rq1", frame, shown, frame["block"][rows].tolist(), notes, metrics, rows)
 
@@ -102,8 +105,8 @@ def rq2_table(metrics: Sequence[RunRecord], reported: pd.DataFrame) -> Table:
     cannot be k/399: it was scored on MBPP+ v0.2.0, most other rows on v0.1.0, and the two are not comparable.
     """
     lines = []
-    for row in reported.to_dict("records"):
-        lines.append(results.reported_line(row, "paper").named(block=TEXTS["groups"][row["group"]], **row))
+    for line in results.reported_lines(reported, "paper"):
+        lines.append(line.named(**line.names, block=TEXTS["groups"][line.names["group"]]))
     for line in results.measured_lines(metrics):
         lines.append(line.named(**_rq2_names(line.record)))
     lines = cells.marked(lines)

@@ -53,16 +53,15 @@ LABELS: dict[Arm, tuple[str, str]] = {
 }
 
 
-# ---- read ------------------------------------------------------------------------------------------------------------
-
-
 def load_reported(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
-    """The paper's tables `rq1` and `rq2` and the authors' `followup` (arXiv 2504.12687) as frames.
-
-    Raises `ArtifactError` naming the file that is missing.
-    """
+    """The paper's tables `rq1` and `rq2` and the authors' `followup` (2504.12687); `ArtifactError` if one is gone."""
     folder = Path(folder) if folder else project_root() / "results" / "reported"
     return {name: read_frame(folder / f"{name}.csv") for name in ("rq1", "rq2", "followup")}
+
+
+def with_endings(columns: Iterable[str], *endings: str) -> list[str]:
+    """Names of columns of a CSV: each of these with each of the endings."""
+    return [f"{column}{ending}" for column in columns for ending in endings]
 
 
 def followup_pairs(followup: pd.DataFrame) -> pd.DataFrame:
@@ -79,9 +78,11 @@ def load_metrics(folder: str | Path, run_ids: Iterable[str] | None = None) -> li
     Each record gains `metrics_sha256`, the hash of its file, which the report prints. Raises `ArtifactError` for a
     file that lacks a part or whose content no longer has the hash that 05_eval sealed it with.
     """
-    names = sorted(path.stem for path in Path(folder).glob("*.json")) if run_ids is None else run_ids
+    paths = sorted(Path(folder).glob("*.json"))
+    if run_ids is not None:
+        paths = [Path(folder, f"{run_id}.json") for run_id in run_ids]
     records = []
-    for path in [Path(folder, f"{name}.json") for name in names]:
+    for path in paths:
         if not path.is_file():
             continue
         record = read_json(path)
@@ -146,7 +147,8 @@ def hardware_notes(metrics: Sequence[RunRecord]) -> list[str]:
     if not metrics:
         return []
     note = f"Hardware: {'; '.join(dict.fromkeys(map(hardware, metrics)))}."
-    kinds = dict.fromkeys(record["train"]["peak_memory_kind"] for record in metrics if record["train"])
+    trained = filter(None, map(itemgetter("train"), metrics))
+    kinds = dict.fromkeys(map(itemgetter("peak_memory_kind"), trained))
     if kinds:
         note += f" Peak memory is {', '.join(TEXTS['memory'].get(kind, str(kind)) for kind in kinds)}."
     return [note]
@@ -240,42 +242,45 @@ class Line:
     @property
     def run_id(self) -> str | None:
         """Ids of the runs of a measured line in one field, in the order of the seeds."""
-        return BETWEEN_RUNS.join(run["run_id"] for run in self.runs) or None
+        return BETWEEN_RUNS.join(map(itemgetter("run_id"), self.runs)) or None
 
     def rate(self, column: str) -> float:
         """pass@1 in %, NaN where it is not known."""
         return self.scores[column].rate if column in self.scores else math.nan
 
     def columns(self) -> dict[str, Any]:
-        """The line as flat columns: `humaneval`, `humaneval_sd`, `_k`, `_n`, `_low`, `_high` and so on.
-
-        Of several seeds `<column>_k` lists the tasks solved by each. What is not known of the line has no key.
-        """
+        """The line as flat columns: `humaneval`, `humaneval_sd`, `_k`, `_n`, `_low`, `_high`; without unknown ones."""
         row: dict[str, Any] = {**self.names, "source": self.source, "status": self.status}
         for column, average in self.averages.items():
             row |= {column: average.mean, f"{column}_sd": average.sd}
         for column, score in self.scores.items():
             row |= {column: score.rate, f"{column}_sd": score.sd}
             row |= {f"{column}_low": score.low, f"{column}_high": score.high}
+            # of several seeds the tasks solved by each
             for part, counts in (("k", score.k), ("n", score.n)):
                 if counts:
                     row[f"{column}_{part}"] = counts[0] if len(counts) == 1 else BETWEEN_RUNS.join(map(str, counts))
         if self.runs:
+            # what every measured number is to be read with: versions, hardware, seeds, and ids to follow it by
             row["n_train"] = self.record["n_train"]
             row["benchmark_versions"] = " / ".join(dict.fromkeys(map(benchmark_stamp, self.runs)))
             row["hardware"] = " / ".join(dict.fromkeys(map(hardware, self.runs)))
             row["peak_memory_kind"] = (self.record["train"] or {}).get("peak_memory_kind")
             row["n_seeds"] = len(self.runs)
-            row["seeds"] = BETWEEN_RUNS.join(str(run["seed"]) for run in self.runs)
+            row["seeds"] = BETWEEN_RUNS.join(map(str, map(itemgetter("seed"), self.runs)))
             row["run_id"] = self.run_id
         row["marks"] = "; ".join(map(" ".join, self.marks.items()))
         return row
 
 
-def reported_line(row: Mapping[str, Any], source: str) -> Line:
-    """A row of `load_reported`, of which only scores, minutes and gigabytes are read."""
-    scores = {column: Score(row[column]) for column in SCORES if not pd.isna(row.get(column))}
-    return Line(source, scores, {column: Average(row.get(column, math.nan)) for column in AVERAGES})
+def reported_lines(rows: pd.DataFrame, source: str) -> list[Line]:
+    """Rows of `load_reported`, each under all of its columns as names."""
+    lines = []
+    for row in rows.to_dict("records"):
+        scores = {column: Score(row[column]) for column in SCORES if pd.notna(row.get(column))}
+        averages = {column: Average(row.get(column, math.nan)) for column in AVERAGES}
+        lines.append(Line(source, scores, averages, names=row))
+    return lines
 
 
 def measured_line(runs: Sequence[RunRecord]) -> Line:
@@ -288,15 +293,16 @@ def measured_line(runs: Sequence[RunRecord]) -> Line:
             scores[column] = _score(judged, side, comparable=used[kind] is not None)
     averages = {}
     for column, (fact, unit) in AVERAGES.items():
-        trained = [run["train"] for run in runs if run["train"] and run["train"].get(fact) is not None]
-        averages[column] = average(round(train[fact] / unit, 5) for train in trained)
+        trained = filter(None, map(itemgetter("train"), runs))
+        averages[column] = average(round(train[fact] / unit, 5) for train in trained if train.get(fact) is not None)
     return Line("measured", scores, averages, runs)
 
 
 def _score(seeds: Sequence[Judged], side: Side, comparable: bool) -> Score:
-    ks = [judged[side]["k"] for judged in seeds]
-    ns = [judged[side]["n"] for judged in seeds]
-    verdicts = [judged["verdicts"] for judged in seeds]
+    counts = pd.DataFrame(map(itemgetter(side), seeds))
+    ks = counts["k"].tolist()
+    ns = counts["n"].tolist()
+    verdicts = list(map(itemgetter("verdicts"), seeds))
     agrees = ns == list(map(len, verdicts)) and ks == [n_solved(seed, side) for seed in verdicts]
     if not comparable:  # means over different tasks mean nothing
         return Score(math.nan, k=ks, n=ns, agrees=agrees)
@@ -306,7 +312,7 @@ def _score(seeds: Sequence[Judged], side: Side, comparable: bool) -> Score:
     if len(seeds) > 1:
         found = seed_average(verdicts, side)
         low, high = found["low"], found["high"]
-    rate = average([100 * k / ns[0] for k in ks], digits=4)
+    rate = average(100 * counts["k"] / ns[0], digits=4)
     return Score(*rate, ks, ns[:1], round(100 * low, 2), round(100 * high, 2), agrees)
 
 
@@ -322,11 +328,10 @@ def relative_change(before: Line, after: Line, column: str, more: float = 0.0) -
     return round(100 * ((after.averages[column].mean + more) / before.averages[column].mean - 1), 3)
 
 
-# ---- groups ----------------------------------------------------------------------------------------------------------
-
-
 def measured_lines(metrics: Iterable[RunRecord]) -> list[Line]:
-    """A line an arm, under what names an arm in the CSVs; arms in order of appearance, runs in that of their seeds."""
+    """A line an arm, in order of appearance, under what names an arm in the CSVs."""
+    # Runs that differ by nothing but their seed are one arm, in the order of their seeds: a table never has more rows
+    # because more was run.
     arms: dict[tuple, list[RunRecord]] = {}
     for record in metrics:
         key = (record["profile"], record["model"]["name"], record["dataset"], *arm_of(record))
@@ -341,10 +346,10 @@ def measured_lines(metrics: Iterable[RunRecord]) -> list[Line]:
     return lines
 
 
-def by_setting(metrics: Iterable[RunRecord]) -> list[tuple[RunRecord, dict[Arm, Line]]]:
-    """The fine-tuned arms of each profile, base model and data set, and a record that stands for what they share."""
+def by_setting(lines: Iterable[Line]) -> list[tuple[RunRecord, dict[Arm, Line]]]:
+    """Measured lines of fine-tuned arms, by profile, model and data set, with a record for what they share."""
     settings: dict[tuple, tuple[RunRecord, dict[Arm, Line]]] = {}
-    for line in measured_lines(metrics):
+    for line in lines:
         record = line.record
         if record["dataset"] is not None:
             key = (record["profile"], record["model"]["name"], record["dataset"])

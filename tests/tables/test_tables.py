@@ -24,7 +24,7 @@ from codeact_lib.evaluation.records import seal
 from codeact_lib.tables import load_metrics, load_reported, rq1_table, rq2_table, write_report, write_table
 from codeact_lib.tables.cells import marked
 from codeact_lib.tables.render import to_html, to_json, to_latex, to_markdown
-from codeact_lib.tables.results import measured_line, reported_line
+from codeact_lib.tables.results import measured_line, reported_lines
 
 # The paper's two result tables as printed, copied by hand; ** around what is bold.
 PAPER = (REPO / "tests" / "paper_tables.txt").read_text(encoding="utf-8")
@@ -121,7 +121,7 @@ def test_a_pair_that_mixes_the_two_versions_of_mbpp_is_marked():
     row = {"mbpp": 60.7, "mbpp_plus": 49.5}  # 242 of 399 and 187 of 378
     assert tables.fits(row["mbpp"], 399) and not tables.fits(row["mbpp"], 378)
     assert tables.fits(row["mbpp_plus"], 378) and not tables.fits(row["mbpp_plus"], 399)
-    assert marked([reported_line(row, "paper")])[0].marks == {"mbpp": "‡", "mbpp_plus": "‡"}
+    assert marked(reported_lines(pd.DataFrame([row]), "paper"))[0].marks == {"mbpp": "‡", "mbpp_plus": "‡"}
 
 
 def changed(records, which, change):
