@@ -96,16 +96,15 @@ def padding_rates(report: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 @style.styled()
 def loss_curves(curves: Mapping[str, Sequence[Any]], *, title: str = "Training loss") -> Figure:
-    """Training loss over optimizer steps. curves: label -> [(step, loss)] or [{"step": .., "loss": ..}].
-
-    The faint line is what was logged, the strong one its running mean over a twentieth of the curve.
-    """
+    """Training loss over optimizer steps. curves: label -> [(step, loss)] or [{"step": .., "loss": ..}]."""
     fig, ax = style.canvas(6.8, 3.7)
     for (label, points), colour in zip(curves.items(), cycle(style.PALETTE), strict=False):
         pairs = [(p["step"], p["loss"]) if isinstance(p, Mapping) else tuple(p)[:2] for p in points]
         steps, losses = np.array(pairs, float).reshape(-1, 2).T
+        # faint what was logged, strong its running mean over a twentieth of the curve: the loss of one step is mostly
+        # that of its samples
         ax.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
-        around = 2 * (max(1, len(losses) // 20) // 2) + 1  # points, centred; fewer at the ends
+        around = 2 * (len(losses) // 20 // 2) + 1  # points, centred; fewer at the ends
         mean = pd.Series(losses).rolling(around, center=True, min_periods=1).mean()
         marker = "o" if len(losses) == 1 else None  # a line through one point would not be seen
         ax.plot(steps, mean, label=label, color=colour, linewidth=1.7, marker=marker)

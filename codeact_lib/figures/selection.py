@@ -93,13 +93,13 @@ def _ifd_quantiles(ax: Axes, ifd: np.ndarray, clusters: np.ndarray) -> None:
 def ifd_against_length(ifd: ArrayLike, n_tokens: ArrayLike, kept: ArrayLike) -> Figure:
     """Scatter of IFD over the length of the answer (logarithmic): chosen rows over the dropped ones.
 
-    ifd: (n,) ratios, NaN where a row has no score. n_tokens: (n,) answer tokens. kept: (n,) booleans. Above
-    `MOST_POINTS` every so many-th is drawn.
+    ifd: (n,) ratios, NaN where a row has no score. n_tokens: (n,) answer tokens. kept: (n,) booleans.
     """
     ifd = np.asarray(ifd, float)
     n_tokens = np.asarray(n_tokens, float)
     kept = np.asarray(kept, bool)
     shown = np.flatnonzero(np.isfinite(ifd) & (n_tokens > 0))
+    # above `MOST_POINTS` every so many-th is drawn
     shown = shown[:: len(shown) // MOST_POINTS + 1]
     top = _ifd_top(ifd[shown])
     fig, ax = style.canvas(7.2, 4.2)

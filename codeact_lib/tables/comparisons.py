@@ -54,7 +54,9 @@ def comparison_table(metrics: Sequence[RunRecord]) -> Table:
 
 
 def _p_words(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}"
 
 
 def _tests(codeact: Line, other: Line) -> list[dict[str, Any]]:
@@ -118,7 +120,7 @@ def findings(metrics: Sequence[RunRecord]) -> list[str]:
         rival = "random" if row["compared_with"].startswith("random") else "full data"
         seeds = f" (mean of {row['n_seeds']} seeds)" if row["n_seeds"] > 1 else ""
         test = "McNemar p" if row["n_seeds"] == 1 else "paired p"
-        equals = " =" if row["p_value"] >= 0.001 else ""
+        equals = "" if row["p_value"] < 0.001 else " ="
         sentences.append(
             f"{row['data_set']}: {TEXTS['verdicts'][rival][row['finding']]}. CodeACT solves {ours:.1f}% of {row['n']} "
             f"tasks under the plus tests{seeds}, {row['compared_with']} {other:.1f}% ({ours - other:+.1f} points, 95% "

@@ -57,14 +57,12 @@ NO_METHOD: list[str] = _LISTS["no_method"]
 
 
 def deviations_in_force(profile: config.Profile) -> pd.DataFrame:
-    """Where a profile departs from the paper: rows of docs/deviations.md, subject, switch, both values, effect.
-
-    A switch whose value the paper does not state, or that has no effect in this profile, is left out.
-    """
+    """Where a profile departs from the paper: rows of docs/deviations.md, subject, switch, both values, effect."""
     rows = []
     for switch in SWITCHES:
         paper = _words(switch.theirs)
         here = _value(profile, switch.key)
+        # Not a departure: what the paper does not state, and LoRA's keys where all weights are trained.
         idle = profile.tuning == "full" and switch.key in _LISTS["lora"]
         if not idle and paper not in (NOT_STATED, here):
             reasons = _reasons(switch)

@@ -61,18 +61,17 @@ def values(heading: str, texts: Iterable[str], runs: Iterable[str | float | None
 
 @dataclass
 class Table:
-    """One table, for machines (`frame`) and for readers (`columns`).
-
-    blocks: one heading a row of cells; consecutive rows with the same heading form a block. metrics: records of the
-    runs in it. rows: the rows of `frame` that the cells stand for, by default all.
-    """
+    """One table, for machines (`frame`) and for readers (`columns`)."""
 
     name: str
     frame: pd.DataFrame
     columns: Sequence[Column]
+    # one heading a row of cells; consecutive rows with the same heading form a block
     blocks: Sequence[str] = ()
     notes: Sequence[str] = ()
+    # records of the runs in it: the JSON says where their numbers come from
     metrics: Sequence[RunRecord] = ()
+    # the rows of `frame` that the cells stand for, by default all
     rows: Sequence[int] | None = None
 
     @property

@@ -42,6 +42,7 @@ def rq1_table(metrics: Sequence[RunRecord], reported: pd.DataFrame, followup: pd
         for source, rows in sources.items():
             for line in results.reported_lines(rows, source):
                 lines.append(line.named(**names, codeact=bool(line.names["codeact"])))
+        # a run of the paper's own model and data stands under the paper's rows; where there is none "not run" does
         same = [arms for record, arms in settings if _reported_key(record) == key]
         for arms in same or [{}]:
             lines += _arm_pair(names, arms)
@@ -99,16 +100,14 @@ def _rq1_layout(lines: Sequence[Line], metrics: Sequence[RunRecord]) -> Table:
 
 
 def rq2_table(metrics: Sequence[RunRecord], reported: pd.DataFrame) -> Table:
-    """RQ2: models trained with CodeACT beside others (CodeACT, table 2), and the measured arms in a group of their own.
-
-    Bold is the best of a group. A dagger marks a reported row whose MBPP scores can be k/378 and
-    cannot be k/399: it was scored on MBPP+ v0.2.0, most other rows on v0.1.0, and the two are not comparable.
-    """
+    """RQ2: models trained with CodeACT beside others (CodeACT, table 2); measured arms stand in a group of their own."""
     lines = []
     for line in results.reported_lines(reported, "paper"):
         lines.append(line.named(**line.names, block=TEXTS["groups"][line.names["group"]]))
     for line in results.measured_lines(metrics):
         lines.append(line.named(**_rq2_names(line.record)))
+    # A dagger marks a reported row whose MBPP scores can be k/378 and cannot be k/399: it was scored on MBPP+ v0.2.0,
+    # most other rows on v0.1.0, and the two are not comparable.
     lines = cells.marked(lines)
     alignment: dict[str, Align] = {"size": "center", "data_num": "center"}
     names = ["model", "size", "base_model", "data_type", "data_num", "source"]

@@ -55,7 +55,7 @@ LABELS: dict[Arm, tuple[str, str]] = {
 
 def load_reported(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
     """The paper's tables `rq1` and `rq2` and the authors' `followup` (2504.12687); `ArtifactError` if one is gone."""
-    folder = Path(folder) if folder else project_root() / "results" / "reported"
+    folder = Path(folder or project_root() / "results" / "reported")
     return {name: read_frame(folder / f"{name}.csv") for name in ("rq1", "rq2", "followup")}
 
 
@@ -246,7 +246,7 @@ class Line:
 
     def rate(self, column: str) -> float:
         """pass@1 in %, NaN where it is not known."""
-        return self.scores[column].rate if column in self.scores else math.nan
+        return self.scores.get(column, Score(math.nan)).rate
 
     def columns(self) -> dict[str, Any]:
         """The line as flat columns: `humaneval`, `humaneval_sd`, `_k`, `_n`, `_low`, `_high`; without unknown ones."""
