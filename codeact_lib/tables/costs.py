@@ -27,6 +27,7 @@ def cost_table(metrics: Sequence[RunRecord]) -> Table:
         row["total"] = round(float(np.nansum(list(seconds.values()))), 3)
         # GPUs x hours of all steps, e.g. of "8 x NVIDIA H100": all of them are taken, also in a step that uses one
         gpus = re.match(r"(\d+) x ", line.record["provenance"]["environment"].get("gpu") or "")
+        row["gpu_hours"] = math.nan
         if gpus:
             row["gpu_hours"] = round(row["total"] * int(gpus[1]) / 3600, 6)
         row["break_even_trainings"] = _break_even(line, lines)

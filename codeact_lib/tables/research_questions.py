@@ -100,7 +100,7 @@ def _rq1_layout(lines: Sequence[Line], metrics: Sequence[RunRecord]) -> Table:
 
 
 def rq2_table(metrics: Sequence[RunRecord], reported: pd.DataFrame) -> Table:
-    """RQ2: models trained with CodeACT beside others (CodeACT, table 2); measured arms stand in a group of their own."""
+    """RQ2: models trained with CodeACT beside others (CodeACT, table 2); measured arms in a group of their own."""
     lines = []
     for line in results.reported_lines(reported, "paper"):
         lines.append(line.named(**line.names, block=TEXTS["groups"][line.names["group"]]))

@@ -20,7 +20,8 @@ from codeact_lib.statistics import pass_interval, seed_average
 
 TEXTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("texts.yaml").read_text(encoding="utf-8"))
 NOT_RUN = "not run"
-BETWEEN_RUNS = "; "  # several runs, seeds or counts in one field
+# Several runs, seeds or counts stand in one field, so that an arm is one row however many seeds it has.
+BETWEEN_RUNS = "; "
 
 KINDS = ("humaneval", "mbpp")  # of benchmarks
 # column of a score -> kind of benchmark and side of its tests
@@ -41,7 +42,8 @@ AVERAGES = {
 EFFICIENCY = ["training_time_min", "peak_memory_gb"]
 
 Stamp = tuple[str, str, int]  # a benchmark's name, version and number of tasks
-Arm = tuple[str | None, float | None, str | None]  # policy, ratio, strategy
+# policy, ratio, strategy: None of a base model
+Arm = tuple[str | None, float | None, str | None]
 BASELINE: Arm = ("full", 1.0, "dynamic")
 CODEACT: Arm = ("cdas", 0.4, "dynamic_pack")
 RANDOM: Arm = ("random", 0.4, "dynamic_pack")
