@@ -111,7 +111,8 @@ def arm_of(record: RunRecord) -> Arm:
 def arm_label(record: RunRecord, short: bool = False) -> str:
     """A run's arm in words, e.g. "CodeACT (CDAS 40% + Dynamic Pack)", short "CodeACT"; the same for all its seeds."""
     if arm_of(record) in LABELS:
-        return LABELS[arm_of(record)][short]
+        long, brief = LABELS[arm_of(record)]
+        return brief if short else long
     data, strategy = arm_words(record)
     if not short:
         return f"{data} + {strategy}"
