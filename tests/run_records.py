@@ -78,3 +78,9 @@ def second_seed(records):
 
 
 SEEDS = METRICS + second_seed(METRICS[1:])
+
+
+def links(table):
+    """The runs of each row of a table, None for a reported one."""
+    rows = (row for _, rows in table.by_block() for row in rows)
+    return [next((cell.run for cell in row if cell.run), None) for row in rows]

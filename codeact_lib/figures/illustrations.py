@@ -1,7 +1,6 @@
 """The two drawings that explain: the pipeline, and CDAS on points."""
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
@@ -10,6 +9,7 @@ from codeact_lib.sampling import cdas_sample
 
 # What each notebook does and how often it runs.
 _STAGES = (
+    ("Data", "instructions and\nanswers, base model", "", style.FAINT),
     ("01  Cluster", "embed instructions,\nK-Means, k = 10", "data set", style.BLUE),
     ("02  IFD", "answer perplexity with\nand without instruction", "data × model", style.BLUE),
     ("03  Sample", "CDAS: hardest 40%\nof every cluster", "data × model\n× policy", style.BLUE),
@@ -24,39 +24,35 @@ _QUESTIONS = (
 )
 
 
-@style.styled
+@style.styled()
 def pipeline_diagram() -> Figure:
     """The six notebooks from instruction data to tables, with what each does and how often it runs."""
     fig, ax = style.canvas(11.4, 2.55)
     ax.set(xlim=(-1.0, 6.0), ylim=(-0.5, 1.75))
     ax.axis("off")
-    _box(ax, -0.96, "Data", "instructions and\nanswers, base model", style.FAINT, style.INK)
-    for i, (name, what, per, colour) in enumerate(_STAGES):
-        _box(ax, i + 0.04, name, what, colour, "white")
-        ax.text(i + 0.5, 0.04, f"once per {per}", ha="center", va="top", fontsize=8, color=style.MUTED)
-        arrow = FancyArrowPatch(
-            (i - 0.05, 0.55), (i + 0.05, 0.55), arrowstyle="-|>", mutation_scale=10, color=style.INK
-        )
-        ax.add_patch(arrow)
-    for left, right, name, colour in _QUESTIONS:
-        ax.plot([left + 0.05, right - 0.05], [1.42] * 2, color=colour, linewidth=2.2, solid_capstyle="butt")
-        ax.text((left + right) / 2, 1.49, name, ha="center", va="bottom", color=colour, fontweight="bold")
+    middle = {"ha": "center", "va": "center"}
+    for i, (head, body, per, colour) in enumerate(_STAGES, start=-1):
+        left = i + 0.04
+        for bottom, height, face in ((0.14, 1.12, "white"), (0.92, 0.34, colour)):
+            look = {"boxstyle": "round,pad=0,rounding_size=0.06", "facecolor": face, "edgecolor": colour}
+            ax.add_patch(FancyBboxPatch((left, bottom), 0.92, height, linewidth=1.4, **look))
+        ink = "white" if per else style.INK
+        ax.text(left + 0.46, 1.09, head, color=ink, fontweight="bold", fontsize=9.5, **middle)
+        ax.text(left + 0.46, 0.53, body, fontsize=7.6, linespacing=1.35, **middle)
+        if per:
+            ax.text(i + 0.5, 0.04, f"once per {per}", ha="center", va="top", fontsize=8, color=style.MUTED)
+            ends = ((i - 0.05, 0.55), (i + 0.05, 0.55))
+            ax.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=10, color=style.INK))
+    for start, stop, name, colour in _QUESTIONS:
+        ax.plot([start + 0.05, stop - 0.05], [1.42] * 2, color=colour, linewidth=2.2, solid_capstyle="butt")
+        ax.text((start + stop) / 2, 1.49, name, ha="center", va="bottom", color=colour, fontweight="bold")
     return fig
 
 
-def _box(ax: Axes, left: float, head: str, body: str, colour: str, ink: str) -> None:
-    shape = "round,pad=0,rounding_size=0.06"
-    for bottom, height, face in ((0.14, 1.12, "white"), (0.92, 0.34, colour)):
-        patch = {"boxstyle": shape, "facecolor": face, "edgecolor": colour, "linewidth": 1.4}
-        ax.add_patch(FancyBboxPatch((left, bottom), 0.92, height, **patch))
-    ax.text(left + 0.46, 1.09, head, ha="center", va="center", color=ink, fontweight="bold", fontsize=9.5)
-    ax.text(left + 0.46, 0.53, body, ha="center", va="center", fontsize=7.6, linespacing=1.35)
-
-
-@style.styled
-def cdas_illustration(seed: int = 0) -> Figure:
+@style.styled()
+def cdas_illustration() -> Figure:
     """CDAS in its three steps on 48 made-up instructions: cluster, score, keep the hardest 40% of each cluster."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     cluster = np.repeat(np.arange(4), 12)
     centres = np.array([[0, 0], [2.6, 0.5], [0.6, 2.4], [3.0, 2.8]])
     points = centres[cluster] + rng.normal(0, 0.42, (48, 2))

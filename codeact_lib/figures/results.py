@@ -1,6 +1,10 @@
-"""Figures of stage 06: pass@1, seconds and memory by arm, sampling rates, costs, benches."""
+"""Figures of stage 06: pass@1, seconds and memory by arm, sampling rates, costs, benches.
+
+Where bars are drawn, an optional column `group` of the frame (a data set) sets them apart under a heading.
+"""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import matplotlib
@@ -13,7 +17,6 @@ from codeact_lib.figures import style
 from codeact_lib.measure import memory_unit, number, time_unit
 
 
-# ---- arms side by side ---------------------------------------------------------------------------------------------
 def arm_colours(labels: Sequence[str]) -> dict[str, str]:
     """An arm keeps its colour over all figures; CDAS at another rate is one kind; others take the colours left."""
     left = [colour for colour in style.PALETTE if colour not in (*style.ARM_COLOURS.values(), style.SKY)]
@@ -28,13 +31,13 @@ def arm_colours(labels: Sequence[str]) -> dict[str, str]:
     return colours
 
 
-@style.styled
+@style.styled()
 def pass_at_one_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     """pass@1 with its 95% interval, one panel a benchmark, one bar a label.
 
     frame: one row a bar with `label`, `benchmark`, `k`, `n`, `low`, `high` (fractions 0..1). Of several seeds `rate`
-    and `sd` (fractions) are their mean and spread, printed in place of k/n. An optional `group` (a data set) sets bars
-    apart under a heading. Each benchmark needs the same labels in the same order.
+    and `sd` (fractions) are their mean and spread, printed in place of k/n. Each benchmark needs the same labels in the
+    same order.
     """
     parts = dict(list(frame.groupby("benchmark", sort=False)))
     first = next(iter(parts.values()))
@@ -45,7 +48,11 @@ def pass_at_one_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure
     fig, axes = style.canvas(*size, rows, columns, squeeze=False, sharey=True)
     colours = arm_colours(frame["label"])
     for ax, (benchmark, part) in zip(axes.flat, parts.items(), strict=False):
-        _interval_bars(ax, part, places, colours)
+        for y, row in zip(places, part.to_dict("records"), strict=True):
+            _interval_bar(ax, y, row, colours[row["label"]])
+        ax.set(xlim=(0, 124), xticks=range(0, 101, 20))
+        ax.spines["bottom"].set_bounds(0, 100)
+        ax.grid(axis="x")
         ax.set_title(benchmark)
     style.name_bars(axes.flat[: len(parts)], places, heads, first["label"])
     for ax in axes.flat[len(parts) :]:
@@ -56,29 +63,22 @@ def pass_at_one_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure
     return fig
 
 
-def _interval_bars(ax: Axes, part: pd.DataFrame, places: np.ndarray, colours: dict[str, str]) -> None:
-    for y, row in zip(places, part.to_dict("records"), strict=True):
-        if np.isfinite(row.get("sd", np.nan)):
-            rate = 100 * row["rate"]
-            text = f"{rate:.1f} ± {100 * row['sd']:.1f}"
-        else:
-            rate = 100 * (row["k"] / row["n"])
-            text = f"{rate:.1f} ({row['k']}/{row['n']})"
-        high = 100 * row["high"]
-        ax.barh(y, rate, color=colours[row["label"]], height=0.7, alpha=0.85)
-        ax.plot([100 * row["low"], high], [y, y], color=style.INK, linewidth=1.3)
-        ax.text(max(high, rate) + 1.5, y, text, va="center", fontsize=8)
-    ax.set(xlim=(0, 124), xticks=range(0, 101, 20))
-    ax.spines["bottom"].set_bounds(0, 100)
-    ax.grid(axis="x")
+def _interval_bar(ax: Axes, y: float, row: dict[str, Any], colour: str) -> None:
+    if np.isfinite(row.get("sd", np.nan)):
+        rate = 100 * row["rate"]
+        text = f"{rate:.1f} ± {100 * row['sd']:.1f}"
+    else:
+        rate = 100 * (row["k"] / row["n"])
+        text = f"{rate:.1f} ({row['k']}/{row['n']})"
+    high = 100 * row["high"]
+    ax.barh(y, rate, color=colour, height=0.7, alpha=0.85)
+    ax.plot([100 * row["low"], high], [y, y], color=style.INK, linewidth=1.3)
+    ax.text(max(high, rate) + 1.5, y, text, va="center", fontsize=8)
 
 
-@style.styled
+@style.styled()
 def time_memory_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Training time and peak memory side by side. frame: `label`, `seconds`, `memory_bytes` (NaN: not measured).
-
-    An optional column `group` (a data set) sets bars apart under a heading.
-    """
+    """Training time and peak memory side by side. frame: `label`, `seconds`, `memory_bytes` (NaN: not measured)."""
     labels = [str(label) for label in frame["label"]]
     colours = arm_colours(labels)
     places, heads = style.bar_places(frame)
@@ -99,21 +99,17 @@ def time_memory_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure
     return fig
 
 
-@style.styled
+@style.styled()
 def cost_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Where the seconds of each run went, stacked. frame: `label` and a column of seconds for each step.
-
-    An optional column `group` (a data set) sets bars apart under a heading.
-    """
+    """Where the seconds of each run went, stacked. frame: `label` and a column of seconds for each step."""
     steps = [column for column in frame.columns if column not in ("label", "group")]
     places, heads = style.bar_places(frame)
     totals = frame[steps].fillna(0).sum(axis=1)
     divisor, symbol = time_unit(float(totals.max()) if len(totals) else 0.0)
     fig, ax = style.canvas(8.4, 0.34 * (places.max(initial=0) + 1) + 1.6)
     start = np.zeros(len(frame))
-    for step, colour in zip(
-        steps, (style.GREEN, style.SKY, style.BLUE, style.ORANGE, style.PINK, style.MUTED), strict=False
-    ):
+    colours = (style.GREEN, style.SKY, style.BLUE, style.ORANGE, style.PINK, style.MUTED)
+    for step, colour in zip(steps, colours, strict=False):
         seconds = np.nan_to_num(np.asarray(frame[step], float)) / divisor
         ax.barh(places, seconds, left=start, color=colour, edgecolor="white", label=step)
         start = start + seconds
@@ -126,45 +122,34 @@ def cost_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     return fig
 
 
-@style.styled
+@style.styled()
 def bench_bars(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Median seconds of each contender of a bench (whisker: fastest and slowest round), and its peak memory if known.
-
-    `table` is what `bench.harness.compare` returns.
-    """
+    """Median seconds of each contender in a table of `bench.harness.compare`, and its peak memory if known."""
     places = np.arange(len(table))[::-1]
-    with_memory = "peak_memory_bytes" in table and bool((table["peak_memory_bytes"] > 0).any())
-    fig, axes = style.canvas(9.0, 1.3 + 0.3 * len(table), columns=1 + with_memory, squeeze=False, sharey=True)
-    seconds = table["seconds"].to_numpy()
-    spread = np.stack([seconds - table["seconds_min"], table["seconds_max"] - seconds])
-    axes[0, 0].barh(places, seconds, height=0.65, color=style.BLUE, xerr=spread, ecolor=style.MUTED)
-    _bar_numbers(axes[0, 0], places, table["seconds_max"].to_numpy(), seconds)
-    axes[0, 0].set(yticks=places, yticklabels=table["contender"], xlabel="seconds (median; whisker: all rounds)")
-    if with_memory:
-        memory = table["peak_memory_bytes"].to_numpy() / 1e6
-        axes[0, 1].barh(places, memory, height=0.65, color=style.ORANGE)
-        _bar_numbers(axes[0, 1], places, memory, memory)
-        axes[0, 1].set(xlabel="peak memory of the work (MB)")
+    slowest = table["seconds_max"]
+    spread = np.stack([table["seconds"] - table["seconds_min"], slowest - table["seconds"]])
+    look = {"color": style.BLUE, "xerr": spread, "ecolor": style.MUTED}
+    panels = [(table["seconds"], slowest, "seconds (median; whisker: all rounds)", look)]
+    if "peak_memory_bytes" in table and (table["peak_memory_bytes"] > 0).any():
+        memory = table["peak_memory_bytes"] / 1e6
+        panels.append((memory, memory, "peak memory of the work (MB)", {"color": style.ORANGE}))
+    fig, axes = style.canvas(9.0, 1.3 + 0.3 * len(table), 1, len(panels), squeeze=False, sharey=True)
+    for ax, (values, ends, xlabel, look) in zip(axes[0], panels, strict=True):
+        ax.barh(places, values, height=0.65, **look)
+        ax.set(xlabel=xlabel, xlim=(0, 1.18 * max(np.nanmax(ends), 1e-9)))
+        for y, end, value in zip(places, ends.fillna(0), values, strict=True):
+            text = "no result"
+            if value >= 0:
+                text = number(value) if value >= 1 else f"{value:.3g}"
+            ax.annotate(text, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes[0, 0].set(yticks=places, yticklabels=table["contender"])
     style.headline(fig, title or "Time and memory, side by side")
     return fig
 
 
-def _bar_numbers(ax: Axes, places: np.ndarray, ends: np.ndarray, values: np.ndarray) -> None:
-    """Each bar's value to the right of its end."""
-    ax.set_xlim(0, 1.18 * max(np.nanmax(ends), 1e-9))
-    for y, end, value in zip(places, np.nan_to_num(ends), values, strict=True):
-        text = "no result"
-        if value >= 1:
-            text = number(value)
-        elif value >= 0:
-            text = f"{value:.3g}"
-        ax.annotate(text, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
-
-
-# ---- over the number of samples ------------------------------------------------------------------------------------
-@style.styled
-def data_efficiency(panels: Mapping[str, pd.DataFrame], *, benchmark: str = "HumanEval") -> Figure:
-    """pass@1 against the number of training samples, one panel a source so that nothing is compared across sources.
+@style.styled()
+def data_efficiency(panels: Mapping[str, pd.DataFrame]) -> Figure:
+    """HumanEval against the number of training samples, one panel a source: nothing is compared across sources.
 
     panels: heading -> frame with `label`, `samples`, `pass_at_one` (%), `ours` (bool), optional low/high (%).
     """
@@ -172,8 +157,7 @@ def data_efficiency(panels: Mapping[str, pd.DataFrame], *, benchmark: str = "Hum
     fig, axes = style.canvas(4.6 * len(panels) + 0.4, max(3.6, 0.2 * most + 1.6), 1, len(panels), squeeze=False)
     for ax, (heading, frame) in zip(axes[0], panels.items(), strict=True):
         _efficiency_panel(ax, frame.to_dict("records"))
-        ax.set_title(heading)
-        ax.set_ylabel(f"{benchmark} pass@1 (%)")
+        ax.set(title=heading, xlabel="training samples (logarithmic)", ylabel="HumanEval pass@1 (%)")
     return fig
 
 
@@ -195,18 +179,22 @@ def _efficiency_panel(ax: Axes, rows: list[dict[str, Any]]) -> None:
     in_view = (ticks >= min(samples) / 1.3) & (ticks <= max(samples) * 1.3)
     ax.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(ticks[in_view]))
     ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    ax.set_xlabel("training samples (logarithmic)")
+    ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.grid(axis="y")
 
 
 def _side_labels(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """Names in a column on the right, in the order of their points, each led to its own by a faint line."""
-    rows = sorted(rows, key=lambda row: row["pass_at_one"])
+    # Names in a column on the right, in the order of their points, each led to its own by a faint line.
+    from scipy.optimize import isotonic_regression
+
+    rows = sorted(rows, key=itemgetter("pass_at_one"))
     low, high = ax.get_ylim()
     ax.set_ylim(low, high)
     gap = (high - low) * min(0.06, 0.95 / max(len(rows), 1))
-    heights = _spread_apart([row["pass_at_one"] for row in rows], gap, low, high - gap / 2)
+    # moved as little as possible (least squares) to stand a gap apart inside of the panel
+    steps = gap * np.arange(len(rows))
+    free = isotonic_regression(np.array([row["pass_at_one"] for row in rows], float) - steps).x
+    heights = np.clip(free, low, high - gap / 2 - gap * (len(rows) - 1)) + steps
     line = {"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.5, "alpha": 0.6, "shrinkB": 3, "relpos": (0, 0.5)}
     for row, height in zip(rows, heights, strict=True):
         ax.annotate(
@@ -222,17 +210,8 @@ def _side_labels(ax: Axes, rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _spread_apart(values: list[float], gap: float, low: float, high: float) -> np.ndarray:
-    """Sorted values moved as little as possible (least squares) to stand `gap` apart between `low` and `high`."""
-    from scipy.optimize import isotonic_regression
-
-    steps = gap * np.arange(len(values))
-    free = isotonic_regression(np.asarray(values, float) - steps).x
-    return np.clip(free, low, high - gap * (len(values) - 1)) + steps
-
-
-@style.styled
-def sampling_rate_curve(frame: pd.DataFrame, scores: Mapping[str, str], *, title: str | None = None) -> Figure:
+@style.styled()
+def sampling_rate_curve(frame: pd.DataFrame, scores: Mapping[str, str]) -> Figure:
     """pass@1 against the share of the data that was chosen, one panel a `setting`.
 
     frame: `setting`, `ratio` (0..1) and columns of means in %, which `scores` maps to their names (those that the frame
@@ -253,5 +232,5 @@ def sampling_rate_curve(frame: pd.DataFrame, scores: Mapping[str, str], *, title
     axes[0][0].set_ylabel("pass@1 (%)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), columnspacing=1.2, handlelength=1.6)
-    style.headline(fig, title or "How much to choose")
+    style.headline(fig, "How much to choose")
     return fig

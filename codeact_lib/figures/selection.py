@@ -15,8 +15,8 @@ IFD_BAR = 0.05
 MOST_POINTS = 20_000  # of a scatter; more take long to draw and show nothing new
 
 
-@style.styled
-def cluster_map(x: ArrayLike, y: ArrayLike, labels: ArrayLike, *, title: str | None = None) -> Figure:
+@style.styled()
+def cluster_map(x: ArrayLike, y: ArrayLike, labels: ArrayLike) -> Figure:
     """Scatter of instructions on a 2-D projection, coloured and numbered by cluster. Arrays of length n."""
     x = np.asarray(x, float)
     y = np.asarray(y, float)
@@ -31,52 +31,43 @@ def cluster_map(x: ArrayLike, y: ArrayLike, labels: ArrayLike, *, title: str | N
         circle = {"boxstyle": "circle,pad=0.22", "facecolor": "white", "edgecolor": colour, "linewidth": 1.8}
         ax.annotate(str(cluster), centre, ha="center", va="center", fontweight="bold", bbox=circle)
     ax.set(xlabel="component 1 of the embeddings", ylabel="component 2", xticks=[], yticks=[])
-    ax.set_title(title or f"{len(clusters)} clusters of {sizes.min():,} to {sizes.max():,} instructions")
+    ax.set_title(f"{len(clusters)} clusters of {sizes.min():,} to {sizes.max():,} instructions")
     return fig
 
 
-@style.styled
-def ifd_histogram(ifd: ArrayLike, clusters: ArrayLike | None = None, *, title: str | None = None) -> Figure:
-    """Histogram of IFD with the limit 1 drawn in; with `clusters` a second panel gives each cluster's quantiles.
+@style.styled()
+def ifd_histogram(ifd: ArrayLike, clusters: ArrayLike) -> Figure:
+    """Histogram of IFD with the limit 1 drawn in, and in a second panel each cluster's quantiles.
 
     ifd: (n,) ratios without unit, NaN where a row has no score. clusters: (n,) labels.
     """
     ifd = np.asarray(ifd, float)
-    usable = np.isfinite(ifd)
-    share = np.mean(ifd[usable] >= 1) if usable.any() else 0.0
-    if clusters is None:
-        fig, ax = style.canvas(6.4, 3.9)
-    else:
-        fig, (ax, beside) = style.canvas(9.2, 3.9, 1, 2)
-        _ifd_quantiles(beside, ifd[usable], np.asarray(clusters)[usable])
-    _ifd_bars(ax, ifd[usable])
-    ax.set_title(title or f"{share:.1%} of rows have IFD ≥ 1 and are dropped")
+    scored = ifd[np.isfinite(ifd)]
+    top = _ifd_top(scored)
+    fig, (ax, beside) = style.canvas(9.2, 3.9, 1, 2)
+    _ifd_quantiles(beside, scored, np.asarray(clusters)[np.isfinite(ifd)])
+    edges = np.linspace(0, top, round(top / IFD_BAR) + 1)
+    counts, _ = np.histogram(np.clip(scored, 0, top), bins=edges)
+    colours = np.where(edges[:-1] < 1 - 1e-9, style.BLUE, style.RED)
+    ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colours, edgecolor="white", linewidth=0.4)
+    ax.axvline(1, color=style.INK, linewidth=1, linestyle="--")
+    place = {"xytext": (7, 0), "xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
+    ax.annotate("1: the instruction\nstops helping", (1, 0.98), **place)
+    more = f"; last bar: {top:g} and more" if (scored > top).any() else ""
+    ax.set(xlabel=f"IFD = PPL(answer | instruction) / PPL(answer){more}", ylabel="rows", xlim=(0, top))
+    ax.margins(y=0.15)  # room for the words
+    share = np.sum(scored >= 1) / max(len(scored), 1)
+    ax.set_title(f"{share:.1%} of rows have IFD ≥ 1 and are dropped")
     return fig
 
 
 def _ifd_top(ifd: np.ndarray) -> float:
-    """Where an IFD axis ends: at the 99.5% quantile, but within 1.5 and `IFD_TOP`; higher values stand at the end.
-
-    In whole bars, so that one of them begins at 1.
-    """
+    # Where an IFD axis ends: at the 99.5% quantile, but within 1.5 and `IFD_TOP`; higher values stand at the end. In
+    # whole bars, so that one of them begins at 1.
     if not len(ifd):
         return 1.5
     top = np.clip(np.quantile(ifd, 0.995), 1.5, IFD_TOP)
     return float(np.ceil(top * 20 - 1e-9) / 20)
-
-
-def _ifd_bars(ax: Axes, ifd: np.ndarray) -> None:
-    top = _ifd_top(ifd)
-    edges = np.linspace(0, top, round(top / IFD_BAR) + 1)
-    counts, _ = np.histogram(np.clip(ifd, 0, top), bins=edges)
-    colours = np.where(edges[:-1] < 1 - 1e-9, style.BLUE, style.RED)
-    ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colours, edgecolor="white", linewidth=0.4)
-    ax.axvline(1, color=style.INK, linewidth=1, linestyle="--")
-    beside = {"xytext": (7, 0), "xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
-    ax.annotate("1: the instruction\nstops helping", (1, 0.98), **beside)
-    more = f"; last bar: {top:g} and more" if (ifd > top).any() else ""
-    ax.set(xlabel=f"IFD = PPL(answer | instruction) / PPL(answer){more}", ylabel="rows", xlim=(0, top))
-    ax.margins(y=0.15)  # room for the words
 
 
 def _ifd_quantiles(ax: Axes, ifd: np.ndarray, clusters: np.ndarray) -> None:
@@ -93,22 +84,22 @@ def _ifd_quantiles(ax: Axes, ifd: np.ndarray, clusters: np.ndarray) -> None:
         ax.plot(middle, position, "o", color=style.INK, markersize=4.5)
     ax.axvline(1, color=style.INK, linewidth=1, linestyle="--")
     ax.set(xlabel=xlabel, ylabel="cluster")
-    ax.set_yticks(range(len(names)), [str(name) for name in names])
+    ax.set_yticks(range(len(names)), list(map(str, names)))
     ax.invert_yaxis()
     ax.set_title("Difficulty by cluster")
 
 
-@style.styled
-def ifd_against_length(ifd: ArrayLike, n_tokens: ArrayLike, kept: ArrayLike, *, title: str | None = None) -> Figure:
+@style.styled()
+def ifd_against_length(ifd: ArrayLike, n_tokens: ArrayLike, kept: ArrayLike) -> Figure:
     """Scatter of IFD over the length of the answer (logarithmic): chosen rows over the dropped ones.
 
-    ifd: (n,) ratios, NaN where a row has no score. n_tokens: (n,) answer tokens. kept: (n,) booleans. Above
-    `MOST_POINTS` every so many-th is drawn.
+    ifd: (n,) ratios, NaN where a row has no score. n_tokens: (n,) answer tokens. kept: (n,) booleans.
     """
     ifd = np.asarray(ifd, float)
     n_tokens = np.asarray(n_tokens, float)
     kept = np.asarray(kept, bool)
     shown = np.flatnonzero(np.isfinite(ifd) & (n_tokens > 0))
+    # above `MOST_POINTS` every so many-th is drawn
     shown = shown[:: len(shown) // MOST_POINTS + 1]
     top = _ifd_top(ifd[shown])
     fig, ax = style.canvas(7.2, 4.2)
@@ -125,29 +116,22 @@ def ifd_against_length(ifd: ArrayLike, n_tokens: ArrayLike, kept: ArrayLike, *, 
     ax.set(xscale="log", xlabel="answer tokens (logarithmic)", ylabel=f"IFD{more}", ylim=(0, top * 1.02))
     ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
     style.legend_on_top(ax, ncols=2, markerscale=2)
-    style.headline(fig, title or "Difficulty against the length of the answer")
+    style.headline(fig, "Difficulty against the length of the answer")
     return fig
 
 
-@style.styled
-def selection_bars(
-    kept: ArrayLike,
-    dropped: ArrayLike | Mapping[str, ArrayLike],
-    *,
-    labels: Iterable[object] | None = None,
-    title: str | None = None,
-) -> Figure:
+@style.styled()
+def selection_bars(kept: ArrayLike, dropped: Mapping[str, ArrayLike], *, labels: Iterable[object]) -> Figure:
     """Rows kept and dropped per cluster as stacked bars.
 
-    kept: (k,) counts. dropped: (k,) counts, or a mapping from the reason to (k,) counts. labels: (k,) cluster names.
+    kept: (k,) counts. dropped: reason -> (k,) counts. labels: (k,) cluster names.
     """
     kept = np.asarray(kept, float)
-    stack = {"kept": kept, **(dropped if isinstance(dropped, Mapping) else {"dropped": dropped})}
     places = range(len(kept))
     fig, ax = style.canvas(7.2, 0.30 * len(kept) + 1.5)
     start = np.zeros(len(kept))
     colours = (style.BLUE, style.FAINT, style.RED, style.ORANGE, style.PINK, style.MUTED)
-    for (name, counts), colour in zip(stack.items(), colours, strict=False):
+    for (name, counts), colour in zip({"kept": kept, **dropped}.items(), colours, strict=False):
         counts = np.asarray(counts, float)
         label = f"{name} ({counts.sum():,.0f})"
         ax.barh(places, counts, left=start, color=colour, edgecolor="white", label=label)
@@ -155,10 +139,10 @@ def selection_bars(
     for y, count in enumerate(kept):
         if count >= start.max() / 16:  # else there is no room in the bar
             ax.text(count, y, f" {count:,.0f} ", ha="right", va="center", color="white", fontsize=8, fontweight="bold")
-    ax.set_yticks(places, [str(label) for label in (places if labels is None else labels)])
+    ax.set_yticks(places, list(map(str, labels)))
     ax.set(xlabel="rows", ylabel="cluster", xlim=(0, max(start.max(initial=0), 1)))
     ax.invert_yaxis()
-    style.legend_on_top(ax, ncols=min(len(stack), 3), columnspacing=1.2)  # more columns would not fit the width
+    style.legend_on_top(ax, ncols=min(1 + len(dropped), 3), columnspacing=1.2)  # more columns would not fit the width
     share = kept.sum() / max(start.sum(), 1)
-    style.headline(fig, title or f"{kept.sum():,.0f} of {start.sum():,.0f} rows kept ({share:.0%})")
+    style.headline(fig, f"{kept.sum():,.0f} of {start.sum():,.0f} rows kept ({share:.0%})")
     return fig

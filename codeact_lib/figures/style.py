@@ -4,12 +4,11 @@ Colours are those of Okabe and Ito (2008) without the yellow, told apart with an
 is said by colour alone: clusters carry numbers, bars carry values. No pyplot: nothing is global and nothing leaks.
 """
 
-import functools
 import io
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -32,66 +31,24 @@ STRATEGY_NAMES = {
     "flat": "Flat row",
 }
 FORMATS = ("svg", "pdf", "png")
-_STYLE = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib, so text has the same width everywhere
-    "font.size": 9.5,
-    "text.hinting": "no_hinting",  # so that text is as wide at 150 dpi as the layout found at 100 dpi
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9.5,
-    "axes.edgecolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": False,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "figure.dpi": 100,
-    "figure.facecolor": "white",
-    "figure.constrained_layout.w_pad": 0.09,  # inches
-    "figure.constrained_layout.h_pad": 0.06,
-    "savefig.dpi": 150,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "codeact",  # without it the ids inside an SVG are drawn at random
-    "pdf.fonttype": 42,
-}
+_STYLE = matplotlib.rc_params_from_file(Path(__file__).with_name("codeact.mplstyle"), use_default_template=False)
 
 
-# ---- a figure and its file -----------------------------------------------------------------------------------------
-def style() -> AbstractContextManager[None]:
-    """Context manager with the project's matplotlib settings, for plots of one's own: `with style(): ...`."""
-    return matplotlib.rc_context(_STYLE)
-
-
-P = ParamSpec("P")
-
-
-def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Decorator: draw in the project's style."""
-
-    @functools.wraps(function)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with style():
-            return function(*args, **kwargs)
-
-    return drawn
+@contextmanager
+def styled() -> Iterator[None]:
+    """The project's matplotlib settings, as a decorator `@styled()` or for plots of one's own `with styled(): ...`."""
+    with matplotlib.rc_context(_STYLE):
+        yield
 
 
 class _Canvas(Figure):
     """A Figure that shows itself in a notebook without pyplot or a magic line."""
 
+    @styled()
     def _repr_png_(self) -> bytes:
+        _settle(self)
         buffer = io.BytesIO()
-        with style():
-            _settle(self)
-            self.savefig(buffer, format="png", dpi=100)
+        self.savefig(buffer, format="png", dpi=100)
         return buffer.getvalue()
 
 
@@ -102,28 +59,27 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **kwarg
 
 
 def _settle(fig: Figure) -> None:
-    """Lay the figure out once: it would be done again, at the same cost, for every format."""
+    # Lay the figure out once: it would be done again, at the same cost, for every format.
     if fig.get_layout_engine() is not None:
         for _ in range(2):  # the first pass only guesses the room that tick labels take
             fig.draw_without_rendering()
         fig.set_layout_engine("none")
 
 
+@styled()
 def save_figure(fig: Figure, stem: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write `stem`.svg, .pdf and .png by rename; the same figure gives the same bytes. Returns the paths."""
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-    with style():
-        _settle(fig)
+    _settle(fig)
     paths = []
     for suffix in formats:
         path = Path(f"{stem}.{suffix}")
-        with style(), atomic_write(path, "wb") as file:
+        with atomic_write(path, "wb") as file:
             fig.savefig(file, format=suffix, metadata=no_date[suffix])
         paths.append(path)
     return paths
 
 
-# ---- what several figures draw -------------------------------------------------------------------------------------
 def headline(fig: Figure, text: str) -> None:
     """A title over all panels."""
     fig.suptitle(text, x=0.01, ha="left", fontweight="bold", fontsize=10.5)

@@ -101,7 +101,7 @@ def code_sha256(notebook: Path) -> str:
     for part in CODE.get(notebook.stem, ()):
         path = PACKAGE_DIR / part
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if file.suffix in (".py", ".yaml", ".j2", ".css"):
+            if file.suffix in (".py", ".yaml", ".j2", ".css", ".mplstyle"):
                 digests[file.relative_to(PACKAGE_DIR).as_posix()] = sha256_file(file)
     return sha256_json({"notebook": sources, "modules": digests})
 

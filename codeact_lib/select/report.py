@@ -16,7 +16,7 @@ from codeact_lib.artifacts import atomic_write
 from codeact_lib.measure import environment_facts
 from codeact_lib.sampling import USABLE
 from codeact_lib.select.settings import Selection
-from codeact_lib.tables.render import html_template
+from codeact_lib.tables.render import TEMPLATES
 from codeact_lib.tables.report import ReportFigure
 
 SHOWN_DROPPED = 40  # unusable rows listed on the page; rows.csv has them all
@@ -26,7 +26,7 @@ SHOWN_CHARACTERS = 220  # of an instruction on a card
 
 def write_selection_report(path: str | Path, selection: Selection) -> Path:
     """Write the page of a selection to `path`; returns the path."""
-    page = html_template("selection.html.j2").render(
+    page = TEMPLATES.get_template("selection.html.j2").render(
         source=selection.validation.source,
         summary=_summary(selection),
         fates=_fates(selection),

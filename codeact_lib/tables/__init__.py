@@ -7,27 +7,13 @@
 
 An arm is one row, the mean over its seeds: with counts, 95% intervals, benchmark versions, hardware and its run ids.
 Reported and measured numbers never share a row.
-
-| module | what it makes |
-|---|---|
-| `results` | records read and checked, one `ArmResult` for each reported or measured line |
-| `cells` | numbers as text, bold, marks on cells that must not be trusted |
-| `research_questions` | RQ1, RQ2, all arms |
-| `ablations` | the 2x2 split, other policies, sampling rates |
-| `comparisons` | paired tests and findings in words |
-| `headline` | the headline recomputed, the paper beside its follow-up |
-| `costs` | ledger and break-even |
-| `frames` | what the figures draw |
-| `render`, `report` | the files: one table, or all of them with the figures and the facts of the runs |
-| `deviations` | where this project departs from the paper |
 """
 
-# ruff: noqa: F401  (what is imported here is what the package offers)
 from importlib import import_module
 from typing import Any
 
-from codeact_lib.tables.ablations import arm_means, policy_table, rate_frame, rate_table, split_table
-from codeact_lib.tables.cells import bold_marks, fits, mbpp_task_counts, percent_cell
+from codeact_lib.tables.ablations import policy_table, rate_frame, rate_table, split_table
+from codeact_lib.tables.cells import bold_marks, fits, percent_cell
 from codeact_lib.tables.comparisons import comparison_table, findings
 from codeact_lib.tables.costs import cost_table
 from codeact_lib.tables.frames import (
@@ -42,15 +28,7 @@ from codeact_lib.tables.headline import derived_claims_table, followup_table, he
 from codeact_lib.tables.render import Cell, Column, Table, values, words, write_table
 from codeact_lib.tables.report import ReportFigure, provenance, run_facts, run_groups, write_report
 from codeact_lib.tables.research_questions import arms_table, rq1_table, rq2_table
-from codeact_lib.tables.results import (
-    EFFICIENCY,
-    HEADINGS,
-    SCORES,
-    benchmark_stamp,
-    load_metrics,
-    load_reported,
-    measured_row,
-)
+from codeact_lib.tables.results import EFFICIENCY, HEADINGS, benchmark_stamp, load_metrics, load_reported
 
 
 def __getattr__(name: str) -> Any:

@@ -1,51 +1,21 @@
 """CodeACT against full data and against a random selection: paired tests, and what they mean in words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from codeact_lib.evaluation.records import RunRecord, Side
 from codeact_lib.statistics import paired_bootstrap, sign_flip_test
+from codeact_lib.tables import results
 from codeact_lib.tables.cells import percent_cell
 from codeact_lib.tables.render import Cell, Column, Table, values, words
-from codeact_lib.tables.results import (
-    BASELINE,
-    BENCHMARKS,
-    CODEACT,
-    EFFICIENCY,
-    RANDOM,
-    ArmResult,
-    RunRecord,
-    Side,
-    arm_label,
-    benchmarks_of,
-    by_setting,
-    find_arm,
-    relative_change,
-    run_sources,
-    setting,
-    solved_tasks,
-)
+from codeact_lib.tables.results import BASELINE, BENCHMARKS, CODEACT, EFFICIENCY, HEADINGS, KINDS, RANDOM, TEXTS, Line
 
-NOTHING_SHOWN = "no difference shown"
 COLUMNS = [
     *("data_set", "compared_with", "tests", "n", "n_seeds", "codeact_k", "other_k", "difference_points", "low", "high"),
     *("only_codeact", "only_other", "p_value", "p_holm", "finding", "run_id", "other_run_id"),
 ]
-NOTE = (
-    "Difference: pass@1 of CodeACT less that of the other, with its 95% interval (paired bootstrap over tasks). p: "
-    "exact McNemar test on the tasks that one arm solves and the other does not. p (Holm): the same, corrected for the "
-    "number of tests in this table ({tests}); the finding goes by the uncorrected p, of which about one in twenty "
-    "falls below 0.05 by chance. {luck}"
-)
-ONE_SEED = "Each line compares two training runs: the test covers the choice of tasks, not the luck of training."
-SEVERAL_SEEDS = (
-    "With several seeds a task counts by the share of seeds that solve it, solved tasks are means over seeds, and the "
-    "test (exact, signs of the tasks' differences flipped; McNemar's for one seed) covers the choice of tasks; the "
-    "luck of training is averaged over the seeds and seen in their spread."
-)
 
 
 def comparison_table(metrics: Sequence[RunRecord]) -> Table:
@@ -53,8 +23,10 @@ def comparison_table(metrics: Sequence[RunRecord]) -> Table:
     from statsmodels.stats.multitest import multipletests
 
     rows: list[dict[str, Any]] = []
-    for arms in by_setting(metrics):
-        rows += _comparisons(arms)
+    for _, arms in results.by_setting(results.measured_lines(metrics)):
+        for arm in (BASELINE, RANDOM):
+            if CODEACT in arms and arm in arms:
+                rows += _tests(arms[CODEACT], arms[arm])
     frame = pd.DataFrame(rows, columns=COLUMNS)
     if rows:
         frame["p_holm"] = multipletests(frame["p_value"], method="holm")[1].round(6)
@@ -70,68 +42,58 @@ def comparison_table(metrics: Sequence[RunRecord]) -> Table:
         values("CodeACT solves", frame["codeact_k"].map("{:.3g}".format), runs),
         values("The other solves", frame["other_k"].map("{:.3g}".format), frame["other_run_id"]),
         Column("Difference", differences),
-        values("Better on", [f"{row['only_codeact']} / {row['only_other']}" for row in rows], runs),
+        values("Better on", map("{} / {}".format, frame["only_codeact"], frame["only_other"]), runs),
         values("p", frame["p_value"].map(_p_words), runs),
         values("p (Holm)", frame["p_holm"].map(_p_words), runs),
         words("Finding", frame["finding"]),
     ]
-    luck = SEVERAL_SEEDS if any(row["n_seeds"] > 1 for row in rows) else ONE_SEED
-    notes = [NOTE.format(tests=len(frame), luck=luck), "Better on: tasks that CodeACT / the other solves more often."]
-    return Table("comparisons", "Paired tests", frame, columns, frame["data_set"].tolist(), notes, run_sources(metrics))
+    luck = TEXTS["luck"]["several" if (frame["n_seeds"] > 1).any() else "one"]
+    note = TEXTS["notes"]["comparisons"].format(tests=len(frame), luck=luck)
+    notes = [note, "Better on: tasks that CodeACT / the other solves more often."]
+    return Table("comparisons", frame, columns, frame["data_set"].tolist(), notes, metrics)
 
 
 def _p_words(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}"
 
 
-def _comparisons(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
-    """The rows of one setting: CodeACT against each of the two others that was run."""
-    rows = []
-    codeact = find_arm(arms, CODEACT)
-    for other in (find_arm(arms, BASELINE), find_arm(arms, RANDOM)):
-        if codeact and other:
-            names = {
-                "data_set": setting(codeact.first),
-                "compared_with": arm_label(other.first),
-                "n_seeds": max(len(codeact.runs), len(other.runs)),
-                "run_id": codeact.run_id,
-                "other_run_id": other.run_id,
-            }
-            rows += [names | test for test in _tests(codeact.runs, other.runs)]
-    return rows
-
-
-def _tests(codeact: Sequence[RunRecord], other: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """Each benchmark's base and plus tests, then all tasks together."""
-    runs = [*codeact, *other]
-    shared = [benchmark for benchmark in BENCHMARKS if len(benchmarks_of(runs, benchmark.kind)) == len(runs)]
-    compared: list[tuple[list[str], Side, str]] = [([kind], side, heading) for kind, side, _, heading in shared]
-    kinds = list(dict.fromkeys(benchmark.kind for benchmark in shared))
+def _tests(codeact: Line, other: Line) -> list[dict[str, Any]]:
+    # The rows of one comparison: each benchmark's base and plus tests, then all tasks together.
+    runs = [*codeact.runs, *other.runs]
+    kinds = [kind for kind in KINDS if len(results.benchmarks_of(runs, kind)) == len(runs)]
+    compared: list[tuple[str, Side, list[str]]] = []
+    for column, (kind, side) in BENCHMARKS.items():
+        if kind in kinds:
+            compared.append((HEADINGS[column], side, [kind]))
     if len(kinds) > 1:
-        compared += [(kinds, "base", "all tasks, base"), (kinds, "plus", "all tasks, plus")]
+        compared += [("all tasks, base", "base", kinds), ("all tasks, plus", "plus", kinds)]
     rows = []
-    for judged, side, heading in compared:
-        ours = [_passed(run, judged, side) for run in codeact]
-        theirs = [_passed(run, judged, side) for run in other]
-        if len({frozenset(run) for run in (*ours, *theirs)}) == 1:  # of different versions nothing can be said
-            rows.append({"tests": heading} | _one_test(ours, theirs))
+    for heading, side, judged in compared:
+        ours = [_verdicts(run, judged) for run in codeact.runs]
+        theirs = [_verdicts(run, judged) for run in other.runs]
+        if len(set(map(frozenset, ours + theirs))) > 1:  # of different versions nothing can be said
+            continue
+        names = {"data_set": codeact.names["data_set"], "compared_with": other.names["arm"], "tests": heading}
+        names |= {"n_seeds": max(len(ours), len(theirs)), "run_id": codeact.run_id, "other_run_id": other.run_id}
+        rows.append(names | _one_test(ours, theirs, side))
     return rows
 
 
-def _passed(record: RunRecord, kinds: Sequence[str], side: Side) -> dict[str, bool]:
-    """Task -> whether the run solved it, of the benchmarks of those kinds."""
-    passed = {}
+def _verdicts(record: RunRecord, kinds: Sequence[str]) -> dict[str, Any]:
+    # Task -> verdicts of a run, of its benchmarks of those kinds together.
+    found: dict[str, Any] = {}
     for kind in kinds:
-        for judged in benchmarks_of([record], kind):
-            passed |= solved_tasks(judged, side)
-    return passed
+        found |= results.benchmarks_of([record], kind)[0]["verdicts"]
+    return found
 
 
-def _one_test(ours: list[dict[str, bool]], other: list[dict[str, bool]]) -> dict[str, Any]:
-    test = sign_flip_test(ours, other)
-    interval = paired_bootstrap(ours, other)
-    k, k_other = (sum(sum(run.values()) for run in runs) / len(runs) for runs in (ours, other))
-    finding = NOTHING_SHOWN
+def _one_test(ours: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], side: Side) -> dict[str, Any]:
+    test = sign_flip_test(ours, other, side)
+    interval = paired_bootstrap(ours, other, side)
+    k, k_other = (sum(results.n_solved(run, side) for run in runs) / len(runs) for runs in (ours, other))
+    finding = "no difference shown"
     if test["p_value"] < 0.05:
         finding = "CodeACT ahead" if k > k_other else "CodeACT behind"
     return {
@@ -148,49 +110,29 @@ def _one_test(ours: list[dict[str, bool]], other: list[dict[str, bool]]) -> dict
     }
 
 
-# ---- in words --------------------------------------------------------------------------------------------------------
-
-
 def findings(metrics: Sequence[RunRecord]) -> list[str]:
     """What was measured, in sentences: CodeACT against full data and against random, judged on all plus tests."""
+    sentences = []
     frame = comparison_table(metrics).frame
-    strictest = frame[frame["tests"] == "all tasks, plus"]
-    savings = [_saving(arms) for arms in by_setting(metrics)]
-    return [_finding(row) for row in strictest.to_dict("records")] + list(filter(None, savings))
-
-
-# (compared with random?, finding) -> what it means
-_VERDICTS = {
-    (True, "CodeACT ahead"): "CDAS beats a random selection of the same size",
-    (True, "CodeACT behind"): "CDAS is worse than a random selection of the same size",
-    (True, NOTHING_SHOWN): "CDAS does not beat a random selection of the same size, the difference is within the noise",
-    (False, "CodeACT ahead"): "CodeACT on 40% of the data beats training on all of it",
-    (False, "CodeACT behind"): "CodeACT on 40% of the data falls behind training on all of it",
-    (False, NOTHING_SHOWN): "no difference between CodeACT on 40% of the data and training on all of it is shown",
-}
-
-
-def _finding(row: dict[str, Any]) -> str:
-    ours, other = 100 * row["codeact_k"] / row["n"], 100 * row["other_k"] / row["n"]
-    verdict = _VERDICTS[row["compared_with"].startswith("random"), row["finding"]]
-    seeds = f" (mean of {row['n_seeds']} seeds)" if row["n_seeds"] > 1 else ""
-    test = "McNemar p" if row["n_seeds"] == 1 else "paired p"
-    test += " =" if row["p_value"] >= 0.001 else ""
-    return (
-        f"{row['data_set']}: {verdict}. CodeACT solves {ours:.1f}% of {row['n']} tasks under the plus tests{seeds}, "
-        f"{row['compared_with']} {other:.1f}% ({ours - other:+.1f} points, 95% interval {row['low']:+.1f} to "
-        f"{row['high']:+.1f}, {test} {_p_words(row['p_value'])})."
-    )
-
-
-def _saving(arms: Sequence[ArmResult]) -> str:
-    full, ours = find_arm(arms, BASELINE), find_arm(arms, CODEACT)
-    if not (full and ours and full.first["train"] and ours.first["train"]):
-        return ""
-    time, memory = (
-        percent_cell(relative_change(full.averages[column].mean, ours.averages[column].mean)) for column in EFFICIENCY
-    )
-    return (
-        f"{setting(ours.first)}: against all data with dynamic padding, CodeACT changes training time by "
-        f"{time} and peak memory by {memory}, the cost of selection not counted."
-    )
+    for row in frame[frame["tests"] == "all tasks, plus"].to_dict("records"):
+        ours = 100 * row["codeact_k"] / row["n"]
+        other = 100 * row["other_k"] / row["n"]
+        rival = "random" if row["compared_with"].startswith("random") else "full data"
+        seeds = f" (mean of {row['n_seeds']} seeds)" if row["n_seeds"] > 1 else ""
+        test = "McNemar p" if row["n_seeds"] == 1 else "paired p"
+        equals = "" if row["p_value"] < 0.001 else " ="
+        sentences.append(
+            f"{row['data_set']}: {TEXTS['verdicts'][rival][row['finding']]}. CodeACT solves {ours:.1f}% of {row['n']} "
+            f"tasks under the plus tests{seeds}, {row['compared_with']} {other:.1f}% ({ours - other:+.1f} points, 95% "
+            f"interval {row['low']:+.1f} to {row['high']:+.1f}, {test}{equals} {_p_words(row['p_value'])})."
+        )
+    for record, arms in results.by_setting(results.measured_lines(metrics)):
+        full = arms.get(BASELINE)
+        codeact = arms.get(CODEACT)
+        if full and codeact and full.record["train"] and codeact.record["train"]:
+            time, memory = (percent_cell(results.relative_change(full, codeact, column)) for column in EFFICIENCY)
+            sentences.append(
+                f"{results.setting(record)}: against all data with dynamic padding, CodeACT changes training time by "
+                f"{time} and peak memory by {memory}, the cost of selection not counted."
+            )
+    return sentences

@@ -1,124 +1,86 @@
 """Cost ledger: what embedding, scoring, training and evaluation took, and after how many trainings selection pays."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from codeact_lib.evaluation.records import RunRecord
 from codeact_lib.measure import number
-from codeact_lib.tables.cells import seconds_cell
+from codeact_lib.tables import results
+from codeact_lib.tables.cells import seconds_text, texts
 from codeact_lib.tables.render import Table, values, words
-from codeact_lib.tables.results import (
-    BASELINE,
-    RunRecord,
-    arm_label,
-    arm_of,
-    average,
-    by_arm,
-    hardware_notes,
-    is_missing,
-    run_ids,
-    run_sources,
-    setting,
-)
+from codeact_lib.tables.results import BASELINE, TEXTS, Line
 
 STEPS = ("embedding", "IFD scoring", "training", "evaluation")
-NOTES = [
-    "Embedding and IFD scoring are done once for a data set and base model; each arm that needs them carries them.",
-    "Pays after: trainings on one selection until the time saved against all data with dynamic padding is more "
-    "than the time of selecting. "
-    "A random 40% saves that time for nothing: what selection costs it must earn in accuracy.",
-]
 
 
 def cost_table(metrics: Sequence[RunRecord]) -> Table:
-    """Cost ledger: seconds of embedding, IFD scoring, training and evaluation of each arm, and when selection pays.
-
-    Means over seeds. GPU hours (GPUs x hours, all steps) stand there where a run had a GPU. Break-even: the number of
-    trainings on the same selection after which the time saved exceeds the time of selecting.
-    """
-    arms = by_arm(metrics)
+    """Cost ledger: seconds of embedding, IFD scoring, training and evaluation of each arm, and when selection pays."""
+    lines = results.measured_lines(metrics)
+    rows = []
+    for line in lines:
+        seconds = step_seconds(line)
+        row = line.columns() | seconds
+        row["total"] = round(float(np.nansum(list(seconds.values()))), 3)
+        # GPUs x hours of all steps, e.g. of "8 x NVIDIA H100": all of them are taken, also in a step that uses one
+        gpus = re.match(r"(\d+) x ", line.record["provenance"]["environment"].get("gpu") or "")
+        row["gpu_hours"] = math.nan
+        if gpus:
+            row["gpu_hours"] = round(row["total"] * int(gpus[1]) / 3600, 6)
+        row["break_even_trainings"] = _break_even(line, lines)
+        rows.append(row)
     headings = ["data_set", "arm", *STEPS, "total", "gpu_hours", "break_even_trainings", "n_seeds", "run_id"]
-    frame = pd.DataFrame([_ledger_row(runs, arms) for runs in arms], columns=headings)
+    frame = pd.DataFrame(rows, columns=headings)
     columns = [words("Arm", frame["arm"])]
     for step in (*STEPS, "total"):
-        heading = step.capitalize() if step.islower() else step
-        columns.append(values(heading, frame[step].map(seconds_cell), frame["run_id"]))
+        heading = step[0].upper() + step[1:]
+        columns.append(values(heading, texts(frame[step], seconds_text), frame["run_id"]))
     if frame["gpu_hours"].notna().any():
-        hours = ["-" if is_missing(value) else number(value) for value in frame["gpu_hours"]]
-        columns.append(values("GPU hours", hours, frame["run_id"]))
-    columns.append(values("Pays after", map(_break_even_words, frame["break_even_trainings"]), frame["run_id"]))
-    several = ["Means over seeds."] if any(len(runs) > 1 for runs in arms) else []
-    notes = [*NOTES, *several, *hardware_notes(metrics)]
-    return Table("costs", "Cost ledger", frame, columns, frame["data_set"].tolist(), notes, run_sources(metrics))
+        columns.append(values("GPU hours", texts(frame["gpu_hours"], number), frame["run_id"]))
+    pays = pd.Series(texts(frame["break_even_trainings"], "{:.0f} trainings".format), dtype=object)
+    pays = pays.replace({"1 trainings": "1 training", "inf trainings": "never"})
+    columns.append(values("Pays after", pays, frame["run_id"]))
+    several = ["Means over seeds."] if (frame["n_seeds"] > 1).any() else []
+    notes = [*TEXTS["notes"]["costs"], *several, *results.hardware_notes(metrics)]
+    return Table("costs", frame, columns, frame["data_set"].tolist(), notes, metrics)
 
 
-def _ledger_row(runs: list[RunRecord], arms: list[list[RunRecord]]) -> dict[str, Any]:
-    seconds = step_seconds(runs)
-    total = round(float(np.nansum(list(seconds.values()))), 3)
-    gpu_hours = math.nan
-    gpus = re.match(r"(\d+) x ", runs[0]["provenance"]["environment"].get("gpu") or "")  # "8 x NVIDIA H100"
-    if gpus:
-        gpu_hours = round(total * int(gpus[1]) / 3600, 6)
-    return {
-        "data_set": setting(runs[0]),
-        "arm": arm_label(runs[0]),
-        **seconds,
-        "total": total,
-        "gpu_hours": gpu_hours,
-        "break_even_trainings": _break_even(runs, arms),
-        "n_seeds": len(runs),
-        "run_id": run_ids(runs),
-    }
-
-
-def step_seconds(runs: Sequence[RunRecord]) -> dict[str, float]:
+def step_seconds(line: Line) -> dict[str, float]:
     """Seconds of each of `STEPS` of an arm, means over its seeds; NaN for a step that its policy does not need."""
-    return {step: average([_seconds(run)[step] for run in runs], digits=3).mean for step in STEPS}
+    seconds: dict[str, list[float | None]] = {step: [] for step in STEPS}
+    for record in line.runs:
+        cost = record.get("selection_cost") or {}
+        if record["policy"] in ("cdas", "stratified"):
+            seconds["embedding"].append(cost.get("embedding_seconds"))
+        if record["policy"] in ("cdas", "ifd"):
+            seconds["IFD scoring"].append(cost.get("ifd_seconds"))
+        if record["train"]:
+            seconds["training"].append(record["train"]["seconds"])
+        evaluation = 0.0
+        for judged in record["benchmarks"].values():
+            evaluation += sum(filter(None, judged["seconds"].values()))
+        seconds["evaluation"].append(evaluation)
+    return {step: results.average(found, digits=3).mean for step, found in seconds.items()}
 
 
-def _seconds(record: RunRecord) -> dict[str, float]:
-    seconds = dict.fromkeys(STEPS, math.nan)
-    cost = record.get("selection_cost") or {}
-    if record["policy"] in ("cdas", "stratified"):
-        seconds["embedding"] = cost.get("embedding_seconds", math.nan)
-    if record["policy"] in ("cdas", "ifd"):
-        seconds["IFD scoring"] = cost.get("ifd_seconds", math.nan)
-    if record["train"]:
-        seconds["training"] = record["train"]["seconds"]
-    seconds["evaluation"] = 0.0
-    for judged in record["benchmarks"].values():
-        seconds["evaluation"] += sum(filter(None, judged["seconds"].values()))
-    return seconds
-
-
-def selection_seconds(runs: Sequence[RunRecord]) -> float:
+def selection_seconds(line: Line) -> float:
     """What selecting took: embedding and IFD scoring, as far as the policy needs them."""
-    seconds = step_seconds(runs)
+    seconds = step_seconds(line)
     return float(np.nansum([seconds["embedding"], seconds["IFD scoring"]]))
 
 
-def _break_even(runs: list[RunRecord], arms: list[list[RunRecord]]) -> float:
-    """Trainings until selection pays; infinite if it never does, NaN where the question does not arise."""
-    first = runs[0]
-    spent = selection_seconds(runs)
-    if first["policy"] in (None, "full") or not first["train"] or not spent:
+def _break_even(line: Line, arms: Sequence[Line]) -> float:
+    # Trainings until selection pays; infinite if it never does, NaN where the question does not arise.
+    # the paper's saving leaves the time of selecting out; it is spent once for all trainings on one selection
+    spent = selection_seconds(line)
+    if line.names["policy"] in (None, "full") or not line.record["train"] or not spent:
         return math.nan
-    place = (first["model"]["name"], first["dataset"])
     for other in arms:
-        same = (other[0]["model"]["name"], other[0]["dataset"]) == place
-        if same and arm_of(other[0]) == BASELINE and other[0]["train"]:
-            saved = step_seconds(other)["training"] - step_seconds(runs)["training"]
+        same = other.names["data_set"] == line.names["data_set"]
+        if same and results.arm_of(other.record) == BASELINE and other.record["train"]:
+            saved = step_seconds(other)["training"] - step_seconds(line)["training"]
             return math.ceil(spent / saved) if saved > 0 else math.inf
     return math.nan
-
-
-def _break_even_words(trainings: float) -> str:
-    if is_missing(trainings):
-        return "-"
-    return "never" if math.isinf(trainings) else f"{int(trainings)} training{'s' if trainings > 1 else ''}"

@@ -2,29 +2,33 @@
 
     python -m codeact_lib.tables.deviations      # writes docs/deviations.md
 
-The list itself is `deviations.yaml`: why, one entry a point (`DEVIATIONS`), and for every profile key that changes the
-method what the paper or the released code has (`SWITCHES`), so that values are read from the profiles and never copied.
-Keys that only change speed, names or where things go are its `NO_METHOD`; the two name every key of a profile.
+`deviations.yaml` is the list: why, one entry a point, and what the paper or the released code has for every profile key
+that changes the method, so that values are read from the profiles and never copied. It names every key of a profile.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
 
+from codeact_lib import config
 from codeact_lib.artifacts import atomic_write, project_root
-from codeact_lib.config import Profile, load_profile, profile_names
+from codeact_lib.tables.render import TEMPLATES
 
 NOT_STATED = "not stated"
 
 
-@dataclass(frozen=True)
-class Deviation:
+class Switch(NamedTuple):
+    """A profile key that changes the method, and what the paper or the released code has for it."""
+
+    key: str
+    subject: str
+    theirs: Any = NOT_STATED
+
+
+class Deviation(NamedTuple):
     """A point where paper, authors' code and this project differ, and what decides: `switches` and `elsewhere`."""
 
     point: int
@@ -35,63 +39,56 @@ class Deviation:
     switches: Sequence[str] = ()
     elsewhere: str = ""
 
-
-@dataclass(frozen=True)
-class Switch:
-    """A profile key that changes the method, and what the paper or the released code has for it."""
-
-    key: str
-    subject: str
-    theirs: Any = NOT_STATED
+    @property
+    def decided_by(self) -> str:
+        """Keys that decide, each with the authors' value where that is one plain value, and what else decides."""
+        theirs = {switch.key: switch.theirs for switch in SWITCHES}
+        keys = []
+        for key in self.switches:
+            plain = theirs[key] != NOT_STATED and isinstance(theirs[key], str | int | float)
+            keys.append(f"`{key}: {_words(theirs[key])}`" if plain else f"`{key}`")
+        return "; ".join(filter(None, [", ".join(keys), self.elsewhere]))
 
 
 _LISTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-DEVIATIONS = tuple(Deviation(**row) for row in _LISTS["rows"])
-SWITCHES = tuple(Switch(**switch) for switch in _LISTS["switches"])
-NO_METHOD: tuple[str, ...] = tuple(_LISTS["no_method"])
+DEVIATIONS = [Deviation(**row) for row in _LISTS["rows"]]
+SWITCHES = [Switch(**switch) for switch in _LISTS["switches"]]
+NO_METHOD: list[str] = _LISTS["no_method"]
 
 
-def deviations_in_force(profile: Profile) -> pd.DataFrame:
-    """Where a profile departs from the paper: rows of docs/deviations.md, subject, switch, both values, effect.
-
-    A switch whose value the paper does not state, or that has no effect in this profile, is left out.
-    """
+def deviations_in_force(profile: config.Profile) -> pd.DataFrame:
+    """Where a profile departs from the paper: rows of docs/deviations.md, subject, switch, both values, effect."""
     rows = []
     for switch in SWITCHES:
+        paper = _words(switch.theirs)
         here = _value(profile, switch.key)
+        # Not a departure: what the paper does not state, and LoRA's keys where all weights are trained.
         idle = profile.tuning == "full" and switch.key in _LISTS["lora"]
-        if idle or switch.theirs in (NOT_STATED, here):
-            continue
-        reasons = [entry for entry in DEVIATIONS if switch.key in entry.switches]
-        points = ", ".join(str(entry.point) for entry in reasons) or "-"
-        effect = ". ".join(entry.effect for entry in reasons) or "scale only"
-        rows.append((points, switch.subject, switch.key, _words(switch.theirs), _words(here), effect))
+        if not idle and paper not in (NOT_STATED, here):
+            reasons = _reasons(switch)
+            points = ", ".join(str(entry.point) for entry in reasons) or "-"
+            effect = ". ".join(entry.effect for entry in reasons) or "scale only"
+            rows.append((points, switch.subject, switch.key, paper, here, effect))
     return pd.DataFrame(rows, columns=["point", "subject", "switch", "paper", "here", "effect"])
 
 
-def _value(profile: Profile, key: str) -> Any:
-    """A key as it takes effect, short enough for a table; the preset `authors` overrules two others."""
+def _reasons(switch: Switch) -> list[Deviation]:
+    return [entry for entry in DEVIATIONS if switch.key in entry.switches]
+
+
+def _value(profile: config.Profile, key: str) -> str:
+    # A key as it takes effect, short enough for a table.
     value = getattr(profile, key)
+    if profile.preset == "authors":  # it overrules two others
+        value = {"isolate": False, "packing_scope": "batch"}.get(key, value)
     match key:
-        case "isolate" if profile.preset == "authors":
-            return False
-        case "packing_scope" if profile.preset == "authors":
-            return "batch"
-        case "arms":
-            return [f"{arm.policy} {arm.ratio:.0%} {arm.strategy}" for arm in value]
-        case "models":
-            return [f"{spec.label} {spec.size}" for spec in value]
-        case "datasets":
-            return [spec.label for spec in value]
         case "seeds":
-            return len(value)
-        case "scorer":
-            return value and value.path
+            value = len(value)
         case "benchmarks":
-            return [Path(name).name for name in value]
+            value = [Path(name).name for name in value]
         case "embedding_model":
-            return Path(value).name
-    return value
+            value = Path(value).name
+    return _words(value)
 
 
 def _words(value: Any) -> str:
@@ -102,42 +99,32 @@ def _words(value: Any) -> str:
             return str(value).lower()
         case float():
             return f"{value:g}"
-        case list():
-            return ", ".join(map(str, value))
+        case list() | tuple():
+            return ", ".join(map(_words, value))
         case dict():
-            return ", ".join(f"{key}: {entry}" for key, entry in value.items()) or "none"
+            return ", ".join(map("{}: {}".format, value.keys(), value.values())) or "none"
+        case config.Arm():
+            return f"{value.policy} {value.ratio:.0%} {value.strategy}"
+        case config.ModelSpec():
+            return f"{value.label} {value.size}"
+        case config.DatasetSpec():
+            return value.label
+        case config.ScorerSpec():
+            return value.path
     return str(value)
 
 
 def deviations_document() -> str:
     """The text of docs/deviations.md."""
-    names = sorted(profile_names(), key=lambda name: name != "paper")
-    profiles = [load_profile(name) for name in names]
-    points = [["#", "Paper says", "Authors' code does", "We do", "Switch", "Effect"]]
-    for entry in DEVIATIONS:
-        points.append([str(entry.point), entry.paper, entry.authors, entry.ours, _switch_cell(entry), entry.effect])
-    values = [["Switch", "What it is", "Paper or authors' code", *names, "Row"]]
+    names = sorted(config.profile_names(), key=lambda name: name != "paper")
+    profiles = list(map(config.load_profile, names))
+    switches = []
     for switch in SWITCHES:
-        here = [_words(_value(profile, switch.key)) for profile in profiles]
-        rows = ", ".join(str(entry.point) for entry in DEVIATIONS if switch.key in entry.switches)
-        values.append([f"`{switch.key}`", switch.subject, _words(switch.theirs), *here, rows])
-    return "\n".join([_LISTS["head"], _pipe_table(points), _LISTS["values_head"], _pipe_table(values)])
-
-
-def _switch_cell(entry: Deviation) -> str:
-    """Keys that decide, each with the authors' value where that is one plain value, and what else decides."""
-    theirs = {switch.key: switch.theirs for switch in SWITCHES}
-    keys = []
-    for key in entry.switches:
-        plain = theirs[key] != NOT_STATED and isinstance(theirs[key], str | int | float)
-        keys.append(f"`{key}: {_words(theirs[key])}`" if plain else f"`{key}`")
-    return "; ".join(filter(None, [", ".join(keys), entry.elsewhere]))
-
-
-def _pipe_table(rows: list[list[str]]) -> str:
-    """A Markdown table; the first row is its head."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+        here = [_value(profile, switch.key) for profile in profiles]
+        rows = ", ".join(str(entry.point) for entry in _reasons(switch))
+        switches.append((switch, _words(switch.theirs), here, rows))
+    template = TEMPLATES.get_template("deviations.md.j2")
+    return template.render(deviations=DEVIATIONS, switches=switches, profiles=names)
 
 
 if __name__ == "__main__":

@@ -1,91 +1,34 @@
 """The paper's headline, recomputed from every reported and measured pair, and its rows beside the authors' re-run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from codeact_lib.tables.cells import Line, mark_notes, marked, percent_cell
+from codeact_lib.evaluation.records import RunRecord
+from codeact_lib.tables import results
+from codeact_lib.tables.cells import mark_notes, marked, percent_cell
 from codeact_lib.tables.costs import selection_seconds
 from codeact_lib.tables.render import Cell, Column, Table, values, words
-from codeact_lib.tables.results import (
-    BASELINE,
-    BETWEEN_RUNS,
-    CODEACT,
-    EFFICIENCY,
-    HEADINGS,
-    SCORES,
-    ArmResult,
-    RunRecord,
-    by_setting,
-    find_arm,
-    hardware_notes,
-    is_missing,
-    relative_change,
-    reported_result,
-    run_ids,
-    run_sources,
-)
+from codeact_lib.tables.results import BASELINE, BETWEEN_RUNS, CODEACT, HEADINGS, SCORES, TEXTS, Line
 
-NOTE = (
-    "The paper's headline is its row DeepSeek-Coder 6.7B on EVOL-Instruct; its 8.6% are points. The follow-up repeats "
-    "that row with a full-data baseline of 67.7 in place of 58.5, and the gain is gone. Time compares 40% of the data "
-    "with packing against all data without, and leaves out the cost of selection; the column after it counts it in."
-)
-SOURCES = {
-    "paper": "Reported in arXiv 2408.02193",
-    "follow-up": "Reported in arXiv 2504.12687",
-    "measured": "Measured",
-}
 CLAIMS = {
     "HumanEval: +8.6 points": "gain_points",
     "Training time: -78%": "time_change_pct",
     "The same, selection counted": "time_with_selection_pct",
     "Peak memory: -27%": "memory_change_pct",
 }
+SETTING = ["dataset", "model", "size"]
 COLUMNS = ["source", "dataset", "model", "full", "codeact", *CLAIMS.values(), "run_id"]
-
-
-class Pair(NamedTuple):
-    """Full data and CodeACT of one model on one data set from one source."""
-
-    dataset: str
-    model: str
-    full: Line
-    ours: Line
-
-    def columns(self) -> dict[str, Any]:
-        """What the claims are about, as one row of the CSV."""
-        full, ours = self.full.result, self.ours.result
-        before, after = full.scores["humaneval"].rate, ours.scores["humaneval"].rate
-        row = {"source": full.source, "dataset": self.dataset, "model": self.model, "full": before, "codeact": after}
-        row["gain_points"] = round(after - before, 3)
-        minutes = ours.averages["training_time_min"].mean
-        full_minutes = full.averages["training_time_min"].mean
-        row["time_change_pct"] = relative_change(full_minutes, minutes)
-        row["memory_change_pct"] = relative_change(
-            full.averages["peak_memory_gb"].mean, ours.averages["peak_memory_gb"].mean
-        )
-        if ours.runs:
-            row["time_with_selection_pct"] = relative_change(full_minutes, minutes + selection_seconds(ours.runs) / 60)
-            row["run_id"] = run_ids([*ours.runs, *full.runs])
-        return row
+Pair = tuple[Line, Line]  # full data and CodeACT of one model on one data set from one source
 
 
 def derived_claims_table(metrics: Sequence[RunRecord], reported: Mapping[str, pd.DataFrame]) -> Table:
-    """The paper's headline (+8.6 points, -78% time, -27% memory) recomputed from every reported and measured pair.
-
-    Measured pairs are means over the seeds of an arm.
-    """
+    """The paper's headline (+8.6 points, -78% time, -27% memory) recomputed from every reported and measured pair."""
     pairs = _pairs(metrics, reported)
-    frame = pd.DataFrame([pair.columns() for pair in pairs]).reindex(columns=COLUMNS)
-    runs = [None if is_missing(run) else run for run in frame["run_id"]]
-    scores = [f"{_score_words(pair.full, 'humaneval')} → {_score_words(pair.ours, 'humaneval')}" for pair in pairs]
-    sides = [*(pair.full for pair in pairs), *(pair.ours for pair in pairs)]
+    frame = pd.DataFrame([_claims(*pair) for pair in pairs]).reindex(columns=COLUMNS)
+    runs = frame["run_id"]
+    scores = [f"{_score_words(full, 'humaneval')} → {_score_words(ours, 'humaneval')}" for full, ours in pairs]
     columns = [
         words("Data set", frame["dataset"]),
         words("Model", frame["model"]),
@@ -95,40 +38,38 @@ def derived_claims_table(metrics: Sequence[RunRecord], reported: Mapping[str, pd
         values("Time, selection counted", frame["time_with_selection_pct"].map(percent_cell), runs),
         values("Peak memory", frame["memory_change_pct"].map(percent_cell), runs),
     ]
-    blocks = frame["source"].map(SOURCES).tolist()
-    notes = [NOTE, *mark_notes(sides), *hardware_notes(metrics)]
-    title = "The headline claims, recomputed"
-    return Table("derived_claims", title, frame, columns, blocks, notes, run_sources(metrics))
+    blocks = frame["source"].map(TEXTS["sources"]).tolist()
+    notes = [TEXTS["notes"]["derived_claims"], *mark_notes(sum(pairs, ())), *results.hardware_notes(metrics)]
+    return Table("derived_claims", frame, columns, blocks, notes, metrics)
 
 
 def _pairs(metrics: Sequence[RunRecord], reported: Mapping[str, pd.DataFrame]) -> list[Pair]:
-    """Both arms of each model on each data set, reported and measured; pairs with a gap are left out."""
-    again = reported["followup"]
-    again = again[(again["table"] == "pass_at_one") & again["ratio"].isin([1.0, 0.4])]
-    again = again.drop(columns=EFFICIENCY).assign(codeact=again["ratio"] < 1)
-    pairs = []
-    for source, frame in (("paper", reported["rq1"]), ("follow-up", again)):
-        for (dataset, model, size), rows in frame.groupby(["dataset", "model", "size"], sort=False):
-            arms = {bool(row["codeact"]): reported_result(row, source) for row in rows.to_dict("records")}
-            pairs += _pair(dataset, f"{model} {size}", arms[False], arms[True])
-    for settings in by_setting(metrics):
-        full, ours = find_arm(settings, BASELINE), find_arm(settings, CODEACT)
-        if full and ours:
-            model = full.first["model"]
-            pairs += _pair(full.first["dataset_label"], f"{model['label']} {model['size']}", full, ours)
-    return pairs
+    # Both arms of each model on each data set, reported and measured, where HumanEval is known of both.
+    pairs: list[Pair] = []
+    for source, frame in (("paper", reported["rq1"]), ("follow-up", results.followup_pairs(reported["followup"]))):
+        # HumanEval is what the claims are about: marks of other scores have no place here
+        for (dataset, model, size), rows in frame.drop(columns=SCORES[1:]).groupby(SETTING, sort=False):
+            full, ours = marked(results.reported_lines(rows.sort_values("codeact"), source))
+            pairs.append((full.named(dataset=dataset, model=f"{model} {size}"), ours))
+    for record, measured in results.by_setting(results.measured_lines(metrics)):
+        if BASELINE in measured and CODEACT in measured:
+            model = f"{record['model']['label']} {record['model']['size']}"
+            full = measured[BASELINE].named(dataset=record["dataset_label"], model=model)
+            pairs.append((full, measured[CODEACT]))
+    return [(full, ours) for full, ours in pairs if pd.notna(full.rate("humaneval") + ours.rate("humaneval"))]
 
 
-def _pair(dataset: str | None, model: str, *arms: ArmResult) -> list[Pair]:
-    """The pair, with the marks of reported numbers, or nothing where HumanEval is not known of both arms."""
-    lines = []
-    for arm in arms:
-        score = arm.scores.get("humaneval")
-        if score is None or is_missing(score.rate):
-            return []
-        lines.append(Line({}, replace(arm, scores={"humaneval": score})))
-    full, ours = lines if arms[0].runs else marked(lines)
-    return [Pair(dataset or "", model, full, ours)]
+def _claims(full: Line, ours: Line) -> dict[str, Any]:
+    # What the claims are about, as one row of the CSV.
+    row = {**full.names, "source": full.source, "full": full.rate("humaneval"), "codeact": ours.rate("humaneval")}
+    row["gain_points"] = round(row["codeact"] - row["full"], 3)
+    row["time_change_pct"] = results.relative_change(full, ours, "training_time_min")
+    row["memory_change_pct"] = results.relative_change(full, ours, "peak_memory_gb")
+    if ours.runs:
+        minutes = selection_seconds(ours) / 60
+        row["time_with_selection_pct"] = results.relative_change(full, ours, "training_time_min", minutes)
+        row["run_id"] = f"{ours.run_id}{BETWEEN_RUNS}{full.run_id}"
+    return row
 
 
 def headline_table(metrics: Sequence[RunRecord], reported: Mapping[str, pd.DataFrame]) -> Table:
@@ -142,44 +83,36 @@ def headline_table(metrics: Sequence[RunRecord], reported: Mapping[str, pd.DataF
         name = {"paper": "Paper", "follow-up": "Follow-up"}.get(row["source"], f"Measured, {row['dataset']}")
         frame[name] = [row[column] for column in CLAIMS.values()]
         points, *changes = frame[name]
-        run = None if is_missing(row["run_id"]) else row["run_id"]
-        columns.append(values(name, [f"{points:+.1f} points", *map(percent_cell, changes)], [run] * len(CLAIMS)))
+        texts = [f"{points:+.1f} points", *map(percent_cell, changes)]
+        columns.append(values(name, texts, [row["run_id"]] * len(texts)))
     frame["run_id"] = BETWEEN_RUNS.join(ours["run_id"])
-    note = "Paper and follow-up: DeepSeek-Coder 6.7B on EVOL-Instruct, CodeACT against all data with dynamic padding."
-    notes = [note, *hardware_notes(metrics)]
-    title = "The paper's three claims, side by side"
-    return Table("headline", title, frame, columns, notes=notes, sources=run_sources(metrics))
+    notes = [TEXTS["notes"]["headline"], *results.hardware_notes(metrics)]
+    return Table("headline", frame, columns, notes=notes, metrics=metrics)
 
 
 def followup_table(reported: Mapping[str, pd.DataFrame]) -> Table:
     """The paper's scores beside the authors' own later re-run of the same rows, with the difference."""
-    paper = reported["rq1"].assign(ratio=np.where(reported["rq1"]["codeact"], 0.4, 1.0))
-    again = reported["followup"][reported["followup"]["table"] == "pass_at_one"]
-    again = again.assign(model=again["model"].str.replace("-Python", ""))
-    frame = paper.merge(again, on=["dataset", "model", "size", "ratio"], suffixes=("_paper", "_followup"))
-    both = [f"{column}{suffix}" for column in SCORES for suffix in ("_paper", "_followup")]
-    frame = frame[["dataset", "model", "size", "ratio", *both]]
-    old, new = (_side(frame, source) for source in ("paper", "followup"))
+    again = results.followup_pairs(reported["followup"]).drop(columns="model").rename(columns={"paper_model": "model"})
+    frame = reported["rq1"].merge(again, on=[*SETTING, "codeact"], suffixes=("_paper", "_followup"))
+    both = results.with_endings(SCORES, "_paper", "_followup")
+    frame = frame[[*SETTING, "ratio", *both]]
+    sides = []
+    for source in ("paper", "followup"):
+        rows = frame.rename(columns=lambda name, source=source: name.removesuffix(f"_{source}"))
+        sides.append(marked(results.reported_lines(rows, source)))
     columns = [
         words("Model", frame["model"] + " " + frame["size"]),
         words("Data", frame["ratio"].map("{:.0%}".format), "center"),
     ]
     for column, heading in HEADINGS.items():
         cells = []
-        for before, after in zip(old, new, strict=True):
-            change = after.result.scores[column].rate - before.result.scores[column].rate
+        for before, after in zip(*sides, strict=True):
+            change = after.rate(column) - before.rate(column)
             cells.append(Cell(f"{_score_words(before, column)} → {_score_words(after, column)}", (f"{change:+.1f}",)))
         columns.append(Column(heading, cells))
-    note = "By the same authors: arXiv 2408.02193 (left), arXiv 2504.12687 (right). Neither is a target to be hit."
-    notes = [note, *mark_notes([*old, *new])]
-    return Table("followup", "Reported twice: paper → follow-up", frame, columns, frame["dataset"].tolist(), notes)
-
-
-def _side(frame: pd.DataFrame, source: str) -> list[Line]:
-    """One of the two columns of each score, with its marks."""
-    rows = frame.rename(columns={f"{column}_{source}": column for column in SCORES}).to_dict("records")
-    return marked([Line({}, reported_result(row, source)) for row in rows])
+    notes = [TEXTS["notes"]["followup"], *mark_notes(sum(sides, []))]
+    return Table("followup", frame, columns, frame["dataset"].tolist(), notes)
 
 
 def _score_words(line: Line, column: str) -> str:
-    return f"{line.result.scores[column].rate:.1f} {line.marks.get(column, '')}".strip()
+    return f"{line.rate(column):.1f} {line.marks.get(column, '')}".strip()

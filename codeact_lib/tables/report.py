@@ -1,45 +1,44 @@
 """The self-contained `report.html`: every table and figure of a profile, and the runs behind them, on one page."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from codeact_lib.artifacts import atomic_write
 from codeact_lib.config import Profile
 from codeact_lib.measure import number
-from codeact_lib.tables.render import Table, html_template, to_html
-from codeact_lib.tables.results import RunRecord, arm_label, benchmark_stamp, by_arm, hardware, setting
+from codeact_lib.tables.render import TEMPLATES, Table, to_html
+from codeact_lib.tables.results import RunRecord, arm_label, benchmark_stamp, hardware, measured_lines
 
 
-@dataclass
-class ReportFigure:
-    """A figure of the report: its saved SVG, a caption, and what it shows in words for those who do not see it."""
+class ReportFigure(NamedTuple):
+    """A figure of the report: its saved SVG, and what it shows in words."""
 
     path: Path
     caption: str
-    alt: str = ""
+
+    @property
+    def short(self) -> str:
+        """The caption's first part, for the table of contents."""
+        return re.split(r"[;:,.]( |$)", self.caption)[0]
 
     def inline(self) -> str:
         """The SVG element alone, scaled by the page and named for screen readers."""
-        text = Path(self.path).read_text(encoding="utf-8")
+        text = self.path.read_text(encoding="utf-8")
         text = text[text.index("<svg") :]
         # at most as wide as drawn (96 CSS pixels to 72 points), so that text has one size in all figures
         size = re.search(r' width="([\d.]+)pt" height="[^"]*"', text)
         if size:
             text = text.replace(size[0], f' style="max-width: {float(size[1]) * 96 / 72:.0f}px"', 1)
         # ids of its own, so that several drawings can stand in one page
-        prefix = Path(self.path).stem
+        prefix = self.path.stem
         text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
         text = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", text)
-        label = html.escape(self.alt or self.caption, quote=True)
-        return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+        return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(self.caption)}"', 1)
 
 
 def write_report(
@@ -55,18 +54,14 @@ def write_report(
 ) -> Path:
     """One page with everything inside it: no request leaves the file. Measured rows link to the facts of their run.
 
-    runs: `run_groups`, the facts of each run by arm. deviations: `deviations.deviations_in_force`. Links go to anchors
-    inside.
+    runs: `run_groups`, the facts of each run by arm. deviations: `deviations.deviations_in_force`.
     """
-    drawings = []
-    for figure in figures:
-        short = re.split(r"[;:,.]( |$)", figure.caption)[0]
-        drawings.append((Path(figure.path).stem, figure.caption, short, figure.inline()))
-    page = html_template("report.html.j2").render(
+    page = TEMPLATES.get_template("report.html.j2").render(
         title=title,
         summary=summary,
-        tables=[(table.name, table.title, to_html(table, link_runs=True)) for table in tables],
-        figures=drawings,
+        tables=tables,
+        to_html=to_html,
+        figures=figures,
         runs=runs,
         deviations=[] if deviations is None else deviations.to_dict("records"),
         provenance=provenance or {},
@@ -76,15 +71,12 @@ def write_report(
     return Path(path)
 
 
-# ---- where the numbers come from -------------------------------------------------------------------------------------
-
-
 def run_groups(metrics: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """The runs of the report by arm: `{"arm", "runs": [run_facts, ...]}`, the seeds of an arm together."""
     groups = []
-    for runs in by_arm(metrics):
-        arm = f"{setting(runs[0])}: {arm_label(runs[0])}"
-        groups.append({"arm": arm, "runs": [run_facts(run) for run in runs]})
+    for line in measured_lines(metrics):
+        arm = f"{line.names['setting']}: {line.names['arm']}"
+        groups.append({"arm": arm, "runs": list(map(run_facts, line.runs))})
     return groups
 
 

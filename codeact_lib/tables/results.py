@@ -1,108 +1,77 @@
-"""What is reported and what was measured, one `ArmResult` a line: a reported row, or an arm with all of its seeds."""
+"""What is reported and what was measured, one `Line` each: a reported row, or an arm with all of its seeds."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple
 
 import pandas as pd
+import yaml
 
 from codeact_lib.artifacts import project_root, read_frame, read_json, sha256_file
 from codeact_lib.errors import ArtifactError
-from codeact_lib.evaluation.records import is_sealed
+from codeact_lib.evaluation.records import Judged, RunRecord, Side, is_sealed
 from codeact_lib.statistics import pass_interval, seed_average
 
-Side = Literal["base", "plus"]  # which tests of a benchmark
-Stamp = tuple[str, str, int]  # a benchmark's name, version and number of tasks
+TEXTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("texts.yaml").read_text(encoding="utf-8"))
+NOT_RUN = "not run"
+# Several runs, seeds or counts stand in one field, so that an arm is one row however many seeds it has.
+BETWEEN_RUNS = "; "
 
-
-class Benchmark(NamedTuple):
-    """A kind of benchmark under one side of its tests: the column of its scores, and their heading."""
-
-    kind: str
-    side: Side
-    column: str
-    heading: str
-
-
-BENCHMARKS = (
-    Benchmark("humaneval", "base", "humaneval", "HumanEval"),
-    Benchmark("humaneval", "plus", "humaneval_plus", "HumanEval+"),
-    Benchmark("mbpp", "base", "mbpp", "MBPP"),
-    Benchmark("mbpp", "plus", "mbpp_plus", "MBPP+"),
-)
-SCORES = [benchmark.column for benchmark in BENCHMARKS]
-HEADINGS = {benchmark.column: benchmark.heading for benchmark in BENCHMARKS}
-KINDS = {benchmark.column: benchmark.kind for benchmark in BENCHMARKS}
+KINDS = ("humaneval", "mbpp")  # of benchmarks
+# column of a score -> kind of benchmark and side of its tests
+BENCHMARKS: dict[str, tuple[str, Side]] = {
+    "humaneval": ("humaneval", "base"),
+    "humaneval_plus": ("humaneval", "plus"),
+    "mbpp": ("mbpp", "base"),
+    "mbpp_plus": ("mbpp", "plus"),
+}
+SCORES = list(BENCHMARKS)
+HEADINGS = dict(zip(SCORES, ("HumanEval", "HumanEval+", "MBPP", "MBPP+"), strict=True))
+# column of an average -> its name in train_metrics.json and the unit there is in one of the column's
+AVERAGES = {
+    "training_time_min": ("seconds", 60),
+    "peak_memory_gb": ("peak_memory_bytes", 1e9),
+    "padding_pct": ("padding_rate", 0.01),
+}
 EFFICIENCY = ["training_time_min", "peak_memory_gb"]
-AVERAGES = [*EFFICIENCY, "padding_pct"]
-Arm = tuple[str | None, float | None, str | None]  # policy, ratio, strategy
+
+Stamp = tuple[str, str, int]  # a benchmark's name, version and number of tasks
+# policy, ratio, strategy: None of a base model
+Arm = tuple[str | None, float | None, str | None]
 BASELINE: Arm = ("full", 1.0, "dynamic")
 CODEACT: Arm = ("cdas", 0.4, "dynamic_pack")
 RANDOM: Arm = ("random", 0.4, "dynamic_pack")
-STRATEGY_WORDS = {
-    "traditional": "padding to the maximum",
-    "dynamic": "dynamic padding",
-    "dynamic_pack": "Dynamic Pack",
-    "balanced_pack": "balanced pack",
-    "flat": "flat rows",
+# arms with a name of their own: in words, and short
+LABELS: dict[Arm, tuple[str, str]] = {
+    (None, None, None): ("base model, not fine-tuned", "base model"),
+    BASELINE: ("full data, dynamic padding", "full data"),
+    CODEACT: ("CodeACT (CDAS 40% + Dynamic Pack)", "CodeACT"),
 }
-NOT_RUN = "not run"
-BETWEEN_RUNS = "; "  # several runs, seeds or counts in one field
-
-
-# ---- records, as 05_eval writes them ---------------------------------------------------------------------------------
-
-
-class Judged(TypedDict):
-    """What a run scored on one benchmark. Verdicts: task -> side -> "pass" or why not."""
-
-    kind: str
-    version: str
-    n: int
-    sha256: str
-    base: dict[str, int]  # k solved of n
-    plus: dict[str, int]
-    verdicts: dict[str, dict[Side, Any]]
-    protocol: NotRequired[str]
-    isolation: NotRequired[str]
-    seconds: dict[str, float | None]
-
-
-class RunRecord(TypedDict):
-    """The metrics record of one run: `evaluation.records.metrics_record` says what its fields mean."""
-
-    run_id: str
-    profile: str
-    model: dict[str, Any]
-    dataset: str | None
-    dataset_label: str | None
-    reported_as: str | None
-    policy: str | None
-    ratio: float | None
-    strategy: str | None
-    seed: int
-    n_train: int | None
-    n_total: int | None
-    train: dict[str, Any] | None
-    selection_cost: dict[str, float] | None
-    concurrent_jobs: NotRequired[int]
-    benchmarks: dict[str, Judged]
-    provenance: dict[str, Any]
-    metrics_sha256: NotRequired[str]
 
 
 def load_reported(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
-    """The paper's tables `rq1` and `rq2` and the authors' `followup` (arXiv 2504.12687) as frames.
-
-    Raises `ArtifactError` naming the file that is missing.
-    """
-    folder = Path(folder) if folder else project_root() / "results" / "reported"
+    """The paper's tables `rq1` and `rq2` and the authors' `followup` (2504.12687); `ArtifactError` if one is gone."""
+    folder = Path(folder or project_root() / "results" / "reported")
     return {name: read_frame(folder / f"{name}.csv") for name in ("rq1", "rq2", "followup")}
+
+
+def with_endings(columns: Iterable[str], *endings: str) -> list[str]:
+    """Names of columns of a CSV: each of these with each of the endings."""
+    return [f"{column}{ending}" for column in columns for ending in endings]
+
+
+def followup_pairs(followup: pd.DataFrame) -> pd.DataFrame:
+    """The follow-up's scores with full data and with 40% (`codeact`), of which it gives no time and memory."""
+    rows = followup[(followup["table"] == "pass_at_one") & followup["ratio"].isin([1.0, 0.4])]
+    # it says CodeLlama-Python for the paper's CodeLlama
+    paper_model = rows["model"].str.replace("-Python", "")
+    return rows.drop(columns=EFFICIENCY).assign(codeact=rows["ratio"] < 1, paper_model=paper_model)
 
 
 def load_metrics(folder: str | Path, run_ids: Iterable[str] | None = None) -> list[RunRecord]:
@@ -111,25 +80,27 @@ def load_metrics(folder: str | Path, run_ids: Iterable[str] | None = None) -> li
     Each record gains `metrics_sha256`, the hash of its file, which the report prints. Raises `ArtifactError` for a
     file that lacks a part or whose content no longer has the hash that 05_eval sealed it with.
     """
-    folder = Path(folder)
-    paths = [folder / f"{run_id}.json" for run_id in run_ids] if run_ids is not None else sorted(folder.glob("*.json"))
-    return [_checked_record(path) for path in paths if path.is_file()]
+    paths = sorted(Path(folder).glob("*.json"))
+    if run_ids is not None:
+        paths = [Path(folder, f"{run_id}.json") for run_id in run_ids]
+    records = []
+    for path in paths:
+        if not path.is_file():
+            continue
+        record = read_json(path)
+        missing = [key for key in ("run_id", "model", "policy", "train", "benchmarks") if key not in record]
+        if missing:
+            raise ArtifactError(f"{path} lacks {', '.join(missing)}: delete it and run 05_eval of this run again.")
+        if not is_sealed(record):
+            raise ArtifactError(
+                f"{path} was altered after 05_eval wrote it: its content and its record_sha256 differ. Restore it, or "
+                "delete it and run 05_eval of this run again."
+            )
+        records.append(record | {"metrics_sha256": sha256_file(path)})
+    return records
 
 
-def _checked_record(path: Path) -> RunRecord:
-    record = read_json(path)
-    missing = [key for key in ("run_id", "model", "policy", "train", "benchmarks") if key not in record]
-    if missing:
-        raise ArtifactError(f"{path} lacks {', '.join(missing)}: delete it and run 05_eval of this run again.")
-    if not is_sealed(record):
-        raise ArtifactError(
-            f"{path} was altered after 05_eval wrote it: its content and its record_sha256 differ. Restore it, or "
-            "delete it and run 05_eval of this run again."
-        )
-    return record | {"metrics_sha256": sha256_file(path)}
-
-
-# ---- records in words ------------------------------------------------------------------------------------------------
+# ---- a record in words -----------------------------------------------------------------------------------------------
 
 
 def arm_of(record: RunRecord) -> Arm:
@@ -139,13 +110,10 @@ def arm_of(record: RunRecord) -> Arm:
 
 def arm_label(record: RunRecord, short: bool = False) -> str:
     """A run's arm in words, e.g. "CodeACT (CDAS 40% + Dynamic Pack)", short "CodeACT"; the same for all its seeds."""
-    if record["policy"] is None:
-        return "base model" if short else "base model, not fine-tuned"
-    if arm_of(record) == CODEACT:
-        return "CodeACT" if short else "CodeACT (CDAS 40% + Dynamic Pack)"
-    if arm_of(record) == BASELINE:
-        return "full data" if short else "full data, dynamic padding"
-    data, strategy = data_words(record), strategy_words(record)
+    if arm_of(record) in LABELS:
+        long, brief = LABELS[arm_of(record)]
+        return brief if short else long
+    data, strategy = arm_words(record)
     if not short:
         return f"{data} + {strategy}"
     # packed is the rule for a part of the data, padded for all of it
@@ -154,27 +122,19 @@ def arm_label(record: RunRecord, short: bool = False) -> str:
     return f"{data}, padded" if record["strategy"] == "dynamic" else f"{data}, {strategy}"
 
 
-def data_words(record: RunRecord) -> str:
-    """Policy and share of the data, e.g. "CDAS 40%", "full data"."""
+def arm_words(record: RunRecord) -> tuple[str, str]:
+    """Data and padding strategy in words, e.g. "CDAS 40%" and "Dynamic Pack"; a user's own under their names."""
     policy = record["policy"] or ""
-    name = {"full": "full data", "cdas": "CDAS", "ifd": "IFD only"}.get(policy, policy)
-    return name if record["ratio"] == 1 else f"{name} {record['ratio']:.0%}"
-
-
-def strategy_words(record: RunRecord) -> str:
-    """The padding strategy in words; one of a user's own under its name."""
     strategy = record["strategy"] or ""
-    return STRATEGY_WORDS.get(strategy, strategy)
+    data = {"full": "full data", "cdas": "CDAS", "ifd": "IFD only"}.get(policy, policy)
+    if record["ratio"] != 1:
+        data = f"{data} {record['ratio']:.0%}"
+    return data, TEXTS["strategies"].get(strategy, strategy)
 
 
 def setting(record: RunRecord) -> str:
     """Base model and data set of a run in words."""
     return f"{record['model']['label']}, {record['dataset_label'] or 'no fine-tuning'}"
-
-
-def place(record: RunRecord) -> str:
-    """`GPU` or `CPU`."""
-    return "GPU" if record["provenance"]["environment"].get("gpu") else "CPU"
 
 
 def hardware(record: RunRecord) -> str:
@@ -189,20 +149,28 @@ def hardware_notes(metrics: Sequence[RunRecord]) -> list[str]:
     """For the foot of a table of seconds or bytes: what they were measured on, and which memory was."""
     if not metrics:
         return []
-    words = {
-        "cuda_allocated": "the peak of memory allocated on the GPU",
-        "rss_growth": "how far the resident memory of a fresh training process grew (no GPU)",
-    }
     note = f"Hardware: {'; '.join(dict.fromkeys(map(hardware, metrics)))}."
-    kinds = dict.fromkeys(record["train"]["peak_memory_kind"] for record in metrics if record["train"])
+    trained = filter(None, map(itemgetter("train"), metrics))
+    kinds = dict.fromkeys(map(itemgetter("peak_memory_kind"), trained))
     if kinds:
-        note += f" Peak memory is {', '.join(words.get(kind, str(kind)) for kind in kinds)}."
+        note += f" Peak memory is {', '.join(TEXTS['memory'].get(kind, str(kind)) for kind in kinds)}."
     return [note]
 
 
 def benchmark_stamp(record: RunRecord) -> str:
     """Name, version and number of tasks of each benchmark of a run, e.g. "mini-mbpp v1 (160 tasks)"."""
     return "; ".join(f"{name} {b['version']} ({b['n']} tasks)" for name, b in record["benchmarks"].items())
+
+
+def benchmarks_used(runs: Sequence[RunRecord]) -> dict[str, Stamp | None]:
+    """By kind: name, version and number of tasks; None where the seeds of an arm do not agree."""
+    used: dict[str, Stamp | None] = {}
+    for run in runs:
+        for name, judged in run["benchmarks"].items():
+            stamp = (name, judged["version"], judged["n"])
+            if used.setdefault(judged["kind"], stamp) != stamp:
+                used[judged["kind"]] = None
+    return used
 
 
 def benchmarks_of(runs: Iterable[RunRecord], kind: str) -> list[Judged]:
@@ -214,26 +182,12 @@ def benchmarks_of(runs: Iterable[RunRecord], kind: str) -> list[Judged]:
     return found
 
 
-def solved_tasks(judged: Judged, side: Side) -> dict[str, bool]:
-    """Task -> whether it was solved."""
-    return {task: verdict[side] in (True, "pass") for task, verdict in judged["verdicts"].items()}
+def n_solved(verdicts: Mapping[str, Mapping[str, Any]], side: Side) -> int:
+    """How many tasks were solved under one side of the tests."""
+    return sum(verdict[side] in (True, "pass") for verdict in verdicts.values())
 
 
-def run_ids(runs: Iterable[RunRecord]) -> str:
-    """The ids of runs in one field."""
-    return BETWEEN_RUNS.join(run["run_id"] for run in runs)
-
-
-def run_sources(metrics: Sequence[RunRecord]) -> dict[str, dict]:
-    """Where the numbers of each run come from: its metrics file and hash, stage keys, versions and hardware."""
-    sources = {}
-    for record in metrics:
-        file = {"metrics": f"metrics/{record['run_id']}.json", "sha256": record.get("metrics_sha256")}
-        sources[record["run_id"]] = file | record["provenance"]
-    return sources
-
-
-# ---- lines of results ------------------------------------------------------------------------------------------------
+# ---- lines -----------------------------------------------------------------------------------------------------------
 
 
 class Average(NamedTuple):
@@ -243,181 +197,165 @@ class Average(NamedTuple):
     sd: float = math.nan
 
 
-@dataclass(frozen=True)
-class Score:
-    """pass@1 in %, with the tasks solved (`k`) and judged (`n`) by each seed and the 95% interval where measured.
+class Score(NamedTuple):
+    """pass@1 of a line under one kind of tests."""
 
-    The rate is NaN where the seeds were judged on different tasks. agrees: whether k and n are those of the verdicts.
-    """
-
+    # in %: mean over seeds, NaN where they were judged on different tasks, and sample standard deviation
     rate: float
     sd: float = math.nan
-    k: tuple[int, ...] = ()
-    n: tuple[int, ...] = ()
+    # tasks solved and judged by each seed, and the ends of the 95% interval in %, where measured
+    k: Sequence[int] = ()
+    n: Sequence[int] = ()
     low: float = math.nan
     high: float = math.nan
+    # whether k and n are those of the verdicts
     agrees: bool = True
 
 
 @dataclass(frozen=True)
-class ArmResult:
-    """One line of a table: what is reported of an arm, or what was measured, as means over the seeds in `runs`.
+class Line:
+    """One line of a table: what is reported of an arm, or what was measured, as means over the seeds in `runs`."""
 
-    source: "paper", "follow-up" or "measured". status: "reported", "measured" or `NOT_RUN`. scores: by column of
-    `SCORES`, without those that are not known. averages: `training_time_min`, `peak_memory_gb` (of 1e9 bytes) and
-    `padding_pct` (of the token slots).
-    """
-
-    source: str
-    status: str
+    # "paper", "follow-up" or "measured"
+    source: str = "measured"
+    # by column of `SCORES`, without those that are not known; memory in 1e9 bytes, padding in % of the token slots
     scores: Mapping[str, Score] = field(default_factory=dict)
     averages: Mapping[str, Average] = field(default_factory=lambda: dict.fromkeys(AVERAGES, Average()))
     runs: Sequence[RunRecord] = ()
+    # what the line is, by column of its CSV, and the marks of scores that must not be trusted (`cells.marked`)
+    names: Mapping[str, Any] = field(default_factory=dict)
+    marks: Mapping[str, str] = field(default_factory=dict)
+
+    def named(self, **names: Any) -> Line:
+        """The line under other names."""
+        return replace(self, names=names)
 
     @property
-    def first(self) -> RunRecord:
+    def status(self) -> str:
+        """ "reported", "measured" or `NOT_RUN`."""
+        if self.source != "measured":
+            return "reported"
+        return "measured" if self.runs else NOT_RUN
+
+    @property
+    def record(self) -> RunRecord:
         """The record that stands for the arm: the seeds differ in nothing that names it."""
         return self.runs[0]
 
     @property
     def run_id(self) -> str | None:
-        """Ids of the runs of a measured line, in the order of the seeds."""
-        return run_ids(self.runs) or None
+        """Ids of the runs of a measured line in one field, in the order of the seeds."""
+        return BETWEEN_RUNS.join(map(itemgetter("run_id"), self.runs)) or None
+
+    def rate(self, column: str) -> float:
+        """pass@1 in %, NaN where it is not known."""
+        return self.scores.get(column, Score(math.nan)).rate
 
     def columns(self) -> dict[str, Any]:
-        """The line as flat columns: `humaneval`, `humaneval_sd`, `_k`, `_n`, `_low`, `_high` and so on.
-
-        Of several seeds `<column>_k` lists the tasks solved by each. What is not known of the line has no key.
-        """
-        row: dict[str, Any] = {"source": self.source, "status": self.status}
+        """The line as flat columns: `humaneval`, `humaneval_sd`, `_k`, `_n`, `_low`, `_high`; without unknown ones."""
+        row: dict[str, Any] = {**self.names, "source": self.source, "status": self.status}
         for column, average in self.averages.items():
             row |= {column: average.mean, f"{column}_sd": average.sd}
         for column, score in self.scores.items():
             row |= {column: score.rate, f"{column}_sd": score.sd}
             row |= {f"{column}_low": score.low, f"{column}_high": score.high}
-            if score.k:
-                row |= {f"{column}_k": _listed(score.k), f"{column}_n": _listed(score.n)}
+            # of several seeds the tasks solved by each
+            for part, counts in (("k", score.k), ("n", score.n)):
+                if counts:
+                    row[f"{column}_{part}"] = counts[0] if len(counts) == 1 else BETWEEN_RUNS.join(map(str, counts))
         if self.runs:
-            row["n_train"] = self.first["n_train"]
+            # what every measured number is to be read with: versions, hardware, seeds, and ids to follow it by
+            row["n_train"] = self.record["n_train"]
             row["benchmark_versions"] = " / ".join(dict.fromkeys(map(benchmark_stamp, self.runs)))
             row["hardware"] = " / ".join(dict.fromkeys(map(hardware, self.runs)))
-            row["peak_memory_kind"] = (self.first["train"] or {}).get("peak_memory_kind")
+            row["peak_memory_kind"] = (self.record["train"] or {}).get("peak_memory_kind")
             row["n_seeds"] = len(self.runs)
-            row["seeds"] = BETWEEN_RUNS.join(str(run["seed"]) for run in self.runs)
+            row["seeds"] = BETWEEN_RUNS.join(map(str, map(itemgetter("seed"), self.runs)))
             row["run_id"] = self.run_id
+        row["marks"] = "; ".join(map(" ".join, self.marks.items()))
         return row
 
 
-def _listed(counts: tuple[int, ...]) -> int | str:
-    return counts[0] if len(counts) == 1 else BETWEEN_RUNS.join(map(str, counts))
+def reported_lines(rows: pd.DataFrame, source: str) -> list[Line]:
+    """Rows of `load_reported`, each under all of its columns as names."""
+    lines = []
+    for row in rows.to_dict("records"):
+        scores = {column: Score(row[column]) for column in SCORES if pd.notna(row.get(column))}
+        averages = {column: Average(row.get(column, math.nan)) for column in AVERAGES}
+        lines.append(Line(source, scores, averages, names=row))
+    return lines
 
 
-def reported_result(row: Mapping[str, Any], source: str) -> ArmResult:
-    """A row of `load_reported`, of which only scores, minutes and gigabytes are read."""
-    scores = {column: Score(row[column]) for column in SCORES if not is_missing(row.get(column))}
-    return ArmResult(source, "reported", scores, {column: Average(row.get(column, math.nan)) for column in AVERAGES})
-
-
-def measured_result(runs: Sequence[RunRecord]) -> ArmResult:
-    """The runs of one arm (its seeds) as one line.
-
-    Of several seeds the interval is the bootstrap's over tasks (`statistics.seed_average`), of one seed Wilson's.
-    """
+def measured_line(runs: Sequence[RunRecord]) -> Line:
+    """The runs of one arm (its seeds) as one line."""
     used = benchmarks_used(runs)
     scores = {}
-    for kind, side, column, _ in BENCHMARKS:
+    for column, (kind, side) in BENCHMARKS.items():
         judged = benchmarks_of(runs, kind)
         if len(judged) == len(runs):
             scores[column] = _score(judged, side, comparable=used[kind] is not None)
-    averages = {
-        "training_time_min": _of_trainings(runs, "seconds", 60),
-        "peak_memory_gb": _of_trainings(runs, "peak_memory_bytes", 1e9),
-        "padding_pct": _of_trainings(runs, "padding_rate", 0.01),
-    }
-    return ArmResult("measured", "measured", scores, averages, runs)
-
-
-def measured_row(runs: RunRecord | Sequence[RunRecord]) -> dict[str, Any]:
-    """The flat columns (`ArmResult.columns`) of one arm: the records of its seeds, or one of them."""
-    return measured_result([runs] if isinstance(runs, dict) else list(runs)).columns()
-
-
-def benchmarks_used(runs: Sequence[RunRecord]) -> dict[str, Stamp | None]:
-    """By kind; None where the seeds of an arm do not agree."""
-    used: dict[str, Stamp | None] = {}
-    for run in runs:
-        for name, judged in run["benchmarks"].items():
-            stamp = (name, judged["version"], judged["n"])
-            same = used.setdefault(judged["kind"], stamp) == stamp
-            used[judged["kind"]] = stamp if same else None
-    return used
+    averages = {}
+    for column, (fact, unit) in AVERAGES.items():
+        trained = filter(None, map(itemgetter("train"), runs))
+        averages[column] = average(round(train[fact] / unit, 5) for train in trained if train.get(fact) is not None)
+    return Line("measured", scores, averages, runs)
 
 
 def _score(seeds: Sequence[Judged], side: Side, comparable: bool) -> Score:
-    """pass@1 of the seeds of an arm on one benchmark."""
-    ks = tuple(judged[side]["k"] for judged in seeds)
-    ns = tuple(judged[side]["n"] for judged in seeds)
-    solved = [solved_tasks(judged, side) for judged in seeds]
-    agrees = all((k, n) == (sum(s.values()), len(s)) for k, n, s in zip(ks, ns, solved, strict=True))
+    counts = pd.DataFrame(map(itemgetter(side), seeds))
+    ks = counts["k"].tolist()
+    ns = counts["n"].tolist()
+    verdicts = list(map(itemgetter("verdicts"), seeds))
+    agrees = ns == list(map(len, verdicts)) and ks == [n_solved(seed, side) for seed in verdicts]
     if not comparable:  # means over different tasks mean nothing
         return Score(math.nan, k=ks, n=ns, agrees=agrees)
-    if len(seeds) == 1:
-        low, high = pass_interval(ks[0], ns[0])
-    else:  # 10 ms for three seeds of 160 tasks: too little to be kept from one table to the next
-        found = seed_average(solved)
+    # Of one seed Wilson's interval, of several the bootstrap's over tasks: 10 ms for three seeds of 160 tasks, too
+    # little to be kept from one table to the next.
+    low, high = pass_interval(ks[0], ns[0])
+    if len(seeds) > 1:
+        found = seed_average(verdicts, side)
         low, high = found["low"], found["high"]
-    rate = average([100 * k / ns[0] for k in ks], digits=4)
+    rate = average(100 * counts["k"] / ns[0], digits=4)
     return Score(*rate, ks, ns[:1], round(100 * low, 2), round(100 * high, 2), agrees)
 
 
-def _of_trainings(runs: Sequence[RunRecord], key: str, unit: float) -> Average:
-    """A fact of the trainings of an arm, divided by `unit`."""
-    known = []
-    for run in runs:
-        value = (run["train"] or {}).get(key)
-        if value is not None:
-            known.append(round(value / unit, 5))
-    return average(known)
-
-
-def average(values: Iterable[float], digits: int = 5) -> Average:
+def average(values: Iterable[float | None], digits: int = 5) -> Average:
     """Mean and sample standard deviation of the values that are known."""
-    known = [value for value in values if not is_missing(value)]
+    known = pd.Series(list(values), dtype=float).dropna().tolist()
     mean = round(statistics.mean(known), digits) if known else math.nan
     return Average(mean, round(statistics.stdev(known), digits) if len(known) > 1 else math.nan)
 
 
-def is_missing(value: object) -> bool:
-    """None or NaN."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def relative_change(before: Line, after: Line, column: str, more: float = 0.0) -> float:
+    """Percent by which an average of `after`, and `more`, differs from that of `before`; NaN where one is unknown."""
+    return round(100 * ((after.averages[column].mean + more) / before.averages[column].mean - 1), 3)
 
 
-def relative_change(before: float, after: float) -> float:
-    """Percent by which `after` differs from `before`; NaN where one of them is unknown."""
-    return round(100 * (float(after) / float(before) - 1), 3)
-
-
-# ---- groups ----------------------------------------------------------------------------------------------------------
-
-
-def by_arm(metrics: Iterable[RunRecord]) -> list[list[RunRecord]]:
-    """Runs that differ by nothing but their seed, in the order of the seeds; arms in order of appearance."""
+def measured_lines(metrics: Iterable[RunRecord]) -> list[Line]:
+    """A line an arm, in order of appearance, under what names an arm in the CSVs."""
+    # Runs that differ by nothing but their seed are one arm, in the order of their seeds: a table never has more rows
+    # because more was run.
     arms: dict[tuple, list[RunRecord]] = {}
     for record in metrics:
         key = (record["profile"], record["model"]["name"], record["dataset"], *arm_of(record))
         arms.setdefault(key, []).append(record)
-    return [sorted(runs, key=lambda record: record["seed"]) for runs in arms.values()]
+    lines = []
+    for runs in arms.values():
+        line = measured_line(sorted(runs, key=itemgetter("seed")))
+        names = dict(zip(("policy", "ratio", "strategy"), arm_of(line.record), strict=True))
+        names |= dict.fromkeys(("data_set", "setting"), setting(line.record))
+        names |= {"arm": arm_label(line.record), "short": arm_label(line.record, short=True)}
+        lines.append(line.named(**names))
+    return lines
 
 
-def by_setting(metrics: Iterable[RunRecord]) -> list[list[ArmResult]]:
-    """Fine-tuned arms by profile, base model and data set, in order of appearance."""
-    settings: dict[tuple, list[ArmResult]] = {}
-    for runs in by_arm(record for record in metrics if record["dataset"] is not None):
-        key = (runs[0]["profile"], runs[0]["model"]["name"], runs[0]["dataset"])
-        settings.setdefault(key, []).append(measured_result(runs))
+def by_setting(lines: Iterable[Line]) -> list[tuple[RunRecord, dict[Arm, Line]]]:
+    """Measured lines of fine-tuned arms, by profile, model and data set, with a record for what they share."""
+    settings: dict[tuple, tuple[RunRecord, dict[Arm, Line]]] = {}
+    for line in lines:
+        record = line.record
+        if record["dataset"] is not None:
+            key = (record["profile"], record["model"]["name"], record["dataset"])
+            _, arms = settings.setdefault(key, (record, {}))
+            arms[arm_of(record)] = line
     return list(settings.values())
-
-
-def find_arm(arms: Iterable[ArmResult], arm: Arm) -> ArmResult | None:
-    """One arm among those of a setting, None where it was not run."""
-    return next((found for found in arms if arm_of(found.first) == arm), None)

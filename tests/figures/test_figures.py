@@ -8,13 +8,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from codeact_lib import figures
-from codeact_lib.figures import padding, results, selection, style
+from codeact_lib.figures import results, selection, style
+from codeact_lib.measure import memory_unit, number, time_unit
 
 RNG = np.random.default_rng(0)
 CLUSTER = RNG.integers(0, 10, 300)
@@ -35,12 +34,6 @@ POINTS = pd.DataFrame({"label": ["a", "b"], "samples": [960, 2400], "pass_at_one
 CURVE = pd.DataFrame({"setting": "one data set", "ratio": [0.1, 0.4, 1.0], "a": [40, 50, 55.0], "b": 50.0, "c": 60.0})
 CURVE["a_sd"] = [np.nan, 2.0, 1.0]
 LENGTHS = [4, 3, 5, 11, 7, 6]  # the six samples of the paper's second figure
-ROWS = {
-    "traditional": [[i] for i in range(6)],
-    "dynamic": [[i] for i in range(6)],
-    "dynamic_pack": [[1, 0, 2], [5, 4], [3]],
-}
-
 CURVES = {"full": [(i, 1 / i) for i in range(1, 90)], "CodeACT": [{"step": 1, "loss": 2.0}]}
 RATES = pd.DataFrame({"strategy": ["dynamic", "flat"], "padding_rate": [0.4, 0.0]})
 ATTENTION = RATES.assign(attention_pairs=[900, 450], isolated_pairs=[100, 100])
@@ -56,8 +49,10 @@ FIGURES = {
     "cluster_map": lambda: figures.cluster_map(RNG.normal(size=300), RNG.normal(size=300), CLUSTER),
     "ifd_histogram": lambda: figures.ifd_histogram(IFD, CLUSTER),
     "ifd_against_length": lambda: figures.ifd_against_length(IFD, np.arange(len(IFD)), np.arange(len(IFD)) % 3 == 0),
-    "selection_bars": lambda: figures.selection_bars([30, 40], {"below the quota": [50, 60], "IFD ≥ 1": [3, 0]}),
-    "padding_illustration": lambda: figures.padding_illustration(LENGTHS, 16, rows=ROWS),
+    "selection_bars": lambda: figures.selection_bars(
+        [30, 40], {"below the quota": [50, 60], "IFD ≥ 1": [3, 0]}, labels=[0, 1]
+    ),
+    "padding_illustration": lambda: figures.padding_illustration(LENGTHS, 16),
     "padding_rates": lambda: figures.padding_rates(RATES),
     "padding_rates and attention": lambda: figures.padding_rates(ATTENTION),
     "loss_curves": lambda: figures.loss_curves(CURVES),
@@ -156,17 +151,12 @@ def test_a_figure_shows_itself_in_a_notebook_without_pyplot():
 
 
 def test_the_illustration_counts_the_slots_of_the_papers_example():
-    titles = [ax.get_title(loc="left") for ax in figures.padding_illustration(LENGTHS, 16, rows=ROWS).axes]
+    titles = [ax.get_title(loc="left") for ax in figures.padding_illustration(LENGTHS, 16).axes]
     assert [t.split(": ")[1] for t in titles] == [
         "6 rows × 16 = 96 slots, 62% padding",
         "6 rows × 11 = 66 slots, 45% padding",
         "3 rows × 13 = 39 slots, 8% padding",
     ]
-
-
-def test_the_illustration_plans_its_own_rows_as_the_library_does():
-    titles = [ax.get_title(loc="left") for ax in figures.padding_illustration(LENGTHS, 16).axes]
-    assert titles == [ax.get_title(loc="left") for ax in figures.padding_illustration(LENGTHS, 16, rows=ROWS).axes]
 
 
 def test_the_cost_of_attention_is_drawn_in_multiples_of_that_inside_the_samples():
@@ -177,7 +167,7 @@ def test_the_cost_of_attention_is_drawn_in_multiples_of_that_inside_the_samples(
 
 
 def test_the_histogram_shows_every_scored_row_and_says_how_many_are_dropped():
-    ax = figures.ifd_histogram(IFD).axes[0]
+    ax = figures.ifd_histogram(IFD, CLUSTER).axes[0]
     assert sum(bar.get_height() for bar in ax.patches) == np.isfinite(IFD).sum()
     assert ax.get_title(loc="left").startswith(f"{np.mean(IFD[np.isfinite(IFD)] >= 1):.1%}")
 
@@ -191,7 +181,7 @@ def test_difficulty_can_be_drawn_where_no_row_has_a_score(tmp_path):
 
 def test_the_bars_of_a_histogram_meet_at_the_limit():
     ifd = np.linspace(0.3, 1.73, 500)
-    bars = figures.ifd_histogram(ifd).axes[0].patches
+    bars = figures.ifd_histogram(ifd, np.zeros(500)).axes[0].patches
     assert sum(bar.get_height() for bar in bars if bar.get_x() > 1 - 1e-9) == np.sum(ifd >= 1)
 
 
@@ -246,15 +236,14 @@ def test_an_arm_keeps_its_colour_over_all_figures():
     assert results.arm_colours(["x", "CodeACT"])["CodeACT"] == results.arm_colours(["CodeACT", "y"])["CodeACT"]
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(0, 10), min_size=1, max_size=60), st.integers(1, 9))
-def test_the_running_mean_agrees_with_a_naive_one(values, window):
-    half = window // 2
-    naive = [np.mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
-    assert padding.running_mean(np.array(values), window) == pytest.approx(naive, abs=1e-9)
+def test_the_strong_line_of_a_loss_curve_is_a_running_mean_over_a_twentieth():
+    values = RNG.random(60)  # a twentieth and its middle: three points
+    line = figures.loss_curves({"run": list(enumerate(values))}).axes[0].lines[-1]
+    naive = [np.mean(values[max(0, i - 1) : i + 2]) for i in range(60)]
+    assert list(line.get_ydata()) == pytest.approx(naive, abs=1e-9)
 
 
 def test_units_fit_the_value():
-    assert [figures.time_unit(s)[1] for s in (39.2, 7200, 28_080, 200_000)] == ["s", "min", "min", "h"]
-    assert [figures.memory_unit(b)[1] for b in (3.2e8, 3.2e9)] == ["MB", "GB"]
-    assert [figures.number(v) for v in (1234.5, 58.31, 2.068, 63.0, 100.0)] == ["1,234", "58.3", "2.07", "63", "100"]
+    assert [time_unit(s)[1] for s in (39.2, 7200, 28_080, 200_000)] == ["s", "min", "min", "h"]
+    assert [memory_unit(b)[1] for b in (3.2e8, 3.2e9)] == ["MB", "GB"]
+    assert [number(v) for v in (1234.5, 58.31, 2.068, 63.0, 100.0)] == ["1,234", "58.3", "2.07", "63", "100"]

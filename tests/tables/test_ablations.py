@@ -3,7 +3,7 @@
 import statistics
 
 import pytest
-from run_records import record
+from run_records import links, record
 
 from codeact_lib.figures.results import sampling_rate_curve
 from codeact_lib.tables import HEADINGS, ablations, frames, load_reported, write_table
@@ -27,7 +27,7 @@ def run(arm, seed=0, rate=0.5, seconds=10.0, memory=100_000_000):
 
 def test_means_and_spread_are_those_of_the_seeds():
     runs = [run(CODEACT, seed, seconds=10.0 + seed) for seed in (0, 1, 5)]
-    means = ablations.arm_means([record(None), *runs])
+    means = ablations.policy_table([record(None), *runs]).frame
     assert len(means) == 1 and means.loc[0, "n_seeds"] == 3
     scores = [100 * r["benchmarks"]["mini-humaneval"]["base"]["k"] / 160 for r in runs]
     assert means.loc[0, "humaneval"] == pytest.approx(statistics.mean(scores), abs=1e-3)
@@ -43,7 +43,7 @@ def test_the_split_separates_fewer_samples_from_packing():
     assert table.frame["time_ratio"].tolist() == [1.0, 0.5, 0.4, 0.2]
     assert table.frame["memory_ratio"].tolist() == [1.0, 0.5, 0.4, 0.2]
     assert [c.split("\n")[1] for c in table.cells["Training time"]] == ["× 1.00", "× 0.50", "× 0.40", "× 0.20"]
-    assert table.links[1] == "full-1.0-dynamic_pack-0"
+    assert links(table)[1] == "full-1.0-dynamic_pack-0"
 
 
 def test_an_arm_that_was_not_run_says_so():
@@ -81,7 +81,7 @@ def test_the_followups_rates_stand_below_the_measured_ones_as_a_source_of_their_
     assert len(reported) == 12 and len(table.frame) == 13
     row = reported[reported["setting"].str.endswith("DeepSeek-Coder 6.7B, OSS-Instruct") & (reported["ratio"] == 0.3)]
     assert row[list(HEADINGS)].values.tolist() == [[65.9, 59.1, 75.4, 62.2]]
-    assert table.links == ["cdas-0.4-dynamic_pack-0", *[None] * 12]
+    assert links(table) == ["cdas-0.4-dynamic_pack-0", *[None] * 12]
     assert len(ablations.rate_table([], followup).frame) == 12
 
 

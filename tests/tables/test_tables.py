@@ -16,15 +16,15 @@ import pytest
 from conftest import REPO
 from hypothesis import given
 from hypothesis import strategies as st
-from run_records import ENVIRONMENT, METRICS, REPORTED, SEEDS, record
+from run_records import ENVIRONMENT, METRICS, REPORTED, SEEDS, links, record
 
 from codeact_lib import tables
 from codeact_lib.errors import ArtifactError
 from codeact_lib.evaluation.records import seal
 from codeact_lib.tables import load_metrics, load_reported, rq1_table, rq2_table, write_report, write_table
-from codeact_lib.tables.cells import cell_marks
+from codeact_lib.tables.cells import marked
 from codeact_lib.tables.render import to_html, to_json, to_latex, to_markdown
-from codeact_lib.tables.results import reported_result
+from codeact_lib.tables.results import measured_line, reported_lines
 
 # The paper's two result tables as printed, copied by hand; ** around what is bold.
 PAPER = (REPO / "tests" / "paper_tables.txt").read_text(encoding="utf-8")
@@ -121,7 +121,7 @@ def test_a_pair_that_mixes_the_two_versions_of_mbpp_is_marked():
     row = {"mbpp": 60.7, "mbpp_plus": 49.5}  # 242 of 399 and 187 of 378
     assert tables.fits(row["mbpp"], 399) and not tables.fits(row["mbpp"], 378)
     assert tables.fits(row["mbpp_plus"], 378) and not tables.fits(row["mbpp_plus"], 399)
-    assert cell_marks([reported_result(row, "paper")]) == [{"mbpp": "‡", "mbpp_plus": "‡"}]
+    assert marked(reported_lines(pd.DataFrame([row]), "paper"))[0].marks == {"mbpp": "‡", "mbpp_plus": "‡"}
 
 
 def changed(records, which, change):
@@ -182,7 +182,7 @@ def test_measured_cells_carry_counts_interval_units_and_run():
     assert row["humaneval_low"] < row["humaneval"] < row["humaneval_high"]
     assert row["benchmark_versions"] == "mini-humaneval v1 (160 tasks); mini-mbpp v1 (160 tasks)"
     assert row["hardware"] == "a CPU, 2 cores"
-    place = table.links.index("mini-base__mini-evol__cdas")
+    place = links(table).index("mini-base__mini-evol__cdas")
     cells = table.cells.iloc[place]
     assert cells[["CodeACT", "Training time", "Peak memory"]].tolist() == ["✓", "39.2 s", "320 MB"]
     assert re.fullmatch(rf"\d+\.\d\n{solved['k']}/160, \d+\.\d–\d+\.\d", cells["HumanEval"])
@@ -190,7 +190,7 @@ def test_measured_cells_carry_counts_interval_units_and_run():
 
 def test_a_small_model_stands_in_a_block_that_says_it_cannot_be_compared():
     table = rq1_table(METRICS, REPORTED["rq1"])
-    own = [block for block, link in zip(table.blocks, table.links, strict=True) if link]
+    own = [block for block, link in zip(table.blocks, links(table), strict=True) if link]
     assert len(own) == 4
     assert all("2M-parameter model on CPU" in block and "not comparable" in block for block in own)
 
@@ -198,7 +198,7 @@ def test_a_small_model_stands_in_a_block_that_says_it_cannot_be_compared():
 def test_a_run_of_the_papers_model_stands_under_the_papers_rows():
     model = {"name": "cl", "label": "CodeLlama", "size": "7B", "revision": "main", "reported_as": "CodeLlama"}
     table = rq1_table([record("mini-evol", "full", 1.0, "dynamic", 0.5, 60.0, 10**10, 9, model=model)], REPORTED["rq1"])
-    place = [i for i, link in enumerate(table.links) if link]
+    place = [i for i, link in enumerate(links(table)) if link]
     assert [table.blocks[i] for i in place] == ["Models trained on EVOL-Instruct"]
     assert table.cells.iloc[place[0] + 1]["HumanEval"] == "not run"  # its CodeACT arm
 
@@ -219,7 +219,7 @@ def test_seeds_of_an_arm_are_one_row_with_mean_spread_counts_and_all_their_runs(
     assert row["humaneval"] == pytest.approx(100 * statistics.mean(ks) / 160, abs=1e-3)
     assert row["humaneval_sd"] == pytest.approx(100 * statistics.stdev(ks) / 160, abs=1e-3)
     assert row["humaneval_low"] < row["humaneval"] < row["humaneval_high"]
-    cells = table.cells.iloc[table.links.index(row["run_id"])]
+    cells = table.cells.iloc[links(table).index(row["run_id"])]
     assert cells["Training time"] == "35.3 ± 5.5 s"  # 39.2 s and 31.36 s
     assert re.fullmatch(rf"\d+\.\d ± \d+\.\d\n{ks[0]}; {ks[1]} of 160, \d+\.\d–\d+\.\d", cells["HumanEval"])
     assert len(table.frame) == len(rq1_table(METRICS, REPORTED["rq1"]).frame)
@@ -231,7 +231,7 @@ def test_every_table_has_one_row_an_arm_however_many_seeds():
     assert len(rq2_table(SEEDS, REPORTED["rq2"]).frame) == len(rq2_table(METRICS, REPORTED["rq2"]).frame)
     claims = tables.derived_claims_table(SEEDS, REPORTED).frame.query("source == 'measured'")
     assert claims["full"].tolist() == pytest.approx(
-        [row["humaneval"] for row in map(tables.measured_row, (SEEDS[1::6], SEEDS[4::6]))], abs=1e-3
+        [measured_line(seeds).rate("humaneval") for seeds in (SEEDS[1::6], SEEDS[4::6])], abs=1e-3
     )
 
 
@@ -258,6 +258,11 @@ def test_rq2_holds_base_and_arms_in_a_group_of_their_own():
 
 
 # Tests, claims, costs
+
+
+def runs_of(table, row, heading):
+    """What a cell was measured on; None for names and reported numbers."""
+    return next(column.cells[row].run for column in table.columns if column.heading == heading)
 
 
 def test_paired_counts_agree_with_a_naive_count():
@@ -301,8 +306,8 @@ def test_the_three_claims_stand_side_by_side_for_paper_followup_and_measured():
     assert table.cells["Paper"].tolist() == ["+8.6 points", "-78%", "not stated", "-27%"]
     assert table.cells["Follow-up"].tolist() == ["-0.6 points", "not stated", "not stated", "not stated"]
     measured = table.cells["Measured, EVOL-Instruct (mini)"]
-    assert measured[1] == "-65%" and table.runs_of(1, "Measured, EVOL-Instruct (mini)")  # 39.2 of 112.3 s
-    assert table.runs_of(1, "Paper") is None
+    assert measured[1] == "-65%" and runs_of(table, 1, "Measured, EVOL-Instruct (mini)")  # 39.2 of 112.3 s
+    assert runs_of(table, 1, "Paper") is None
     assert tables.headline_table([], REPORTED).cells.columns.tolist() == ["Claim", "Paper", "Follow-up"]
 
 
@@ -381,9 +386,7 @@ class Cells(html.parser.HTMLParser):
 
 def test_all_formats_hold_the_same_bold_cells():
     table = rq1_table([], REPORTED["rq1"])
-    expected = [
-        cell for row in range(len(table.cells)) for i, cell in enumerate(table.cells.iloc[row]) if table.is_bold(row, i)
-    ]
+    expected = [cell.text for _, rows in table.by_block() for row in rows for cell in row if cell.bold]
     assert re.findall(r"\| \*\*(.+?)\*\*(?= \|)", to_markdown(table)) == expected
     assert [text for row in Cells(to_html(table)).rows for text, bold in row if bold] == expected
     body = to_latex(table).split(r"\midrule", 1)[1]
@@ -433,7 +436,8 @@ def test_followup_rows_are_a_source_of_their_own_with_its_own_bold():
     assert len(rows) == 8
     assert rows.loc[("EVOL-Instruct", "DeepSeek-Coder", False), "humaneval"] == 67.7
     evol = table.cells[(table.cells["Source"] == "follow-up") & (table.cells["HumanEval"] == "67.7")]
-    assert table.bold.loc[evol.index, "HumanEval"].all()
+    (scores,) = [column for column in table.columns if column.heading == "HumanEval"]
+    assert evol.index.size and all(scores.cells[table.rows.index(row)].bold for row in evol.index)
     without = rq1_table([], REPORTED["rq1"])
     paper = table.cells[table.cells["Source"] == "paper"].reset_index(drop=True)
     assert paper.equals(without.cells[without.cells["Source"] == "paper"].reset_index(drop=True))
@@ -499,9 +503,9 @@ def test_every_measured_number_in_the_html_leads_to_the_facts_of_its_runs_and_no
 def test_both_sides_of_a_paired_test_lead_to_their_own_run():
     table = tables.comparison_table(METRICS)
     columns = list(table.cells.columns)
-    ours, other = (table.runs_of(0, column) for column in ("CodeACT solves", "The other solves"))
+    ours, other = (runs_of(table, 0, column) for column in ("CodeACT solves", "The other solves"))
     assert (ours, other) == ("mini-base__mini-evol__cdas", "mini-base__mini-evol__full")
-    assert table.runs_of(0, "Compared with") is None and "Better on" in columns
+    assert runs_of(table, 0, "Compared with") is None and "Better on" in columns
 
 
 def test_tables_load_neither_matplotlib_nor_the_module_that_runs_as_a_command():
