@@ -83,6 +83,14 @@ def write_json(path: str | Path, obj: Any) -> None:
         file.write("\n")
 
 
+def read_cache(path: Path) -> dict[str, Any]:
+    """What a small JSON file keeps that may be lost: unreadable means empty."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; `ArtifactError` naming the file when it is missing or damaged."""
     try:
@@ -210,44 +218,35 @@ class HashCache:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.known: dict[str, list] | None = None  # name -> [size, mtime_ns, sha256]
-        self.learnt: dict[str, list] = {}
 
     def __call__(self, path: str | Path) -> str:
         """Hash of a file, or of a folder as that of {name: file hash}; hidden files and README.md do not count."""
         path = Path(path)
-        if not path.is_dir():
-            return self._file(path)
-        digests = {}
-        for file in sorted(path.rglob("*")):
-            name = file.relative_to(path)
-            hidden = any(part.startswith((".", "__pycache__")) for part in name.parts)
-            if file.is_file() and not hidden and name.name != "README.md":
-                digests[name.as_posix()] = self._file(file)
-        return sha256_json(digests)
+        learnt: dict[str, list] = {}
+        if path.is_dir():
+            digests = {}
+            for file in sorted(path.rglob("*")):
+                name = file.relative_to(path)
+                hidden = any(part.startswith((".", "__pycache__")) for part in name.parts)
+                if file.is_file() and not hidden and name.name != "README.md":
+                    digests[name.as_posix()] = self._file(file, learnt)
+            digest = sha256_json(digests)
+        else:
+            digest = self._file(path, learnt)
+        if learnt:  # written on top of what another process may have learnt in between
+            write_json(self.path, read_cache(self.path) | learnt)
+        return digest
 
-    def _file(self, path: Path) -> str:
+    def _file(self, path: Path, learnt: dict[str, list]) -> str:
         if self.known is None:
-            self.known = _read_cache(self.path)
+            self.known = read_cache(self.path)
         stat = path.stat()
         name = Path(os.path.relpath(path, self.path.parent)).as_posix()
         stamp = [stat.st_size, stat.st_mtime_ns]
-        entry = self.known.get(name)
-        if not entry or entry[:2] != stamp:
-            entry = self.known[name] = self.learnt[name] = [*stamp, sha256_file(path)]
-        return entry[2]
-
-    def save(self) -> None:
-        """Write what was learnt, on top of what another process may have written in between."""
-        if self.learnt:
-            write_json(self.path, {**_read_cache(self.path), **self.learnt})
-            self.learnt = {}
-
-
-def _read_cache(path: Path) -> dict[str, list]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # only a cache: unreadable means empty
+        if self.known.get(name, [])[:2] != stamp:
+            learnt[name] = [*stamp, sha256_file(path)]
+            self.known[name] = learnt[name]
+        return self.known[name][2]
 
 
 # ---- places ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +47,12 @@ ResultsDir = Annotated[str, typer.Option(help="Where tables and metrics go [defa
 Gpu = Annotated[str, typer.Option(metavar="NAME", help="Estimate for this GPU: A100, H100, H200, T4.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="On an error, show the whole traceback.")]  # see `main`
 Column = Annotated[str, typer.Option(help="[default: found by its usual names]")]
+# Options of `codeact select` that are settings of the same name (`select.settings`).
+SELECT_SETTINGS = (
+    *("model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision", "max_length"),
+    *("dtype", "tokens_per_batch", "processes", "embedding_model", "limit", "max_characters", "near_duplicates"),
+    "drop_leaks",
+)
 
 
 def _load(module: str) -> Any:
@@ -95,17 +102,9 @@ def run(
     """
     if parent:
         _load("processes").end_with(parent)
-    _load("pipeline").run(
-        **_call(profile, set_, grid, artifacts_dir, results_dir),
-        first=first,
-        only=only or (),
-        runs=runs or (),
-        force=force or (),
-        jobs=jobs,
-        dry_run=dry_run,
-        verbose=verbose,
-        say=_say,
-    )
+    options = {"first": first, "jobs": jobs, "dry_run": dry_run, "verbose": verbose, "say": _say}
+    lists = {"only": only or (), "runs": runs or (), "force": force or ()}
+    _load("pipeline").run(**_call(profile, set_, grid, artifacts_dir, results_dir), **lists, **options)
 
 
 @app.command("runs")
@@ -118,7 +117,7 @@ def list_runs(profile: Profile = "mini", set_: Set = None, grid: Grid = "", trac
         codeact runs --profile paper
         codeact run --profile paper --runs "$(codeact runs --profile paper | sed -n 3p)"
     """
-    call = _call(profile, set_, grid, "", "")
+    call = _call(profile, set_, grid)
     for run in _load("config").load_profile(call["profile"], call["overrides"]).runs():
         _say(run.run_id)
 
@@ -174,6 +173,7 @@ def explain(
 
 @app.command()
 def select(
+    ctx: typer.Context,
     data: Annotated[str, typer.Argument(help="A .jsonl, .json, .parquet or .csv file, or a hub data set.")],
     model: Annotated[str, typer.Option(help="Causal language model that scores: a folder, a hub id, or mini-base.")],
     out: Annotated[str, typer.Option(help="File for the chosen rows: .jsonl, .json or .parquet.")],
@@ -220,34 +220,21 @@ def select(
         codeact select data.jsonl --model mini-base --out chosen.jsonl --report report.html --export trl
         codeact select chats.parquet --model M --ratio 0.2 --out chosen.parquet --benchmark humaneval --drop-leaks
     """
+    columns = None  # found by their usual names, unless one is named
+    if any((instruction_column, response_column, input_column, messages_column)):
+        names = (instruction_column or "instruction", response_column or "response")
+        columns = _load("data.rows").Columns(*names, input_column or None, messages_column or None)
     _load("select").select_rows(
         data,
         out=out,
-        report=report or None,
-        work_dir=work_dir or None,
+        report=report,
+        work_dir=work_dir,
         exports=tuple(export or ()),
         say=_say,
-        model=model,
-        ratio=ratio,
-        policy=policy,
-        preset=preset,
-        quota=quota,
-        seed=seed,
-        template=template,
-        revision=revision,
-        data_revision=data_revision,
-        max_length=max_length,
-        dtype=dtype,
-        tokens_per_batch=tokens_per_batch,
-        processes=processes,
-        embedding_model=embedding_model,
+        columns=columns,
         n_clusters=clusters,
-        columns=_columns(instruction_column, response_column, input_column, messages_column),
-        limit=limit,
-        max_characters=max_characters,
-        near_duplicates=near_duplicates,
         benchmarks=tuple(benchmark or ()),
-        drop_leaks=drop_leaks,
+        **{name: ctx.params[name] for name in SELECT_SETTINGS},
     )
 
 
@@ -294,24 +281,29 @@ def build_base(
     print(f"base model written to {folder}")
 
 
-def _columns(instruction: str, response: str, input_: str, messages: str) -> Any:
-    """The columns that were named; None where none was, and they are to be found by their usual names."""
-    if not any((instruction, response, input_, messages)):
-        return None
-    return _load("data.rows").Columns(
-        instruction or "instruction", response or "response", input_ or None, messages or None
-    )
+def _call(profile: str, set_: Words, grid: str, artifacts_dir: str = "", results_dir: str = "") -> dict[str, str]:
+    """The options every stage command shares, as the pipeline takes them (paths relative to the project root).
 
+    The values of `--set` are YAML, but 5e-5, which YAML reads as text, can here only be meant as a number.
+    """
+    import yaml
 
-def _call(profile: str, set_: Words, grid: str, artifacts_dir: str, results_dir: str) -> dict[str, str]:
-    """The options every stage command shares, as the pipeline takes them (paths relative to the project root)."""
-    if profile.endswith((".yaml", ".yml")):
-        profile = _from_root(profile)
-    overrides = _overrides(set_ or [])
+    overrides: dict[str, Any] = {}
+    for pair in set_ or []:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise CodeActError(f"--set {pair}: write it as key=value, e.g. --set num_train_epochs=1.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise CodeActError(f"--set {pair}: the value is not YAML: {' '.join(str(error).split())}") from error
+        if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)e[+-]?\d+", value, re.IGNORECASE):
+            value = float(value)
+        overrides[key.strip()] = value
     if grid:
         overrides["grid"] = grid
     return {
-        "profile": profile,
+        "profile": _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile,
         "overrides": json.dumps(overrides) if overrides else "",
         "artifacts_dir": _from_root(artifacts_dir),
         "results_dir": _from_root(results_dir),
@@ -325,33 +317,6 @@ def _from_root(path: str) -> str:
     absolute = Path(os.path.abspath(Path(path).expanduser()))
     root = project_root()
     return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
-
-
-def _overrides(pairs: list[str]) -> dict[str, Any]:
-    """`["num_train_epochs=1", "models=[a]"]` as a dict; values are YAML, 5e-5 counts as a number."""
-    import yaml
-
-    overrides: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise CodeActError(f"--set {pair}: write it as key=value, e.g. --set num_train_epochs=1.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise CodeActError(f"--set {pair}: the value is not YAML: {' '.join(str(error).split())}") from error
-        overrides[key.strip()] = _number(value)
-    return overrides
-
-
-def _number(value: Any) -> Any:
-    """YAML reads 5e-5 as text; on a command line it can only be meant as a number."""
-    if isinstance(value, str) and "e" in value.lower() and value[:1] in "+-.0123456789":
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _say(line: str) -> None:

@@ -7,12 +7,11 @@ enters the keys and manifests of the stages. Delete the file to follow the branc
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
-from codeact_lib.artifacts import write_json
+from codeact_lib.artifacts import read_cache, write_json
 from codeact_lib.errors import DataError, ModelError
 
 COMMITS_FILE = "hub_commits.json"
@@ -21,7 +20,6 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 Source = tuple[str, str, str | None]  # a repository: kind ("model" or "dataset"), name, revision
 
 
-# ---- commits ---------------------------------------------------------------------------------------------------------
 def split_revision(name: str) -> tuple[str, str | None]:
     """`("org/model", "main")` of `org/model@main`; the revision is None where none is named, or for a path."""
     if Path(name).exists():
@@ -55,15 +53,12 @@ def pinned_revision(path: str | Path, revision: str | None = None, kind: str = "
 
 
 class Commits:
-    """The commits that a run's hub repositories were resolved to, in one small file.
-
-    A source is `(kind, name, revision)`, and is called `model org/name@main` in the file and in manifests.
-    """
+    """The commits that a run's hub repositories were resolved to, in one small file."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def known(self, sources: Iterable[Source]) -> dict[str, str]:
+    def known(self, sources: Sequence[Source]) -> dict[str, str]:
         """label -> sha of the sources that are in the file or name a commit themselves; asks no network."""
         kept = self._read()
         found = {}
@@ -73,53 +68,50 @@ class Commits:
                 found[label(source)] = sha
         return found
 
-    def resolve(self, sources: Iterable[Source]) -> dict[str, str]:
+    def resolve(self, sources: Sequence[Source]) -> dict[str, str]:
         """label -> sha of all sources; what was not known is asked for and kept. Of two processes the first counts."""
-        sources = list(sources)
         known = self.known(sources)
         found = {}
-        for kind, name, revision in sources:
-            if label((kind, name, revision)) not in known:
-                found[label((kind, name, revision))] = resolve_commit(name, revision, kind)
+        for source in sources:
+            if label(source) not in known:
+                kind, name, revision = source
+                found[label(source)] = resolve_commit(name, revision, kind)
         if found:
             # Read again: while the hub was asked, another process may have written, and what it found counts.
-            write_json(self.path, {**found, **self._read()})
+            write_json(self.path, found | self._read())
         return self.known(sources)
 
     def _read(self) -> dict[str, str]:
-        try:
-            return json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        return read_cache(self.path)
 
 
 def label(source: Source) -> str:
-    """`model org/name@main`."""
+    """`model org/name@main`: what a source is called in the file, in keys and in manifests."""
     kind, name, revision = source
     return f"{kind} {name}@{revision or 'main'}"
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
+
+
 def hub_error(
     error: BaseException, name: str | Path, revision: str | None = None, kind: str = "model"
 ) -> DataError | ModelError:
     """The ModelError or DataError that says what `error` of a hub client means and what to do.
 
     `kind`: "model", "tokenizer", "embedding model" or "dataset". `error` may be any exception of huggingface_hub,
-    transformers, datasets or sentence-transformers, which wrap one another: the cause that can be acted on is looked
-    for in the whole chain.
+    transformers, datasets or sentence-transformers.
     """
-    # The libraries wrap the hub's own errors in an OSError that says less.
+    # They wrap the hub's own errors in an OSError that says less: what can be acted on may stand anywhere in the chain.
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
     text = "\n".join(map(str, chain))
-    if Path(name).exists():
-        reason = _unusable(text)
-    else:
-        reason = _refused(chain, text, str(name), revision, kind) or _unusable(text)
+    reason = _unusable(text)
+    if not Path(name).exists():
+        reason = _refused(chain, text, str(name), revision, kind) or reason
         reason = reason or _out_of_reach(chain, text, str(name), kind)
     if reason is None:
         reason = (text.strip() or type(error).__name__).splitlines()[0]
@@ -167,8 +159,9 @@ def _out_of_reach(chain: list[BaseException], text: str, name: str, kind: str) -
     from huggingface_hub import constants, errors
 
     option = " --repo-type dataset" if kind == "dataset" else ""
-    remedy = f"`hf download {name}{option}` where there is a network fills the cache (HF_HOME)"
-    remedy += ", which may be copied here"
+    remedy = (
+        f"`hf download {name}{option}` where there is a network fills the cache (HF_HOME), which may be copied here"
+    )
     if constants.HF_HUB_OFFLINE:
         return f"HF_HUB_OFFLINE is set and the cache lacks it. {remedy}"
     known = (errors.OfflineModeIsEnabled, errors.RevisionResolutionError, ConnectionError)
@@ -176,7 +169,6 @@ def _out_of_reach(chain: list[BaseException], text: str, name: str, kind: str) -
     names = {base.__name__ for error in chain for base in type(error).__mro__}
     unreachable = any(isinstance(error, known) for error in chain) or "TransportError" in names
     if unreachable or "couldn't connect" in text.lower():
-        return (
-            f"the hub ({constants.ENDPOINT}) cannot be reached, and the cache lacks it. Check the network; or {remedy}"
-        )
+        hub = f"the hub ({constants.ENDPOINT})"
+        return f"{hub} cannot be reached, and the cache lacks it. Check the network; or {remedy}"
     return None

@@ -1,11 +1,11 @@
-"""What a piece of work costs, and on what machine it was measured.
+"""What a piece of work costs (memory, floating-point operations), on what machine, and what to do without memory.
 
-Facts of the machine, peak memory, floating-point operations, and what to do when memory runs out. torch is imported
-where it is needed: the runner asks for facts and must start at once.
+torch is imported where it is needed: the runner asks for facts of the machine and must start at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
@@ -32,22 +32,33 @@ RECORDED_PACKAGES = (
 )
 
 
-# ---- facts of the machine --------------------------------------------------------------------------------------------
-
-
 @functools.lru_cache(maxsize=1)
 def environment_facts() -> dict[str, Any]:
     """Versions and hardware that a number depends on: python, packages, cpu, cores, gpu, ram_gib, platform.
 
     Never the host name, the user or a path: this is published with the tables.
     """
+    packages = {}
+    for name in RECORDED_PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):  # on Linux `platform` knows the architecture only
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), cpu)
+    gpu = None
+    torch = sys.modules.get("torch")  # not imported for the sake of asking: that takes 2 s
+    if torch and torch.cuda.is_available():
+        gpu = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    elif torch and torch.backends.mps.is_available():
+        gpu = "Apple GPU (mps)"
     return {
         "python": platform.python_version(),
-        "packages": _package_versions(),
-        "cpu": _cpu_name(),
+        "packages": packages,
+        "cpu": cpu,
         "cores": usable_cores(),
-        "gpu": _gpu_name(),
-        "ram_gib": _ram_gib(),
+        "gpu": gpu,
+        "ram_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "platform": f"{platform.system()} {platform.machine()}",
     }
 
@@ -57,44 +68,6 @@ def usable_cores() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _package_versions() -> dict[str, str]:
-    found = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-        return platform.machine()
-    except OSError:
-        return platform.processor() or platform.machine()
-
-
-def _gpu_name() -> str | None:
-    """Name and number of the GPUs torch sees, None without one; does not import torch for the sake of asking."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return None
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    return "Apple GPU (mps)" if torch.backends.mps.is_available() else None
-
-
-def _ram_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -234,11 +207,7 @@ def peak_flops_per_second(half_precision: bool = True) -> float | None:
 
 def peak_of(name: str) -> float | None:
     """FLOP/s of a GPU by its name, None when it is not in the table."""
-    tflops = next((value for key, value in PEAK_TFLOPS.items() if key in name), None)
-    return None if tflops is None else tflops * 1e12
-
-
-# ---- in words --------------------------------------------------------------------------------------------------------
+    return next((tflops * 1e12 for key, tflops in PEAK_TFLOPS.items() if key in name), None)
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
@@ -262,5 +231,4 @@ def decimals(value: float) -> int:
 
 def number(value: float) -> str:
     """A measured number with three significant digits where it has decimals: 1,234 / 58.3 / 2.07 / 63."""
-    text = f"{value:,.{decimals(value)}f}"
-    return text.removesuffix(".00").removesuffix(".0")
+    return f"{value:,.{decimals(value)}f}".removesuffix(".00").removesuffix(".0")

@@ -1,7 +1,4 @@
-"""Child processes and progress: start one on this package, pass its lines on, let none outlive who asked for it.
-
-The steps that a process takes on its own start and end for the sake of seconds stand here too, with the seconds.
-"""
+"""Child processes and progress: start one on this package, pass its lines on, let none outlive who asked for it."""
 
 import os
 import subprocess
@@ -17,13 +14,13 @@ from tqdm import tqdm
 
 from codeact_lib.artifacts import PACKAGE_DIR
 
-# ---- children ------------------------------------------------------------------------------------------------------
+SECONDS_BETWEEN_LINES = 5.0  # of progress in a log; the last line comes when all is done
 
 
-def child_environment(**changes: str) -> dict[str, str]:
-    """This process's environment, in which the package is found from every working directory, and `changes`."""
+def child_environment() -> dict[str, str]:
+    """This process's environment, in which the package is found from every working directory."""
     found = [str(PACKAGE_DIR.parent), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found)), **changes}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))}
 
 
 def start(
@@ -66,9 +63,6 @@ def end_with(pid: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-# ---- quick to start and to end -------------------------------------------------------------------------------------
-
-
 def block_imports(names: Iterable[str]) -> None:
     """Let libraries that import all they find not find these: to Python a module that is None is not installed.
 
@@ -89,9 +83,6 @@ def exit_fast(status: int) -> NoReturn:
     os._exit(status)
 
 
-# ---- progress ------------------------------------------------------------------------------------------------------
-
-
 class Progress:
     """How far a loop is: a tqdm bar on a terminal, else (a log, a notebook, a pipe) a line every few seconds.
 
@@ -105,7 +96,6 @@ class Progress:
         total: how many there are, those of `initial` among them.
         unit: what is counted, in the plural.
         say: takes each line; None for silence. Only `print` gives way to the bar.
-        every: seconds between lines; the last one comes when all is done.
         initial: how many were done before; they do not count in the rate.
         note: asked when a line is due, its text stands in the place of the rate (the bar shows both).
 
@@ -118,13 +108,15 @@ class Progress:
         total: int,
         unit: str,
         say: Callable[[str], object] | None = print,
-        every: float = 5.0,
         *,
         initial: int = 0,
         note: Callable[[], str] | None = None,
     ) -> None:
-        self.what, self.total, self.unit = what, total, unit
-        self.say, self.every, self.note = say, every, note
+        self.what = what
+        self.total = total
+        self.unit = unit
+        self.say = say
+        self.note = note
         self.initial = self.done = initial
         self.started = self.said = time.monotonic()
         self.bar: tqdm | None = None
@@ -137,7 +129,7 @@ class Progress:
         if self.bar is not None:
             self.bar.update(n)
         now = time.monotonic()
-        if now - self.said < self.every and self.done < self.total:
+        if now - self.said < SECONDS_BETWEEN_LINES and self.done < self.total:
             return
         self.said = now
         if self.bar is not None and self.note is not None:
@@ -159,8 +151,8 @@ class Progress:
     def line(self) -> str:
         """The line of a log."""
         rate = f"{self.rate:.1f}/s" if self.note is None else self.note()
-        count = f"{self.what} {self.done:,}/{self.total:,} {self.unit}"
-        return f"{count.strip()}, {rate}, {self.seconds_left:,.0f} s left"
+        count = f"{self.what} {self.done:,}/{self.total:,} {self.unit}".strip()
+        return f"{count}, {rate}, {self.seconds_left:,.0f} s left"
 
     def close(self) -> None:
         """End the bar, if there is one."""

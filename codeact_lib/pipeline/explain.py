@@ -2,14 +2,12 @@
 
 import csv
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from codeact_lib.artifacts import RunPaths, StageManifest
-from codeact_lib.config import Run, load_profile
+from codeact_lib.config import Run
 from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.pipeline.plan import identities
-from codeact_lib.pipeline.task import open_stage
+from codeact_lib.pipeline.task import Project, StageTask
 from codeact_lib.tables import load_metrics, run_facts
 from codeact_lib.tables.results import RunRecord
 
@@ -28,19 +26,18 @@ def explain(
 
     `what` is a run id or `TABLE:ROW:COLUMN`. Raises ProfileError or ArtifactError saying what exists instead.
     """
-    loaded = load_profile(profile, overrides)
-    paths = RunPaths(loaded.name, artifacts_dir or None, results_dir or None)
-    call = {"profile": profile, "overrides": overrides, "artifacts_dir": artifacts_dir, "results_dir": results_dir}
+    project = Project(profile, overrides, artifacts_dir, results_dir)
+    paths = project.paths
     lines: list[str] = []
     run_ids = [what]
     if ":" in what:
         lines, run_ids = _cell(paths, what)
     for run_id in run_ids:
-        run = loaded.run(run_id)  # an unknown name is refused with the nearest known one
+        run = project.profile.run(run_id)  # an unknown name is refused with the nearest known one
         records = load_metrics(paths.results / "metrics", [run_id])
         if not records:
             raise ArtifactError(f"{run_id} has no metrics in {paths.shown(paths.results)}: it was not run yet.")
-        lines += [*_metrics(paths, records[0]), *_stages(run, records[0], call)]
+        lines += [*_metrics(paths, records[0]), *_stages(project, run, records[0])]
     return lines
 
 
@@ -83,12 +80,12 @@ def _metrics(paths: RunPaths, record: RunRecord) -> list[str]:
     return lines + [f"  {name:<9} {value}" for name, value in facts.items() if name != "stage keys"]
 
 
-def _stages(run: Run, record: RunRecord, call: Mapping[str, Any]) -> list[str]:
+def _stages(project: Project, run: Run, record: RunRecord) -> list[str]:
     """Each stage behind the run: its manifest where the artifacts are at hand, else the copy kept with the metrics."""
     lines = []
     kept = record["provenance"].get("stages", {})
     for stage, identity in identities([run]):
-        task = open_stage(stage, **call, **identity)
+        task = StageTask(project, stage, identity)
         lines.append(f"stage {task.title}")
         if task.manifest_path.is_file():
             manifest = StageManifest.read(task.manifest_path)

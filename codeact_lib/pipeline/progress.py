@@ -11,12 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from codeact_lib.artifacts import StageManifest
 from codeact_lib.errors import ArtifactError
 from codeact_lib.pipeline.locks import stages_at_work
-from codeact_lib.pipeline.stages import STAGES
+from codeact_lib.pipeline.stages import TABLE
 from codeact_lib.pipeline.state import clock
 from codeact_lib.pipeline.task import StageTask, run_options
-
-# What the stages of mini take on two cores: the first guess of the time left, scaled by what is measured.
-MINI_SECONDS = dict(zip(STAGES, (33, 23, 4, 60, 26, 21), strict=True))
 
 
 class Progress:
@@ -62,10 +59,8 @@ class Progress:
 
     def wait_for(self, tasks: Sequence[StageTask]) -> None:
         """Say once who is waited for, as long as it is the same."""
-        awaited = []
-        for task in tasks:
-            if holder := task.holder():
-                awaited.append(f"{task.title}, held by {holder}")
+        holders = {task.title: task.holder() for task in tasks}
+        awaited = [f"{title}, held by {holder}" for title, holder in holders.items() if holder]
         if awaited and awaited != self.awaited:
             more = f", and {len(awaited) - 1} more" if len(awaited) > 1 else ""
             self.say(f"waiting for {awaited[0]}{more}")
@@ -97,7 +92,7 @@ class Progress:
         else:
             self.say(f"Nothing to do: all {self.skipped} stages are done.")
         if self.stale:
-            again = f"codeact run {run_options(self.stale[0].call)}"
+            again = f"codeact run {run_options(**self.stale[0].call)}"
             for stage in sorted({task.stage[:2] for task in self.stale}):
                 again += f" --force {stage}"
             self.say(f"Made by older code and kept: {_stages(len(self.stale))}. To make them anew: {again}")
@@ -120,7 +115,7 @@ def expected_seconds(task: StageTask) -> float:
     """What the stage took last time, whatever its parameters were; else what it takes with mini."""
     with contextlib.suppress(ArtifactError):
         return StageManifest.read(task.manifest_path).seconds + 3  # a kernel needs about 3 s to start and stop
-    seconds = float(MINI_SECONDS[task.stage])
+    seconds = float(TABLE[task.stage]["mini_seconds"])
     if task.run and task.run.ratio and task.stage == "04_train_dynamic_pack":
         seconds *= 0.3 + 0.7 * task.run.ratio  # not all of it is training
     return seconds
