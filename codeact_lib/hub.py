@@ -5,8 +5,6 @@ artifacts: every stage, every process and every machine that shares the folder t
 enters the keys and manifests of the stages. Delete the file to follow the branch anew.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ assumptions, which stand in `estimates.yaml`, and is printed with both. What a d
 `01_cluster` as soon as that has run.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Callable, Iterator, Mapping

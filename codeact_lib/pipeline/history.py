@@ -1,7 +1,5 @@
 """What the manifests of the stages before tell about a run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from codeact_lib.artifacts import RunPaths, StageManifest

@@ -6,8 +6,6 @@ however its process ends, so a stage is never taken over: the next process finds
 the artifacts folder; beside each stands who holds it, for people and for `stages_at_work`.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 from pathlib import Path

@@ -77,7 +77,7 @@ def execute(task: StageTask, transport: Config, verbose: bool) -> None:
             papermill.execute_notebook(
                 task.paths.shown(task.notebook),
                 task.paths.shown(task.executed_notebook),
-                parameters=task.notebook_parameters,
+                parameters=task.call | task.identity,
                 kernel_name="python3",
                 cwd="notebooks",
                 progress_bar=False,

@@ -1,7 +1,5 @@
 """The grid: every stage execution of a profile in order, which of them are wanted, and the lines that show it."""
 
-from __future__ import annotations
-
 import fnmatch
 import importlib
 from collections.abc import Iterator, Sequence

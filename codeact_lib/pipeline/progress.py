@@ -1,7 +1,5 @@
 """What a run says while it goes: which stage, how long it has been and may still take, and who is waited for."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import threading

@@ -4,8 +4,6 @@ A rule takes a profile and the names that tell one execution from another (`data
 parameters make the key of a stage: a change in either makes the stage again, and what reads from it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

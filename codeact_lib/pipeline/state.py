@@ -1,7 +1,5 @@
 """Whether a stage is done, and if not, why; and the code that a stage is made by."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import NamedTuple

@@ -9,18 +9,17 @@ A stage is done when its manifest is there and its key (stage name, parameters, 
 code is reported as stale and never retrains anything by itself.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from codeact_lib.artifacts import (
     PATIENCE_SECONDS,
+    HashCache,
     RunPaths,
     StageManifest,
     make_folder,
@@ -58,14 +57,6 @@ class Project:
         for name, value in (("overrides", overrides), ("artifacts_dir", artifacts_dir), ("results_dir", results_dir)):
             if value:
                 self.call[name] = json.dumps(value) if isinstance(value, dict) else str(value)
-
-
-class Session(NamedTuple):
-    """What `begin` starts and `finish` records: when, and how many stages were at work on this machine."""
-
-    started: str
-    clock: float
-    beside: int
 
 
 class StageTask(Rule):
@@ -108,34 +99,34 @@ class StageTask(Rule):
         # Held by the process that works in the folder, and by the runner that executes the notebook.
         self.lock = Lock(paths.locks_dir / f"{self.name}{FOLDER}")
         self.copy_lock = Lock(paths.locks_dir / f"{self.name}{COPY}")
-        self._session: Session | None = None
+        self._started = ""  # by `begin`: when, by both clocks, and how many stages were at work on this machine
+        self._clock = 0.0
+        self._beside = 1
         self.look_again()
 
     # ---- is it done
 
     def look_again(self) -> None:
         """Forget the hashes seen so far: another process (a notebook) has written since."""
-        self._hashes = self.paths.hash_cache
-        self._seen: dict[str, str] | None = None
+        self._hashes = HashCache(self.paths.artifacts / ".hashes.json")
+        self._commits = Commits(self.paths.artifacts / COMMITS_FILE)
+        self._input_hashes: dict[str, str] = {}
 
     @property
     def input_hashes(self) -> dict[str, str]:
         """Hashes of the inputs, and commits of the hub's repositories as far as they are known."""
-        if self._seen is None:
-            self._seen = self._commits.known(self.sources)
+        if not self._input_hashes:
+            hashes = self._commits.known(self.sources)
             for name, path in self.inputs.items():
                 if path.exists() or name not in self.optional:
-                    self._seen[name] = self._hashes(path)
-        return self._seen
+                    hashes[name] = self._hashes(path)
+            self._input_hashes = hashes
+        return self._input_hashes
 
     @property
     def key(self) -> str:
         """sha256 of stage name, parameters and input hashes."""
         return stage_key(self.stage, self.parameters, self.input_hashes)
-
-    @property
-    def _commits(self) -> Commits:
-        return Commits(self.paths.artifacts / COMMITS_FILE)
 
     def missing_inputs(self) -> dict[str, Path]:
         """The inputs that are not there although the stage cannot do without."""
@@ -202,20 +193,21 @@ class StageTask(Rule):
             for path in self.work_folder.iterdir():  # or the stage would resume from another set of parameters
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         write_json(marker, {"stage": self.stage, "key": self.key})
-        self._session = Session(utc_now(), time.monotonic(), stages_at_work(self.paths.locks_dir))
+        self._started = utc_now()
+        self._clock = time.monotonic()
+        self._beside = stages_at_work(self.paths.locks_dir)
         print(f"{self.title}: writes to {self.paths.shown(self.folder)}")
 
     def finish(self, outputs: Sequence[str | Path], facts: Mapping[str, Any] | None = None) -> None:
         """Record `outputs` (files or folders this stage wrote) and `facts` (seconds, counts), manifest last."""
-        session = self._session
-        if session is None:
+        if not self._started:
             raise ArtifactError(f"{self.title}: finish() without begin(); run the notebook from its first cell.")
         paths = [Path(path) for path in outputs]
         for path in paths:
             if not path.exists():
                 raise ArtifactError(f"{self.title} was to write {self.paths.shown(path)}, but it does not exist.")
         environment = environment_facts()
-        beside = max(session.beside, stages_at_work(self.paths.locks_dir))
+        beside = max(self._beside, stages_at_work(self.paths.locks_dir))
         manifest = StageManifest(
             stage=self.stage,
             key=self.key,
@@ -226,8 +218,8 @@ class StageTask(Rule):
             versions={"python": environment["python"], **environment["packages"]},
             hardware={name: environment[name] for name in ("cpu", "cores", "gpu", "ram_gib", "platform")},
             code_sha256=code_sha256(self.notebook),
-            started=session.started,
-            seconds=round(time.monotonic() - session.clock, 3),
+            started=self._started,
+            seconds=round(time.monotonic() - self._clock, 3),
         )
         manifest.write(self.manifest_path)  # last: who finds it knows that all it lists is complete
         self.lock.release()
@@ -247,15 +239,10 @@ class StageTask(Rule):
 
     # ---- how its notebook is called
 
-    @property
-    def notebook_parameters(self) -> dict[str, Any]:
-        """What papermill injects: the common parameters that differ from the defaults, then the identity."""
-        return {**self.call, **self.identity}
-
     def papermill_line(self) -> str:
         """The shell line that runs this notebook without the runner, from the project root."""
         words = ["papermill", self.paths.shown(self.notebook), self.paths.shown(self.executed_notebook)]
-        for name, value in self.notebook_parameters.items():
+        for name, value in (self.call | self.identity).items():
             words += ["-p", name, str(value)]
         return shlex.join([*words, "-k", "python3", "--cwd", "notebooks", "--no-progress-bar"])
 
@@ -299,8 +286,8 @@ def with_commits(profile: Profile, commits: Mapping[str, str]) -> Profile:
     """The profile with the commit in place of the branch, wherever it names a repository of the hub."""
 
     def pin(kind: str, spec: Any) -> Any:
-        commit = commits.get(label((kind, spec.path, spec.revision)))
-        return spec.model_copy(update={"revision": commit}) if commit else spec
+        commit = commits.get(label((kind, spec.path, spec.revision)), spec.revision)
+        return spec.model_copy(update={"revision": commit})
 
     changes: dict[str, Any] = {
         "datasets": [pin("dataset", spec) for spec in profile.datasets],
@@ -308,10 +295,9 @@ def with_commits(profile: Profile, commits: Mapping[str, str]) -> Profile:
     }
     if profile.scorer:
         changes["scorer"] = pin("model", profile.scorer)
-    name, revision = split_revision(profile.embedding_model)
-    commit = commits.get(label(("model", name, revision)))
-    if commit:
-        changes["embedding_model"] = f"{name}@{commit}"
+    embedder = ("model", *split_revision(profile.embedding_model))
+    if label(embedder) in commits:
+        changes["embedding_model"] = f"{embedder[1]}@{commits[label(embedder)]}"
     return profile.model_copy(update=changes)
 
 
