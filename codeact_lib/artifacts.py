@@ -199,11 +199,10 @@ def sha256_json(obj: Any) -> str:
 
 
 class HashCache:
-    """Hashes of files and folders, remembered by size and modification time in one small JSON file.
+    """Hashes of files and folders, remembered by size and modification time in one small JSON file."""
 
-    A 13 GB checkpoint is read once; asking again costs a `stat`. The file is written only when something new was
-    learnt, so looking at a finished run changes nothing. Losing it costs time, never correctness.
-    """
+    # A 13 GB checkpoint is read once; asking again costs a `stat`. The file is written only when something new was
+    # learnt, so looking at a finished run changes nothing. Losing it costs time, never correctness.
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -249,27 +248,20 @@ def project_root() -> Path:
 
 
 class RunPaths:
-    """Every place a run reads or writes, from two roots: `artifacts` (can be rebuilt) and `results` (small, kept).
-
-    Relative roots count from the project root, not from the working directory: a notebook opened in JupyterLab, one run
-    by papermill and a script started elsewhere mean the same files.
-
-    Attributes:
-        root: the project root.
-        notebooks_dir: where the executed copies of the notebooks go (the sources stay untouched).
-        locks_dir: where processes that share the artifacts lock what they work on (`codeact_lib.pipeline.locks`).
-    """
+    """Every place a run reads or writes, from two roots: `artifacts` (can be rebuilt) and `results` (small, kept)."""
 
     def __init__(
         self, profile_name: str, artifacts_dir: str | Path | None = None, results_dir: str | Path | None = None
     ) -> None:
+        # Relative roots count from the project root, not from the working directory: a notebook opened in JupyterLab,
+        # one run by papermill and a script started elsewhere mean the same files.
         self.root = project_root()
         self.artifacts = self.root / (artifacts_dir or f"artifacts/{profile_name}")
         self.results = self.root / (results_dir or f"results/{profile_name}")
-        self.locks_dir = self.artifacts / ".locks"
+        self.locks_dir = self.artifacts / ".locks"  # see `codeact_lib.pipeline.locks`
         self.tables_dir = self.results / "tables"
         self.figures_dir = self.results / "figures"
-        self.notebooks_dir = self.results / "notebooks"
+        self.notebooks_dir = self.results / "notebooks"  # executed copies; the sources stay untouched
         self.report = self.results / "report.html"
 
     def data_dir(self, dataset: str) -> Path:

@@ -55,7 +55,7 @@ SELECT_SETTINGS = (
 
 
 def _load(module: str) -> Any:
-    """A module of the package. Imported at the top, pydantic, pandas and torch would make `codeact --help` take 5 s."""
+    # imported at the top, pydantic, pandas and torch would make `codeact --help` take 5 s
     return importlib.import_module(f"codeact_lib.{module}")
 
 
@@ -277,10 +277,7 @@ def build_base(
 
 
 def _call(profile: str, set_: Words, grid: str, artifacts_dir: str = "", results_dir: str = "") -> dict[str, str]:
-    """The options every stage command shares, as the pipeline takes them (paths relative to the project root).
-
-    The values of `--set` are YAML, but 5e-5, which YAML reads as text, can here only be meant as a number.
-    """
+    """The options every stage command shares, as the pipeline takes them (paths relative to the project root)."""
     import yaml
 
     overrides: dict[str, Any] = {}
@@ -292,6 +289,7 @@ def _call(profile: str, set_: Words, grid: str, artifacts_dir: str = "", results
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise CodeActError(f"--set {pair}: the value is not YAML: {' '.join(str(error).split())}") from error
+        # 5e-5, which YAML 1.1 reads as text, can on a command line only be meant as a number
         if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)e[+-]?\d+", value, re.IGNORECASE):
             value = float(value)
         overrides[key.strip()] = value

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -36,6 +36,7 @@ POLICIES = ("full", "cdas", "random", "longest", "ifd", "stratified", "easy", "m
 STRATEGIES = ("traditional", "dynamic", "dynamic_pack", "balanced_pack", "flat")
 SEEDED_POLICIES = ("random", "stratified")  # the others pick the same rows whatever the seed
 
+Entry = TypeVar("Entry")
 # A name becomes a folder and a part of run_id, whose parts are joined by two underscores.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*(_[A-Za-z0-9.-]+)*$")]
 Ratio = Annotated[float, Field(gt=0, le=1)]
@@ -210,17 +211,11 @@ class Profile(_Strict):
 
     def dataset(self, name: str) -> DatasetSpec:
         """The `DatasetSpec` called `name`; ProfileError naming the known ones."""
-        return self._named("datasets", name)
+        return _pick(f"Profile {self.name}", "datasets", {spec.name: spec for spec in self.datasets}, name)
 
     def model(self, name: str) -> ModelSpec:
         """The `ModelSpec` called `name`; ProfileError naming the known ones."""
-        return self._named("models", name)
-
-    def _named(self, key: str, name: str) -> Any:
-        specs = {spec.name: spec for spec in getattr(self, key)}
-        if name not in specs:
-            raise ProfileError(f"Profile {self.name}: {key} has no {name!r}; it has {', '.join(specs)}.")
-        return specs[name]
+        return _pick(f"Profile {self.name}", "models", {spec.name: spec for spec in self.models}, name)
 
     def runs(self) -> list[Run]:
         """The grid in order: per model the untouched base (if `evaluate_base`), then data set x arm x seed."""
@@ -255,9 +250,7 @@ class Profile(_Strict):
         if policy == "full":
             return "full"
         tag = f"{_folder_name(policy)}-{ratio:g}"
-        if len(self.seeds) > 1 and is_seeded(policy):
-            tag += f"-seed-{seed}"
-        return tag
+        return f"{tag}-seed-{seed}" if len(self.seeds) > 1 and is_seeded(policy) else tag
 
 
 @dataclass(frozen=True)
@@ -289,9 +282,6 @@ def is_seeded(policy: str) -> bool:
 
 def _folder_name(name: str) -> str:
     return name.replace(":", "-")  # Windows has no colons in names of files
-
-
-# ---- loading ---------------------------------------------------------------------------------------------------------
 
 
 def profile_names() -> list[str]:
@@ -382,10 +372,13 @@ def _pick_by_name(path: Path, key: str, known: Any, value: Any) -> Any:
     if key not in ("datasets", "models") or not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         return value
     entries = {entry["name"]: entry for entry in known or [] if isinstance(entry, dict) and "name" in entry}
-    unknown = [name for name in value if name not in entries]
-    if unknown:
-        raise ProfileError(f"Profile {path}: {key} has no {unknown[0]!r}; it has {', '.join(entries)}.")
-    return [entries[name] for name in value]
+    return [_pick(f"Profile {path}", key, entries, name) for name in value]
+
+
+def _pick(profile: str, key: str, entries: Mapping[str, Entry], name: str) -> Entry:
+    if name not in entries:
+        raise ProfileError(f"{profile}: {key} has no {name!r}; it has {', '.join(entries)}.")
+    return entries[name]
 
 
 def _one_line(path: Path, error: ValidationError, changes: dict[str, Any]) -> str:
@@ -426,9 +419,6 @@ def _number_hint(value: Any) -> str:
     return f" YAML reads it as text: write {written} without quotes."
 
 
-# ---- local files -----------------------------------------------------------------------------------------------------
-
-
 def looks_local(path: str) -> bool:
     """Whether a data set, model or benchmark path means a file or folder here (else: built-in or hub id)."""
     return path.startswith(("/", "./", "../", "~")) or path.endswith((".jsonl", ".json", ".parquet", ".csv"))
@@ -453,8 +443,6 @@ def _local(path: str, name: str, source: Path) -> str:
         if candidate.exists() and (looks_local(path) or candidate.is_dir()):
             return str(candidate)
     if looks_local(path):
-        raise ProfileError(
-            f"Profile {source}: {name}: the file {path} does not exist; "
-            f"it was looked for in {source.parent} and {project_root()}."
-        )
+        places = f"{source.parent} and {project_root()}"
+        raise ProfileError(f"Profile {source}: {name}: the file {path} does not exist; it was looked for in {places}.")
     return path

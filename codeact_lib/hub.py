@@ -1,9 +1,4 @@
-"""Models and data sets of the Hugging Face hub: the commit that a name means, and what went wrong, in words to act on.
-
-A branch such as `main` moves. What a run loads is resolved once, to a commit, and kept in `hub_commits.json` among its
-artifacts: every stage, every process and every machine that shares the folder then loads that commit, and its sha
-enters the keys and manifests of the stages. Delete the file to follow the branch anew.
-"""
+"""Models and data sets of the Hugging Face hub: the commit that a name means, and what went wrong, in plain words."""
 
 import re
 from collections.abc import Sequence
@@ -12,6 +7,9 @@ from pathlib import Path
 from codeact_lib.artifacts import read_cache, write_json
 from codeact_lib.errors import DataError, ModelError
 
+# A branch such as `main` moves. What a run loads is resolved once, to a commit, and kept in this file among its
+# artifacts: every stage, every process and every machine that shares the folder then loads that commit, and its sha
+# enters the keys and manifests of the stages. Without the file the branch is followed anew.
 COMMITS_FILE = "hub_commits.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -1,7 +1,4 @@
-"""What a piece of work costs (memory, floating-point operations), on what machine, and what to do without memory.
-
-torch is imported where it is needed: the runner asks for facts of the machine and must start at once.
-"""
+"""What a piece of work costs (memory, floating-point operations), on what machine, and what to do without memory."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psutil
 
+# torch is imported where it is needed: the runner asks for facts of the machine and must start at once.
 if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
@@ -34,10 +32,8 @@ RECORDED_PACKAGES = (
 
 @functools.lru_cache(maxsize=1)
 def environment_facts() -> dict[str, Any]:
-    """Versions and hardware that a number depends on: python, packages, cpu, cores, gpu, ram_gib, platform.
-
-    Never the host name, the user or a path: this is published with the tables.
-    """
+    """Versions and hardware that a number depends on: python, packages, cpu, cores, gpu, ram_gib, platform."""
+    # never the host name, the user or a path: this is published with the tables
     packages = {}
     for name in RECORDED_PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -77,8 +73,7 @@ class PeakMemory:
     """Peak memory inside a `with` block.
 
     On a GPU the allocator's own peak, and what it had reserved on the device. Elsewhere the growth of resident memory
-    over what the process held on entering the block: sampled every 20 ms, and taken from the kernel's high-water mark
-    where the block raised it (samples can miss a spike; a mark left by something earlier says nothing about the block).
+    over what the process held on entering the block.
     """
 
     def __init__(self) -> None:
@@ -121,6 +116,8 @@ class PeakMemory:
 
         if self.kind == "cuda_allocated":
             return torch.cuda.max_memory_allocated()
+        # Samples, one in 20 ms, can miss a spike, which the kernel's high-water mark has; but a mark that was left by
+        # something earlier says nothing about the block.
         mark = high_water_mark()
         peak = max(self.sampled, mark) if mark > self.mark_before else self.sampled
         return peak - self.rest
@@ -154,8 +151,6 @@ def unless_out_of_memory(score: Callable[[Batch], Result], batch: Batch) -> Resu
 
 
 # ---- floating-point operations ---------------------------------------------------------------------------------------
-# Counted as usual (PaLM, arXiv 2204.02311, appendix B): real tokens only, so padding counts as nothing, and nothing for
-# what gradient checkpointing computes twice.
 
 # Dense half-precision TFLOP/s by the makers' data sheets; the first name found in the device's own is taken.
 PEAK_TFLOPS = {
@@ -176,10 +171,12 @@ PEAK_TFLOPS = {
 def model_flops(model: PreTrainedModel, tokens: int, pairs: int) -> float:
     """Floating-point operations of forward and backward over `tokens` tokens in samples of squared length `pairs`.
 
-    Two per weight and token in the forward pass, and 4 d n^2 / 2 per layer for causal attention over n tokens (width
-    d). The backward pass costs twice that; half of it where the weights stand still, as under an adapter. The input
-    embedding is a look-up and counts nothing, unless the head shares it.
+    As usual (PaLM, arXiv 2204.02311, appendix B): real tokens only, so padding counts as nothing, and nothing for what
+    gradient checkpointing computes twice.
     """
+    # Two per weight and token in the forward pass, and 4 d n^2 / 2 per layer for causal attention over n tokens (width
+    # d). The backward pass costs twice that; half of it where the weights stand still, as under an adapter. The input
+    # embedding is a look-up and counts nothing, unless the head shares it.
     config = model.config
     head = model.get_output_embeddings()
     embeddings = model.get_input_embeddings()
@@ -208,6 +205,16 @@ def peak_flops_per_second(half_precision: bool = True) -> float | None:
 def peak_of(name: str) -> float | None:
     """FLOP/s of a GPU by its name, None when it is not in the table."""
     return next((tflops * 1e12 for key, tflops in PEAK_TFLOPS.items() if key in name), None)
+
+
+def clock(seconds: float) -> str:
+    """`45 s`, `2:05 min`, `3:07 h`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def time_unit(seconds: float) -> tuple[float, str]:

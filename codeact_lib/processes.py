@@ -32,24 +32,19 @@ def start(
 
 
 def pass_lines_on(child: "subprocess.Popen[str]", say: Callable[[str], object]) -> int:
-    """Hand each line that a child prints to `say`, until it ends; its exit code.
-
-    An interrupted cell must not leave its child behind: whatever ends this loop early ends the child too.
-    """
+    """Hand each line that a child prints to `say`, until it ends; its exit code."""
     try:
         for line in child.stdout or ():
             say(line.rstrip("\n"))
         return child.wait()
-    except BaseException:
+    except BaseException:  # an interrupted cell must not leave its child behind
         child.terminate()
         raise
 
 
 def end_with(pid: int) -> None:
-    """End this process when that one is gone, or it would go on in a folder that someone else resumes.
-
-    Launchers in between (accelerate, torchrun) do not pass a kill on, so the process itself has to look.
-    """
+    """End this process when that one is gone, or it would go on in a folder that someone else resumes."""
+    # launchers in between (accelerate, torchrun) do not pass a kill on, so the process itself has to look
     try:
         parent = psutil.Process(pid)
     except psutil.NoSuchProcess:
@@ -64,19 +59,15 @@ def end_with(pid: int) -> None:
 
 
 def block_imports(names: Iterable[str]) -> None:
-    """Let libraries that import all they find not find these: to Python a module that is None is not installed.
-
-    What is imported already stays.
-    """
+    """Let libraries that import all they find not find these; what is imported already stays."""
+    # to Python a module that is None is not installed
     for name in names:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def exit_fast(status: int) -> NoReturn:
-    """Leave without taking the interpreter apart: with torch in it that takes 2 s, when all is on disk already.
-
-    Of several processes each has a group to take leave of, so these end as usual.
-    """
+    """Leave without taking the interpreter apart: with torch in it that takes 2 s, when all is on disk already."""
+    # of several processes each has a group to take leave of, so these end as usual
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.exit(status)
     sys.stdout.flush()
@@ -98,9 +89,9 @@ class Progress:
         say: takes each line; None for silence. Only `print` gives way to the bar.
         initial: how many were done before; they do not count in the rate.
         note: asked when a line is due, its text stands in the place of the rate (the bar shows both).
-
-    A subclass may word the line (`line`) or reckon the time left (`seconds_left`) in its own way.
     """
+
+    # A subclass may word the line (`line`) or reckon the time left (`seconds_left`) in its own way.
 
     def __init__(
         self,

@@ -68,9 +68,6 @@ def cost_lines(profile: Profile, paths: RunPaths, gpu: str = "") -> Iterator[str
     yield from costs.basis_lines()
 
 
-# ---- what is known ---------------------------------------------------------------------------------------------------
-
-
 def machine_for(profile: Profile, gpu: str = "") -> Machine:
     """The GPUs to plan for: named, else those here, else what the profile was written for."""
     count = 1  # processes of a training: what the accelerate configuration names, one without a launcher
@@ -103,26 +100,10 @@ def model_shape(spec: ModelSpec) -> PreTrainedConfig | None:
         return None
 
 
-def data_size(profile: Profile, paths: RunPaths, name: str) -> DataSize | None:
-    """Size of a data set: as read by 01_cluster, else as published; None if unknown."""
-    if paths.examples(name).exists():
-        frame = pd.read_parquet(paths.examples(name), columns=["instruction", "response"])
-        characters = frame["instruction"].str.len().sum() + frame["response"].str.len().sum()
-        return DataSize(len(frame), characters / FIGURES["characters_per_token"] / len(frame), "read by 01_cluster")
-    published = FIGURES["data_sets"].get(profile.dataset(name).path)
-    if published is None:
-        return None
-    rows = min(published["rows"], profile.n_rows_limit or published["rows"])
-    return DataSize(rows, published["tokens"], "published rows, assumed tokens a row")
-
-
 def parameters(config: PreTrainedConfig) -> int:
     """Number of weights of a causal language model, from its configuration (built without storage)."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).num_parameters()
-
-
-# ---- the estimates ---------------------------------------------------------------------------------------------------
 
 
 class Costs:
@@ -149,12 +130,17 @@ class Costs:
 
     @cached_property
     def sizes(self) -> dict[str, DataSize]:
-        """Data set -> its size, where that is known."""
+        """Data set -> its size as read by 01_cluster, else as published; without those of which neither is known."""
         found = {}
         for spec in self.profile.datasets:
-            size = data_size(self.profile, self.paths, spec.name)
-            if size:
-                found[spec.name] = size
+            published = FIGURES["data_sets"].get(spec.path)
+            if self.paths.examples(spec.name).exists():
+                texts = pd.read_parquet(self.paths.examples(spec.name), columns=["instruction", "response"])
+                tokens = texts.map(len).sum().sum() / FIGURES["characters_per_token"]
+                found[spec.name] = DataSize(len(texts), tokens / len(texts), "read by 01_cluster")
+            elif published:
+                rows = min(published["rows"], self.profile.n_rows_limit or published["rows"])
+                found[spec.name] = DataSize(rows, published["tokens"], "published rows, assumed tokens a row")
         return found
 
     def training_seconds(self, run: Run) -> float:
@@ -166,13 +152,12 @@ class Costs:
 
     def generation_seconds(self, model: str) -> float:
         """Decoding steps x (the weights read once in 16 bits + overhead), on one GPU, every answer at its longest."""
-        profile = self.profile
         batches = 0
-        for name in profile.benchmarks:
+        for name in self.profile.benchmarks:
             tasks = FIGURES["tasks"].get(name.partition("@")[0], 160)
-            batches += math.ceil(min(tasks, profile.benchmark_limit or tasks) / profile.generation_batch_size)
+            batches += math.ceil(min(tasks, self.profile.benchmark_limit or tasks) / self.profile.generation_batch_size)
         step = 2 * self.weights[model] / self.bandwidth + FIGURES["step_overhead"]
-        return batches * profile.max_new_tokens * step
+        return batches * self.profile.max_new_tokens * step
 
     def run_lines(self) -> Iterator[str]:
         """A line for each training, with what the paper reports for it, and the sum of everything."""
@@ -214,16 +199,13 @@ class Costs:
                     return f"; the paper reports {row['training_time_min']} min and {row['peak_memory_gb']} GB"
         return ""
 
-    # ---- memory and disk
-
     def memory_by_slots(self, model: str) -> Callable[[float], dict[str, float]]:
         """`training.memory.memory_by_slots` of a training of this profile."""
         profile = self.profile
-        dtype = torch.float32
-        if profile.tuning != "full" and profile.bf16:
-            dtype = torch.bfloat16
-        elif profile.tuning != "full" and profile.fp16:
-            dtype = torch.float16
+        half = profile.bf16 or profile.fp16
+        dtype = torch.float32  # frozen weights need no more than what is computed with
+        if profile.tuning != "full" and half:
+            dtype = torch.bfloat16 if profile.bf16 else torch.float16
         return memory_by_slots(
             self.shapes[model],
             tuning=profile.tuning,
@@ -233,7 +215,7 @@ class Costs:
             optim=str(profile.training_arguments.get("optim", "adamw")),
             ranks=self.shards,
             gradient_checkpointing=profile.gradient_checkpointing,
-            half_precision=profile.bf16 or profile.fp16,
+            half_precision=half,
         )
 
     def memory_lines(self) -> Iterator[str]:
@@ -252,10 +234,8 @@ class Costs:
         def need(layout: BatchLayout) -> float:
             return sum(by_slots(layout.per_device_train_batch_size * layout.max_length).values())
 
-        profile = self.profile
-        layout = BatchLayout(
-            profile.per_device_train_batch_size, profile.gradient_accumulation_steps, profile.max_length
-        )
+        batch = (self.profile.per_device_train_batch_size, self.profile.gradient_accumulation_steps)
+        layout = BatchLayout(*batch, self.profile.max_length)
         try:
             lowered = fit_layout(layout, need, self.memory, self.machine.gpu).plan["lowered"]
         except CodeActError as error:
@@ -272,12 +252,11 @@ class Costs:
         per_token = 2 * 2 * config.num_hidden_layers * heads * (config.hidden_size // config.num_attention_heads)
         answer = (self.profile.max_new_tokens + FIGURES["prompt_tokens"]) * per_token
         weights = training_weights if self.profile.tuning == "qlora" else 2 * self.weights[name]
-        usable = HEADROOM * self.memory
         line = f"evaluation (estimate): weights {weights / 1e9:.1f} + {batch} answers {batch * answer / 1e9:.1f} GB"
-        if weights + answer > usable:
-            return f"{line}: scoring and evaluation do not fit at any batch size, take a larger GPU"
-        if weights + batch * answer > usable:
-            return f"{line}: not at once, generation will lower its batch"
+        if weights + answer > HEADROOM * self.memory:
+            line += ": scoring and evaluation do not fit at any batch size, take a larger GPU"
+        elif weights + batch * answer > HEADROOM * self.memory:
+            line += ": not at once, generation will lower its batch"
         return line
 
     def disk_line(self) -> str:

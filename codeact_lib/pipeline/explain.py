@@ -37,7 +37,13 @@ def explain(
         records = load_metrics(paths.results / "metrics", [run_id])
         if not records:
             raise ArtifactError(f"{run_id} has no metrics in {paths.shown(paths.results)}: it was not run yet.")
-        lines += [*_metrics(paths, records[0]), *_stages(project, run, records[0])]
+        facts = run_facts(records[0])["facts"]
+        environment = records[0]["provenance"]["environment"]
+        packages = [f"{name} {version}" for name, version in environment["packages"].items()]
+        facts["versions"] = ", ".join([f"python {environment['python']}", *packages, environment["platform"]])
+        lines += [f"run {run_id}", f"  metrics  {paths.shown(paths.metrics(run_id))}"]
+        lines += [f"  {name:<9} {value}" for name, value in facts.items() if name != "stage keys"]
+        lines += _stages(project, run, records[0])
     return lines
 
 
@@ -48,9 +54,8 @@ def _cell(paths: RunPaths, what: str) -> tuple[list[str], list[str]]:
     path = paths.tables_dir / f"{table}.csv"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in paths.tables_dir.glob("*.csv"))) or "none yet"
-        raise ArtifactError(
-            f"no table is called {table!r} in {paths.shown(paths.tables_dir)} (there: {known}); {CELL}."
-        )
+        where = paths.shown(paths.tables_dir)
+        raise ArtifactError(f"no table is called {table!r} in {where} (there: {known}); {CELL}.")
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not number.isdigit() or not 1 <= int(number) <= len(rows):
@@ -62,22 +67,13 @@ def _cell(paths: RunPaths, what: str) -> tuple[list[str], list[str]]:
     parts = {part: row.get(f"{column}_{part}") for part in ("k", "n", "low", "high")}
     if all(parts.values()):
         lines.append("  {k} of {n} tasks solved, 95% interval {low} to {high}".format(**parts))
-    named = "; ".join([row.get("run_id") or "", row.get("other_run_id") or ""])
+    named = f"{row.get('run_id') or ''}; {row.get('other_run_id') or ''}"
     run_ids = [run_id for run_id in named.split("; ") if run_id]
     if len(run_ids) > 1:
         lines.append(f"  taken from {len(run_ids)} runs: {', '.join(run_ids)}")
     if not run_ids:
         lines.append(f"  {WITHOUT_A_RUN.get(row.get('source', ''), 'not run')}")
     return lines, run_ids
-
-
-def _metrics(paths: RunPaths, record: RunRecord) -> list[str]:
-    facts = run_facts(record)["facts"]
-    lines = [f"run {record['run_id']}", f"  metrics  {paths.shown(paths.metrics(record['run_id']))}"]
-    environment = record["provenance"]["environment"]
-    packages = [f"{name} {version}" for name, version in environment["packages"].items()]
-    facts["versions"] = ", ".join([f"python {environment['python']}", *packages, environment["platform"]])
-    return lines + [f"  {name:<9} {value}" for name, value in facts.items() if name != "stage keys"]
 
 
 def _stages(project: Project, run: Run, record: RunRecord) -> list[str]:

@@ -1,9 +1,6 @@
 """Who works on what: each process locks what it writes, by a lock of the operating system (`filelock`).
 
-A kernel, or a notebook run by hand, holds the folder of its stage from `begin` to `finish`. A runner holds the executed
-copy of the notebook while papermill writes it, so of several runs one starts the kernel. The system gives a lock back
-however its process ends, so a stage is never taken over: the next process finds it free. The files lie in `.locks` of
-the artifacts folder; beside each stands who holds it, for people and for `stages_at_work`.
+The files lie in `.locks` of the artifacts folder; beside each stands who holds it, for people and `stages_at_work`.
 """
 
 import os
@@ -15,9 +12,12 @@ from filelock import FileLock, Timeout
 from codeact_lib.artifacts import utc_now
 from codeact_lib.errors import ArtifactError
 
-# The two locks of a stage: its folder, and the executed copy of its notebook. Nothing is handed from a runner to its
-# kernel: when a runner is killed, the kernel that outlives it by a second keeps its folder for so long.
-FOLDER, COPY = ".lock", ".run"
+# A kernel, or a notebook run by hand, holds the folder of its stage from `begin` to `finish`. A runner holds the
+# executed copy of the notebook while papermill writes it, so of several runs one starts the kernel. Nothing is handed
+# from a runner to its kernel: when a runner is killed, the kernel that outlives it by a second keeps its folder for so
+# long. The system gives a lock back however its process ends, so no stage is ever taken over.
+FOLDER = ".lock"
+COPY = ".run"
 
 
 class Lock:

@@ -5,17 +5,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from codeact_lib.artifacts import StageManifest
 from codeact_lib.errors import ArtifactError
+from codeact_lib.measure import clock
 from codeact_lib.pipeline.locks import stages_at_work
 from codeact_lib.pipeline.stages import TABLE
-from codeact_lib.pipeline.state import clock
 from codeact_lib.pipeline.task import StageTask, run_options
 
 
 class Progress:
-    """Says which stage runs, how long it has been, how long the rest may take, and who is waited for."""
+    """Says it of `tasks`, line by line, to `say`."""
 
     def __init__(self, tasks: Sequence[StageTask], say: Callable[[str], object]) -> None:
         self.tasks = tasks
@@ -99,7 +100,7 @@ class Progress:
 
 
 def _stages(number: int) -> str:
-    return f"{number} stage" if number == 1 else f"{number} stages"
+    return "1 stage" if number == 1 else f"{number} stages"
 
 
 def _written(task: StageTask) -> int | None:
@@ -125,18 +126,17 @@ def ticking(started: float, expected: float | None) -> Iterator[None]:
     if not sys.stdout.isatty():
         yield
         return
-    finished = threading.Event()
     of = f" of about {clock(expected)}" if expected else ""
+    finished = threading.Event()
 
     def tick() -> None:
         while not finished.wait(1.0):
             print(f"\r\033[K    {clock(time.monotonic() - started)}{of}", end="", flush=True)
-
-    thread = threading.Thread(target=tick, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
         print("\r\033[K", end="", flush=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(tick)
+        try:
+            yield
+        finally:
+            finished.set()

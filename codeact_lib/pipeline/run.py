@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codeact_lib.artifacts import make_folder, write_json
@@ -22,8 +21,7 @@ from codeact_lib.measure import usable_cores
 from codeact_lib.pipeline.notebook import execute, kernel_environment
 from codeact_lib.pipeline.plan import estimate_lines, filter_tasks, makers, named, plan
 from codeact_lib.pipeline.progress import Progress
-from codeact_lib.pipeline.state import State
-from codeact_lib.pipeline.task import StageTask, run_options
+from codeact_lib.pipeline.task import StageTask, State, run_options
 from codeact_lib.processes import child_environment, pass_lines_on, start
 
 if TYPE_CHECKING:
@@ -56,16 +54,11 @@ def run(
         runs: patterns of run_ids (`fnmatch`); only these are trained and evaluated, what they need is made, and the
             tables follow when all runs are done, or when `only` names them.
         force: stages or runs to make anew although they are done.
-        jobs: how many processes work side by side on this machine.
-        dry_run: say what would run, change nothing.
-        verbose: stream what the notebooks print.
+        jobs, dry_run, verbose: as the options of `codeact run`.
         say: takes each line of progress.
 
-    Returns:
-        The number of notebooks executed (or, in a dry run, that would be).
-
-    Raises:
-        StageFailed: at the first notebook that does not finish its stage.
+    Returns the number of notebooks executed (or, in a dry run, that would be). Raises StageFailed at the first notebook
+    that does not finish its stage.
     """
     everything = plan(profile, overrides, artifacts_dir, results_dir)
     tasks = filter_tasks(everything, first, only, runs)
@@ -85,14 +78,12 @@ def run(
     for task in forced:
         _forget(task)
     if jobs > 1:
-        options = [*shlex.split(run_options(**tasks[0].call)), "--from", first]
-        if verbose:
-            options.append("--verbose")
+        options = ["--from", first]
         for name, values in (("--only", only), ("--runs", runs)):
             for value in values:
                 options += [name, value]
         before = _not_done(tasks)
-        run_jobs(jobs, options, tasks[0].paths.root, say)
+        run_jobs(jobs, tasks[0], options, verbose, say)
         return len(before) - len(_not_done(before))
     progress = Progress(tasks, say)
     with kernel_environment() as transport:
@@ -150,8 +141,8 @@ def _forget(task: StageTask) -> None:
         task.manifest_path.unlink(missing_ok=True)
 
 
-def run_jobs(number: int, options: Sequence[str], root: Path, say: Say) -> None:
-    """Start `codeact run` with `options` `number` times in `root`: processes that share the work by their locks.
+def run_jobs(number: int, task: StageTask, options: Sequence[str], verbose: bool, say: Say) -> None:
+    """Start `codeact run` with `options` `number` times for the plan of `task`: they share the work by their locks.
 
     Each line a job prints is said with the job's number in front. `CodeActError` when one of them failed.
     """
@@ -159,7 +150,10 @@ def run_jobs(number: int, options: Sequence[str], root: Path, say: Say) -> None:
     environment = {"OMP_NUM_THREADS": str(max(1, usable_cores() // number)), **child_environment()}
     # a job ends when this process is gone, or it would go on with nobody watching
     command = ["-m", "codeact_lib.cli", "run", "--parent", str(os.getpid()), *options]
-    jobs = [start(command, cwd=root, env=environment) for _ in range(number)]
+    command += shlex.split(run_options(**task.call))
+    if verbose:
+        command.append("--verbose")
+    jobs = [start(command, cwd=task.paths.root, env=environment) for _ in range(number)]
 
     def say_as(job: int, line: str) -> None:
         say(f"{job}| {line}")

@@ -4,6 +4,7 @@ A rule takes a profile and the names that tell one execution from another (`data
 parameters make the key of a stage: a change in either makes the stage again, and what reads from it.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from codeact_lib.artifacts import MINI_BASE_DIR, RunPaths
+from codeact_lib.artifacts import MINI_BASE_DIR, PACKAGE_DIR, RunPaths, sha256_file, sha256_json
 from codeact_lib.config import MINI_MODEL, DatasetSpec, ModelSpec, Profile, Run, ScorerSpec, is_hub_id, is_seeded
 from codeact_lib.errors import ProfileError
 from codeact_lib.extensions import own_files
@@ -49,6 +50,22 @@ def maker_of(name: str) -> str | None:
         if name.split()[0] in row["makes"]:
             return stage
     return None
+
+
+def code_sha256(notebook: Path) -> str:
+    """Hash of the code of a stage: the code cells of its notebook and its parts of the package (`stages.yaml`).
+
+    Outputs and prose do not count. A changed hash is reported as stale code and makes nothing anew by itself.
+    """
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"] if notebook.exists() else []
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    digests = {}
+    for part in TABLE[notebook.stem]["code"]:
+        path = PACKAGE_DIR / part
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if file.suffix in (".py", ".yaml", ".j2", ".css"):
+                digests[file.relative_to(PACKAGE_DIR).as_posix()] = sha256_file(file)
+    return sha256_json({"notebook": sources, "modules": digests})
 
 
 # ---- the six rules ---------------------------------------------------------------------------------------------------

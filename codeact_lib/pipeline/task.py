@@ -1,12 +1,9 @@
 """One stage of the grid as notebooks use it: opened, begun, finished.
 
-    stage = open_stage("02_ifd", profile, dataset=dataset, model=model)
-    stage.begin()                                         # inputs are there, and nobody else works on it
-    ...                                                   # writes into stage.folder
-    stage.finish(outputs=[...], facts={...})              # the manifest, last
-
-A stage is done when its manifest is there and its key (stage name, parameters, input hashes) still matches. Changed
-code is reported as stale and never retrains anything by itself.
+stage = open_stage("02_ifd", profile, dataset=dataset, model=model)
+stage.begin()                                         # inputs are there, and nobody else works on it
+...                                                   # writes into stage.folder
+stage.finish(outputs=[...], facts={...})              # the manifest, last
 """
 
 import json
@@ -15,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from codeact_lib.artifacts import (
     PATIENCE_SECONDS,
@@ -31,12 +28,22 @@ from codeact_lib.artifacts import (
 from codeact_lib.config import Profile, load_profile, parse_overrides
 from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.hub import COMMITS_FILE, Commits, label, split_revision
-from codeact_lib.measure import environment_facts
+from codeact_lib.measure import clock, environment_facts
 from codeact_lib.pipeline.locks import COPY, FOLDER, Lock, stages_at_work
-from codeact_lib.pipeline.stages import RULES, STAGES, Rule, maker_of
-from codeact_lib.pipeline.state import State, clock, code_sha256
+from codeact_lib.pipeline.stages import RULES, STAGES, Rule, code_sha256, maker_of
 
 MANY_FILES = 10  # of one folder: more are told as one line
+
+
+class State(NamedTuple):
+    """`name`: done, stale code, missing, changed or damaged. The first two count as done."""
+
+    name: str
+    reason: str
+
+    @property
+    def is_done(self) -> bool:
+        return self.name in ("done", "stale code")
 
 
 class Project:
@@ -134,6 +141,8 @@ class StageTask(Rule):
 
     def state(self) -> State:
         """`(name, reason)`: done, stale code, missing, changed or damaged; the first two count as done."""
+        # Done is what has a manifest whose key (stage name, parameters, input hashes) still matches. Changed code is
+        # reported and never retrains anything by itself: a comment in a module is not worth hours of a GPU.
         for name in self.missing_inputs():
             return State("missing", f"waits for {maker_of(name)}")
         try:

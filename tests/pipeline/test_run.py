@@ -17,8 +17,7 @@ from conftest import REPO, write_notebook
 
 from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.pipeline import STAGES, StageFailed, open_stage, plan, run
-from codeact_lib.pipeline.stages import TABLE
-from codeact_lib.pipeline.state import code_sha256
+from codeact_lib.pipeline.stages import TABLE, code_sha256
 
 CDAS = "toy-model__toy__cdas-0.4__dynamic-pack"
 
@@ -433,7 +432,7 @@ def test_code_hash_follows_the_cells_but_not_prose_or_outputs(toy_project):
 
 def test_code_hash_follows_the_folders_of_its_stage_and_no_others(toy_project, monkeypatch):
     package = toy_project / "codeact_lib"
-    monkeypatch.setattr("codeact_lib.pipeline.state.PACKAGE_DIR", package)
+    monkeypatch.setattr("codeact_lib.pipeline.stages.PACKAGE_DIR", package)
     for part in ("ifd", "training"):
         (package / part).mkdir()
         (package / part / "inner.py").write_text("constant = 1\n")
