@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import NoReturn, Self, TextIO
 
@@ -74,45 +75,32 @@ def exit_fast(status: int) -> NoReturn:
     os._exit(status)
 
 
+@dataclass(eq=False)
 class Progress:
     """How far a loop is: a tqdm bar on a terminal, else (a log, a notebook, a pipe) a line every few seconds.
+
+    A subclass may word the line (`line`) or reckon the time left (`seconds_left`) in its own way.
 
         with Progress("IFD", len(rows), "rows") as progress:
             for row in rows:
                 ...
                 progress.advance()          # IFD 812/2,400 rows, 130.4/s, 12 s left
-
-    Args:
-        what: the word in front, may be empty.
-        total: how many there are, those of `initial` among them.
-        unit: what is counted, in the plural.
-        say: takes each line; None for silence. Only `print` gives way to the bar.
-        initial: how many were done before; they do not count in the rate.
-        note: asked when a line is due, its text stands in the place of the rate (the bar shows both).
     """
 
-    # A subclass may word the line (`line`) or reckon the time left (`seconds_left`) in its own way.
+    what: str  # the word in front, may be empty
+    total: int  # how many there are, those of `initial` among them
+    unit: str  # what is counted, in the plural
+    say: Callable[[str], object] | None = print  # takes each line; None for silence; only `print` gives way to the bar
+    _: KW_ONLY
+    initial: int = 0  # how many were done before; they do not count in the rate
+    note: Callable[[], str] | None = None  # asked when a line is due; it replaces the rate (the bar shows both)
 
-    def __init__(
-        self,
-        what: str,
-        total: int,
-        unit: str,
-        say: Callable[[str], object] | None = print,
-        *,
-        initial: int = 0,
-        note: Callable[[], str] | None = None,
-    ) -> None:
-        self.what = what
-        self.total = total
-        self.unit = unit
-        self.say = say
-        self.note = note
-        self.initial = self.done = initial
+    def __post_init__(self) -> None:
+        self.done = self.initial
         self.started = self.said = time.monotonic()
         self.bar: tqdm | None = None
-        if say is print and sys.stderr.isatty():
-            self.bar = tqdm(desc=what or None, total=total, unit=f" {unit}", initial=initial)
+        if self.say is print and sys.stderr.isatty():
+            self.bar = tqdm(desc=self.what or None, total=self.total, unit=f" {self.unit}", initial=self.initial)
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more, and say so when a line is due."""

@@ -106,27 +106,27 @@ def parameters(config: PreTrainedConfig) -> int:
         return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
+@dataclass
 class Costs:
-    """Hours, bytes and their basis for one profile on one machine; `shapes`: model -> its configuration."""
+    """Hours, bytes and their basis for one profile on one machine."""
 
-    def __init__(
-        self, profile: Profile, paths: RunPaths, machine: Machine, shapes: Mapping[str, PreTrainedConfig]
-    ) -> None:
-        self.profile = profile
-        self.paths = paths
-        self.machine = machine
-        self.shapes = shapes
-        self.memory = GPUS[machine.gpu]["memory"]
-        self.bandwidth = GPUS[machine.gpu]["bandwidth"]
-        self.peak = peak_of(machine.gpu) or float("nan")  # every GPU of GPUS has one
-        self.speed = self.peak * MFU[profile.tuning]
-        self.weights = {name: parameters(shape) for name, shape in shapes.items()}
-        self.runs = [run for run in profile.runs() if run.model in shapes]
+    profile: Profile
+    paths: RunPaths
+    machine: Machine
+    shapes: Mapping[str, PreTrainedConfig]  # model -> its configuration
+
+    def __post_init__(self) -> None:
+        self.memory = GPUS[self.machine.gpu]["memory"]
+        self.bandwidth = GPUS[self.machine.gpu]["bandwidth"]
+        self.peak = peak_of(self.machine.gpu) or float("nan")  # every GPU of GPUS has one
+        self.speed = self.peak * MFU[self.profile.tuning]
+        self.weights = {name: parameters(shape) for name, shape in self.shapes.items()}
+        self.runs = [run for run in self.profile.runs() if run.model in self.shapes]
         # operations a weight and token in training: forward 2, backward 4 (2 past frozen weights), forward again 2
-        self.passes = 6 if profile.tuning == "full" else 4
-        self.operations = self.passes + (2 if profile.gradient_checkpointing else 0)
+        self.passes = 6 if self.profile.tuning == "full" else 4
+        self.operations = self.passes + (2 if self.profile.gradient_checkpointing else 0)
         # FSDP shares weights, gradients and optimizer; an adapter's base stands whole on every GPU
-        self.shards = machine.count if profile.tuning == "full" else 1
+        self.shards = self.machine.count if self.profile.tuning == "full" else 1
 
     @cached_property
     def sizes(self) -> dict[str, DataSize]:
