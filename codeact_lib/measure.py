@@ -12,9 +12,11 @@ import sys
 import threading
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psutil
+import yaml
 
 # torch is imported where it is needed: the runner asks for facts of the machine and must start at once.
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
+GPUS: dict[str, dict[str, float]] = yaml.safe_load(Path(__file__).with_name("gpus.yaml").read_text(encoding="utf-8"))
 RECORDED_PACKAGES = (
     *("torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "sentence-transformers"),
     *("scikit-learn", "numpy", "pandas", "evalplus", "papermill"),
@@ -152,21 +155,6 @@ def unless_out_of_memory(score: Callable[[Batch], Result], batch: Batch) -> Resu
 
 # ---- floating-point operations ---------------------------------------------------------------------------------------
 
-# Dense half-precision TFLOP/s by the makers' data sheets; the first name found in the device's own is taken.
-PEAK_TFLOPS = {
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "L4": 121,
-    "A10": 125,
-    "V100": 125,
-    "T4": 65,
-    "RTX 4090": 165,
-}
-
 
 def model_flops(model: PreTrainedModel, tokens: int, pairs: int) -> float:
     """Floating-point operations of forward and backward over `tokens` tokens in samples of squared length `pairs`.
@@ -204,7 +192,7 @@ def peak_flops_per_second(half_precision: bool = True) -> float | None:
 
 def peak_of(name: str) -> float | None:
     """FLOP/s of a GPU by its name, None when it is not in the table."""
-    return next((tflops * 1e12 for key, tflops in PEAK_TFLOPS.items() if key in name), None)
+    return next((row["tflops"] * 1e12 for key, row in GPUS.items() if key in name), None)
 
 
 def clock(seconds: float) -> str:

@@ -18,15 +18,15 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
+from codeact_lib import measure
 from codeact_lib.artifacts import RunPaths
 from codeact_lib.config import ModelSpec, Profile, Run
 from codeact_lib.errors import CodeActError
-from codeact_lib.measure import peak_of
 from codeact_lib.training.launch import accelerate_config_path
 from codeact_lib.training.memory import HEADROOM, BatchLayout, fit_layout, memory_by_slots
 
 FIGURES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-GPUS = FIGURES["gpus"]
+GPUS = {name: row for name, row in measure.GPUS.items() if "memory" in row}
 MFU = FIGURES["utilisation"]
 PADDING = FIGURES["padding"]
 
@@ -118,7 +118,7 @@ class Costs:
     def __post_init__(self) -> None:
         self.memory = GPUS[self.machine.gpu]["memory"]
         self.bandwidth = GPUS[self.machine.gpu]["bandwidth"]
-        self.peak = peak_of(self.machine.gpu) or float("nan")  # every GPU of GPUS has one
+        self.peak = GPUS[self.machine.gpu]["tflops"] * 1e12
         self.speed = self.peak * MFU[self.profile.tuning]
         self.weights = {name: parameters(shape) for name, shape in self.shapes.items()}
         self.runs = [run for run in self.profile.runs() if run.model in self.shapes]
