@@ -1,8 +1,4 @@
-"""Files of a run: where they lie, how they are written so that a kill leaves no half file, what proves a stage done.
-
-A stage writes its outputs by rename, then its manifest, last: whoever finds the manifest knows that everything it lists
-was complete when it was written.
-"""
+"""Files of a run: where they lie, how they are written so that a kill leaves no half file, what proves a stage done."""
 
 from __future__ import annotations
 
@@ -309,10 +305,10 @@ class RunPaths:
 
 @dataclass
 class StageManifest:
-    """What one execution of a stage read, wrote and was told. Written last; its key decides whether to run again.
+    """What one execution of a stage read, wrote and was told; its key decides whether to run again."""
 
-    Paths in it are relative, so a finished run survives being moved to another clone or another machine.
-    """
+    # Outputs are written by rename, the manifest last: who finds it knows that everything it lists was complete. Paths
+    # in it are relative, so a finished run survives being moved to another clone or another machine.
 
     stage: str
     key: str  # `stage_key`; the code is beside it, not in it: changed code never retrains anything by itself

@@ -73,11 +73,7 @@ def usable_cores() -> int:
 
 
 class PeakMemory:
-    """Peak memory inside a `with` block.
-
-    On a GPU the allocator's own peak, and what it had reserved on the device. Elsewhere the growth of resident memory
-    over what the process held on entering the block.
-    """
+    """Peak memory inside a `with` block: the allocator's on a GPU, elsewhere the growth of resident memory in it."""
 
     def __init__(self) -> None:
         import torch

@@ -1,9 +1,4 @@
-"""What a profile will cost before any of it is run: GPU hours, memory and disk, each with the formula it comes from.
-
-Nothing here is measured. A number is a formula applied to published sizes (of models, data sets and GPUs) and to
-assumptions, which stand in `estimates.yaml`, and is printed with both. What a data set really holds is taken from
-`01_cluster` as soon as that has run.
-"""
+"""What a profile will cost before any of it is run: GPU hours, memory and disk, each with the formula it comes from."""
 
 import csv
 import math
@@ -25,6 +20,8 @@ from codeact_lib.errors import CodeActError
 from codeact_lib.training.launch import accelerate_config_path
 from codeact_lib.training.memory import HEADROOM, BatchLayout, fit_layout, memory_by_slots
 
+# Nothing here is measured. A number is a formula applied to these published sizes and assumptions, and is printed with
+# both. What a data set really holds is taken from 01_cluster as soon as that has run.
 FIGURES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 GPUS = {name: row for name, row in measure.GPUS.items() if "memory" in row}
 MFU = FIGURES["utilisation"]

@@ -15,11 +15,7 @@ NEEDED = {"cdas": tuple(COSTS), "ifd": ("ifd_seconds",), "stratified": ("embeddi
 
 
 def run_history(paths: RunPaths, run: Run) -> dict[str, Any]:
-    """Keyword arguments for `metrics_record`: `stages`, `n_train`, `n_total`, `selection_cost`, `concurrent_jobs`.
-
-    `selection_cost` has the seconds of each step that the policy needs, 0.0 of the other, None of a step whose manifest
-    is not there; it is None as a whole for a policy that needs neither.
-    """
+    """Keyword arguments for `metrics_record`: `stages`, `n_train`, `n_total`, `selection_cost`, `concurrent_jobs`."""
     import pyarrow.parquet
 
     jobs = max(1, stages_at_work(paths.locks_dir))
@@ -45,6 +41,7 @@ def run_history(paths: RunPaths, run: Run) -> dict[str, Any]:
             history["n_train"] = sum(1 for line in file if line.strip())
     if paths.examples(run.dataset).exists():
         history["n_total"] = pyarrow.parquet.read_metadata(paths.examples(run.dataset)).num_rows
+    # seconds of each step that the policy needs, 0.0 of the other, None of a step whose manifest is not there
     if run.policy in NEEDED:
         history["selection_cost"] = dict.fromkeys(COSTS, 0.0)
         for name in NEEDED[run.policy]:

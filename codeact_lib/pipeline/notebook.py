@@ -31,10 +31,8 @@ class StageFailed(CodeActError):
 
 @contextlib.contextmanager
 def kernel_environment() -> Iterator[Config]:
-    """What a kernel inherits: this environment's own Python, no start-up files of the user's, fixed string hashes.
-
-    The one place where the environment is changed; it is put back in the end. Yields how to talk to kernels.
-    """
+    """What a kernel inherits: this environment's Python, no start-up files, fixed hashes. Yields how to talk to it."""
+    # the one place where the environment is changed; it is put back in the end
     from traitlets.config import Config
 
     with tempfile.TemporaryDirectory(prefix="codeact-") as scratch:
@@ -64,11 +62,7 @@ def kernel_environment() -> Iterator[Config]:
 
 
 def execute(task: StageTask, transport: Config, verbose: bool) -> None:
-    """Run one notebook; return only if its stage is then done.
-
-    papermill's own verdict is not trusted (after a killed kernel every cell is marked completed): a stage has succeeded
-    only when its manifest is there and matches. Raises StageFailed.
-    """
+    """Run one notebook; StageFailed unless its stage is then done."""
     import nbclient
     import papermill
 
@@ -95,7 +89,8 @@ def execute(task: StageTask, transport: Config, verbose: bool) -> None:
         raise _failure(task, error) from error
     finally:
         _tidy(task.executed_notebook, task.paths.root)
-    # sys.exit(0) in a cell, or a kernel that died in the last one, is no error to papermill
+    # papermill's own verdict is not trusted: sys.exit(0) in a cell is no error to it, and after a killed kernel every
+    # cell is marked completed. A stage has succeeded when its manifest is there and matches.
     task.look_again()
     state = task.state()
     if not state.is_done:

@@ -51,7 +51,9 @@ def makers(tasks: Sequence[StageTask]) -> dict[StageTask, set[StageTask]]:
         found[task] = set()
         for path in task.inputs.values():
             found[task].update(made[place] for place in (path, *path.parents) if place in made)
-        made |= dict.fromkeys(task.makes, task)  # 06 comes last: its folder holds what 05 makes
+        made[task.folder] = task  # 06 comes last: its folder holds what 05 makes
+        if task.elsewhere:
+            made[task.elsewhere] = task
     return found
 
 

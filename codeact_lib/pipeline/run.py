@@ -1,7 +1,4 @@
-"""The runner: skip what is done, run the rest, resume after a kill.
-
-Each notebook is executed once per distinct parameter set; its executed copy goes to `results/<profile>/notebooks`.
-"""
+"""The runner: skip what is done, run the rest once per distinct parameter set, resume after a kill."""
 
 from __future__ import annotations
 

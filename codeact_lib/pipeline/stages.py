@@ -1,8 +1,4 @@
-"""The six stages as rules: where each writes (folder), what it reads (inputs), and what it depends on (parameters).
-
-A rule takes a profile and the names that tell one execution from another (`dataset`, `model`, `run_id`). Inputs and
-parameters make the key of a stage: a change in either makes the stage again, and what reads from it.
-"""
+"""The six stages as rules: each takes a profile and the names that tell one execution from another."""
 
 import json
 from collections.abc import Callable
@@ -25,23 +21,20 @@ STAGES = tuple(TABLE)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rule:
-    """What one stage reads, depends on and writes.
+    """What one stage reads, depends on and writes."""
 
-    Attributes:
-        folder: where its results and `manifest.json` go.
-        inputs: files and folders by name; their hashes enter the key.
-        parameters: plain values; they enter the key.
-        run: of 04 and 05, the run that is trained or evaluated.
-        optional: inputs that may be absent; their absence enters the key too.
-        sources: repositories of the hub it loads; the commits they are resolved to enter the key.
-    """
-
+    # where its results and `manifest.json` go, and what it writes for later stages elsewhere
     folder: Path
+    elsewhere: Path | None = None
+    # Files and folders by name, and plain values. Hashes of the former and the latter make the key: a change in either
+    # makes the stage again, and what reads from it. The absence of an input that may be absent enters the key too.
     inputs: dict[str, Path]
-    parameters: dict[str, Any]
-    run: Run | None = None
     optional: frozenset[str] = frozenset()
+    parameters: dict[str, Any]
+    # repositories of the hub it loads; the commits they are resolved to enter the key
     sources: tuple[Source, ...] = ()
+    # of 04 and 05, the run that is trained or evaluated
+    run: Run | None = None
 
 
 def maker_of(name: str) -> str | None:
@@ -53,10 +46,8 @@ def maker_of(name: str) -> str | None:
 
 
 def code_sha256(notebook: Path) -> str:
-    """Hash of the code of a stage: the code cells of its notebook and its parts of the package (`stages.yaml`).
-
-    Outputs and prose do not count. A changed hash is reported as stale code and makes nothing anew by itself.
-    """
+    """Hash of the code of a stage: the code cells of its notebook and its parts of the package (`stages.yaml`)."""
+    # outputs and prose do not count
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"] if notebook.exists() else []
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     digests = {}
@@ -81,6 +72,7 @@ def cluster(profile: Profile, paths: RunPaths, *, dataset: str) -> Rule:
             parameters[name] = getattr(spec, name)
     return Rule(
         folder=paths.cluster_dir(dataset),
+        elsewhere=paths.data_dir(dataset),
         inputs=_local("instructions", spec.path) | _local("embedding_model", profile.embedding_model),
         parameters=parameters | _picked(profile, "01_cluster"),
         sources=_from_hub(("dataset", spec.path, spec.revision), ("model", *split_revision(profile.embedding_model))),
@@ -172,6 +164,7 @@ def evaluate(profile: Profile, paths: RunPaths, *, run_id: str) -> Rule:
     return Rule(
         run=run,
         folder=paths.eval_dir(run_id),
+        elsewhere=paths.metrics(run_id),
         inputs=inputs | own_files(spec.template),
         parameters=parameters,
         sources=_from_hub(("model", spec.path, spec.revision)),

@@ -47,19 +47,14 @@ class State(NamedTuple):
 
 
 class Project:
-    """A profile in the folders it works in: what the stages of a plan have in common.
-
-    Attributes:
-        profile: the settings.
-        paths: every place that is read or written.
-        call: the notebook parameters that say so, without those that are left at their defaults.
-    """
+    """A profile in the folders it works in: what the stages of a plan have in common."""
 
     def __init__(
         self, profile: str = "mini", overrides: str | dict = "", artifacts_dir: str = "", results_dir: str = ""
     ) -> None:
         self.profile = load_profile(profile, overrides)
         self.paths = RunPaths(self.profile.name, artifacts_dir, results_dir)
+        # the notebook parameters that say so, without those that are left at their defaults
         self.call = {"profile": str(profile)}
         for name, value in (("overrides", overrides), ("artifacts_dir", artifacts_dir), ("results_dir", results_dir)):
             if value:
@@ -67,46 +62,32 @@ class Project:
 
 
 class StageTask(Rule):
-    """One execution of one notebook: what it reads, depends on and writes, and whether that is done.
-
-    Attributes:
-        stage: its name, one of `STAGES`.
-        identity: the notebook parameters that say which execution it is.
-        profile, paths, call: of its `Project`; after `begin` the profile names commits of the hub, not branches.
-        title: `04_train_dynamic_pack mini-base__mini-evol__cdas-0.4__dynamic-pack`: how people are told about it.
-        name: what its executed notebook and its locks are called.
-        work_folder: where half-finished work and its marker lie: never among the kept results.
-        makes: files and folders that later stages read.
-    """
+    """One execution of one notebook: what it reads, depends on and writes, and whether that is done."""
 
     def __init__(self, project: Project, stage: str, identity: dict[str, Any]) -> None:
         rule = RULES[stage](project.profile, project.paths, **identity)
         super().__init__(**vars(rule))
         self.stage = stage
-        self.identity = identity
-        self.profile = project.profile
+        self.identity = identity  # the notebook parameters that say which execution it is
+        self.profile = project.profile  # after `begin` it names commits of the hub, not branches
         self.paths = paths = project.paths
         self.call = project.call
         self.notebook = paths.root / "notebooks" / f"{stage}.ipynb"
         self.manifest_path = self.folder / "manifest.json"
-        self.work_folder = self.folder
-        self.makes = [self.folder]
+        # half-finished work and its marker lie here: never among the kept results
+        self.work_folder = self.folder if stage != "06_tables" else paths.artifacts / "tables"
         parts = [str(value) for value in identity.values()]
-        if stage == "01_cluster":
-            self.makes.append(paths.data_dir(identity["dataset"]))
-        elif stage == "03_sample":
+        if stage == "03_sample":  # of policy, ratio and seed the name of the selection, which says what matters of them
             parts[2:] = [self.folder.name]
-        elif stage == "05_eval":
-            self.makes.append(paths.metrics(identity["run_id"]))
-        elif stage == "06_tables":
-            self.work_folder = paths.artifacts / "tables"
+        # how people are told about it, and what its executed notebook and its locks are called
         self.title = f"{stage} {'/'.join(parts)}".strip()
         self.name = "__".join([stage, *parts])
         self.executed_notebook = paths.notebooks_dir / f"{self.name}.ipynb"
-        # Held by the process that works in the folder, and by the runner that executes the notebook.
+        # held by the process that works in the folder, and by the runner that executes the notebook
         self.lock = Lock(paths.locks_dir / f"{self.name}{FOLDER}")
         self.copy_lock = Lock(paths.locks_dir / f"{self.name}{COPY}")
-        self._started = ""  # by `begin`: when, by both clocks, and how many stages were at work on this machine
+        # of `begin`: when, by both clocks, and how many stages were at work on this machine
+        self._started = ""
         self._clock = 0.0
         self._beside = 1
         self.look_again()
