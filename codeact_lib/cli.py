@@ -322,6 +322,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, prog_name="codeact")
     except (CodeActError, OSError) as error:
+        # these say all that a user can act on; anything else is a fault of the program and keeps its traceback
         if "--traceback" in arguments:
             print(getattr(error, "traceback", ""), file=sys.stderr)
             raise

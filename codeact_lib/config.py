@@ -1,12 +1,9 @@
 """Profiles: one flat, commented YAML file says everything about a run, and expands into a grid of trainings.
 
-    profile = load_profile("mini")                            # by name, from codeact_lib/profiles
-    profile = load_profile("my.yaml", {"num_train_epochs": 1})   # or any file, with single keys changed
-    for run in profile.runs():
-        print(run.run_id)                                     # mini-base__mini-evol__cdas-0.4__dynamic-pack
-
-Keys carry Hugging Face's own argument names and are the same in all profiles. An unknown key or a value of the wrong
-type is a `ProfileError` that names the file, the key and the nearest known key; nothing is guessed or converted.
+profile = load_profile("mini")                            # by name, from codeact_lib/profiles
+profile = load_profile("my.yaml", {"num_train_epochs": 1})   # or any file, with single keys changed
+for run in profile.runs():
+    print(run.run_id)                                     # mini-base__mini-evol__cdas-0.4__dynamic-pack
 """
 
 from __future__ import annotations
@@ -62,7 +59,8 @@ Strategy = Annotated[str, _one_of(STRATEGIES)]
 
 
 class _Strict(BaseModel):
-    # strict: the YAML text '5e-5' is not turned into a number behind the user's back.
+    # An unknown key or a value of the wrong type is an error that names the file, the key and the nearest known key.
+    # Nothing is guessed or converted: the text '5e-5' is not turned into a number behind the user's back.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -129,6 +127,8 @@ class Grid(_Strict):
 
 class Profile(_Strict):
     """A complete run. Every key must be given in the file: what is not said there is not done."""
+
+    # Keys carry Hugging Face's own argument names where it has one for the thing.
 
     name: Name
     description: str
