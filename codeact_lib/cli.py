@@ -1,7 +1,6 @@
 """The `codeact` command. What a command needs of the package is imported when it runs, by `_load`."""
 
 import importlib
-import json
 import os
 import re
 import sys
@@ -271,12 +270,12 @@ def build_base(
 ) -> None:
     """Train the base model of the mini profile again, from the recipe on its card (about an hour on two cores)."""
     mini = _load("mini")
-    folder = Path(output) if output else mini.base_model_dir()
+    folder = Path(output or mini.base_model_dir())
     mini.build_base_model(folder)
     print(f"base model written to {folder}")
 
 
-def _call(profile: str, set_: Words, grid: str, artifacts_dir: str = "", results_dir: str = "") -> dict[str, str]:
+def _call(profile: str, set_: Words, grid: str, artifacts_dir: str = "", results_dir: str = "") -> dict[str, Any]:
     """The options every stage command shares, as the pipeline takes them (paths relative to the project root)."""
     import yaml
 
@@ -295,12 +294,10 @@ def _call(profile: str, set_: Words, grid: str, artifacts_dir: str = "", results
         overrides[key.strip()] = value
     if grid:
         overrides["grid"] = grid
-    return {
-        "profile": _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile,
-        "overrides": json.dumps(overrides) if overrides else "",
-        "artifacts_dir": _from_root(artifacts_dir),
-        "results_dir": _from_root(results_dir),
-    }
+    if profile.endswith((".yaml", ".yml")):
+        profile = _from_root(profile)
+    places = {"artifacts_dir": _from_root(artifacts_dir), "results_dir": _from_root(results_dir)}
+    return {"profile": profile, "overrides": overrides, **places}
 
 
 def _from_root(path: str) -> str:

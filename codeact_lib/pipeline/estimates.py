@@ -119,11 +119,16 @@ class Costs:
         self.speed = self.peak * MFU[self.profile.tuning]
         self.weights = {name: parameters(shape) for name, shape in self.shapes.items()}
         self.runs = [run for run in self.profile.runs() if run.model in self.shapes]
-        # operations a weight and token in training: forward 2, backward 4 (2 past frozen weights), forward again 2
-        self.passes = 6 if self.profile.tuning == "full" else 4
-        self.operations = self.passes + (2 if self.profile.gradient_checkpointing else 0)
-        # FSDP shares weights, gradients and optimizer; an adapter's base stands whole on every GPU
-        self.shards = self.machine.count if self.profile.tuning == "full" else 1
+        # Operations a weight and token in training: forward 2, backward 4 (2 past frozen weights), forward again 2.
+        # FSDP shares weights, gradients and optimizer; an adapter's base stands whole on every GPU.
+        self.passes = 4
+        self.shards = 1
+        if self.profile.tuning == "full":
+            self.passes = 6
+            self.shards = self.machine.count
+        self.operations = self.passes
+        if self.profile.gradient_checkpointing:
+            self.operations += 2
 
     @cached_property
     def sizes(self) -> dict[str, DataSize]:
