@@ -254,9 +254,7 @@ def list_profiles() -> None:
 
 
 @profiles_app.command("show")
-def show_profile(
-    name: Annotated[str, Argument(help="Name of a profile, or path of a .yaml file.")] = "mini",
-) -> None:
+def show_profile(name: Annotated[str, Argument(help="Name of a profile, or path of a .yaml file.")] = "mini") -> None:
     """Print the commented file of a profile: copy it, change it, and run it with `--profile my.yaml`."""
     config = _load("config")
     config.load_profile(name)

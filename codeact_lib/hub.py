@@ -59,7 +59,7 @@ class Commits:
 
     def known(self, sources: Sequence[Source]) -> dict[str, str]:
         """label -> sha of the sources that are in the file or name a commit themselves; asks no network."""
-        kept = self._read()
+        kept = read_cache(self.path)
         found = {}
         for source in sources:
             sha = kept.get(label(source), source[2])
@@ -77,11 +77,8 @@ class Commits:
                 found[label(source)] = resolve_commit(name, revision, kind)
         if found:
             # Read again: while the hub was asked, another process may have written, and what it found counts.
-            write_json(self.path, found | self._read())
+            write_json(self.path, found | read_cache(self.path))
         return self.known(sources)
-
-    def _read(self) -> dict[str, str]:
-        return read_cache(self.path)
 
 
 def label(source: Source) -> str:

@@ -78,11 +78,11 @@ class PeakMemory:
     def __init__(self) -> None:
         import torch
 
+        self.torch = torch
         self.kind = "cuda_allocated" if torch.cuda.is_available() else "rss_growth"
 
     def __enter__(self) -> Self:
-        import torch
-
+        torch = self.torch
         if self.kind == "cuda_allocated":
             torch.cuda.reset_peak_memory_stats()
             return self
@@ -111,21 +111,18 @@ class PeakMemory:
 
     def bytes(self) -> int:
         """Peak up to now."""
-        import torch
-
         if self.kind == "cuda_allocated":
-            return torch.cuda.max_memory_allocated()
+            return self.torch.cuda.max_memory_allocated()
         # Samples, one in 20 ms, can miss a spike, which the kernel's high-water mark has; but a mark that was left by
         # something earlier says nothing about the block.
         mark = high_water_mark()
-        peak = max(self.sampled, mark) if mark > self.mark_before else self.sampled
-        return peak - self.rest
+        if mark > self.mark_before:
+            return max(self.sampled, mark) - self.rest
+        return self.sampled - self.rest
 
     def reserved_bytes(self) -> int | None:
         """Peak of what the allocator had taken from the device, used or not; None without a GPU."""
-        import torch
-
-        return torch.cuda.max_memory_reserved() if self.kind == "cuda_allocated" else None
+        return self.torch.cuda.max_memory_reserved() if self.kind == "cuda_allocated" else None
 
 
 def high_water_mark() -> int:
