@@ -87,9 +87,6 @@ def model_shape(spec: ModelSpec) -> PreTrainedConfig | None:
     """A configuration of the model by its published shape or from its folder; None where neither is at hand."""
     if spec.path in FIGURES["shapes"]:
         return LlamaConfig(**FIGURES["shapes"][spec.path])
-    # transformers would take the path of a folder without a configuration for a name on the hub, and refuse that
-    if Path(spec.path).is_absolute() and not (Path(spec.path) / "config.json").is_file():
-        return None
     options = {"revision": spec.revision, "local_files_only": True, "trust_remote_code": False}
     try:
         return AutoConfig.from_pretrained(spec.path, **options)

@@ -122,9 +122,7 @@ def train(profile: Profile, paths: RunPaths, *, run_id: str) -> Rule:
     """04 reads the rows chosen by 03 and the base model."""
     run = profile.run(run_id)
     if run.dataset is None or run.selection is None:
-        raise ProfileError(
-            f"{run_id} is an untouched base model: there is nothing to train, 05_eval scores it as it is."
-        )
+        raise ProfileError(f"{run_id} is an untouched base model: there is nothing to train, 05_eval scores it as is.")
     spec = profile.model(run.model)
     selection = paths.selection_dir(run.dataset, run.model, run.selection)
     inputs = {"train_jsonl": selection / "train.jsonl", **_base_model(spec)}
