@@ -1,9 +1,4 @@
-"""Files of a run: where they lie, how they are written so that a kill leaves no half file, what proves a stage done.
-
-A stage writes its outputs by rename, then its manifest, last. Whoever finds the manifest knows that everything it lists
-was complete when it was written. Paths inside a manifest are relative (`artifacts/...` or `results/...`), so a
-finished run survives being moved to another clone or another machine.
-"""
+"""Files of a run: where they lie, how they are written so that a kill leaves no half file, what proves a stage done."""
 
 from __future__ import annotations
 
@@ -28,16 +23,15 @@ if TYPE_CHECKING:  # at run time pandas is imported by those who read a frame: 0
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 MINI_BASE_DIR = PACKAGE_DIR / "mini" / "mini-base"  # the base model that ships with the package
-
-# ---- writing and reading ---------------------------------------------------------------------------------------------
+PATIENCE_SECONDS = 20.0  # with a lock: the processes of a killed run need a second or two to notice
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[Any]:
     """Yield a file object on a temporary file that becomes `path` only when the block ends without an error.
 
-    Parent folders are made. Text is UTF-8 with `\\n` line ends. On an error the temporary file is removed and what
-    stood at `path` before is untouched. `ArtifactError` if the folder cannot be written.
+    Parent folders are made. Text is UTF-8 with `\\n` line ends. On an error what stood at `path` before is untouched.
+    `ArtifactError` if the folder cannot be written.
     """
     path = Path(path)
     # not the process id: jobs on two machines may share it and the folder
@@ -81,6 +75,14 @@ def write_json(path: str | Path, obj: Any) -> None:
     with atomic_write(path) as file:
         json.dump(obj, file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
+
+
+def read_cache(path: Path) -> dict[str, Any]:
+    """What a small JSON file keeps that may be lost: unreadable means empty."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def read_json(path: str | Path) -> Any:
@@ -139,15 +141,15 @@ def _json_line(record: Mapping[str, Any]) -> str:
 
 def write_frame(path: str | Path, df: pd.DataFrame) -> None:
     """Write a pandas frame without its index, as `.parquet` or `.csv` by the suffix."""
-    path = Path(path)
-    if path.suffix == ".parquet":
+    suffix = Path(path).suffix
+    if suffix == ".parquet":
         with atomic_write(path, "wb") as file:
             df.to_parquet(file, index=False)
-    elif path.suffix == ".csv":
+    elif suffix == ".csv":
         with atomic_write(path) as file:
             df.to_csv(file, index=False, lineterminator="\n")
     else:
-        raise ArtifactError(f"{path}: no table format for the suffix {path.suffix!r}; use .parquet or .csv.")
+        raise ArtifactError(f"{path}: no table format for the suffix {suffix!r}; use .parquet or .csv.")
 
 
 def read_frame(path: str | Path) -> pd.DataFrame:
@@ -163,26 +165,18 @@ def read_frame(path: str | Path) -> pd.DataFrame:
         raise ArtifactError(f"{path} cannot be read ({error}). Delete it and run the stage again.") from error
 
 
-# ---- one writer per folder -------------------------------------------------------------------------------------------
-
-PATIENCE_SECONDS = 20.0  # the processes of a killed run need a second or two to notice
-
-
 @contextmanager
 def locked(path: str | Path, busy: str) -> Iterator[None]:
     """Hold the lock file `path`, in an existing folder, inside the block; it is given back however the process ends.
 
     Waits `PATIENCE_SECONDS` for another process that has it, then raises `ArtifactError(busy)`.
     """
-    lock = FileLock(path)
     try:
-        lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=0.2)
+        held = FileLock(path).acquire(timeout=PATIENCE_SECONDS, poll_interval=0.2)
     except Timeout as error:
         raise ArtifactError(busy) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 # ---- hashes ----------------------------------------------------------------------------------------------------------
@@ -201,53 +195,40 @@ def sha256_json(obj: Any) -> str:
 
 
 class HashCache:
-    """Hashes of files and folders, remembered by size and modification time in one small JSON file.
+    """Hashes of files and folders, remembered by size and modification time in one small JSON file."""
 
-    A 13 GB checkpoint is read once; asking again costs a `stat`. The file is written only when something new was
-    learnt, so looking at a finished run changes nothing. Losing it costs time, never correctness.
-    """
+    # A 13 GB checkpoint is read once; asking again costs a `stat`. The file is written only when something new was
+    # learnt, so looking at a finished run changes nothing. Losing it costs time, never correctness.
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.known: dict[str, list] | None = None  # name -> [size, mtime_ns, sha256]
-        self.learnt: dict[str, list] = {}
 
     def __call__(self, path: str | Path) -> str:
         """Hash of a file, or of a folder as that of {name: file hash}; hidden files and README.md do not count."""
         path = Path(path)
-        if not path.is_dir():
-            return self._file(path)
-        digests = {}
-        for file in sorted(path.rglob("*")):
-            name = file.relative_to(path)
-            hidden = any(part.startswith((".", "__pycache__")) for part in name.parts)
-            if file.is_file() and not hidden and name.name != "README.md":
-                digests[name.as_posix()] = self._file(file)
-        return sha256_json(digests)
-
-    def _file(self, path: Path) -> str:
         if self.known is None:
-            self.known = _read_cache(self.path)
-        stat = path.stat()
-        name = Path(os.path.relpath(path, self.path.parent)).as_posix()
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        entry = self.known.get(name)
-        if not entry or entry[:2] != stamp:
-            entry = self.known[name] = self.learnt[name] = [*stamp, sha256_file(path)]
-        return entry[2]
-
-    def save(self) -> None:
-        """Write what was learnt, on top of what another process may have written in between."""
-        if self.learnt:
-            write_json(self.path, {**_read_cache(self.path), **self.learnt})
-            self.learnt = {}
-
-
-def _read_cache(path: Path) -> dict[str, list]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # only a cache: unreadable means empty
+            self.known = read_cache(self.path)
+        files = {".": path}
+        if path.is_dir():
+            files = {}
+            for file in sorted(path.rglob("*")):
+                parts = file.relative_to(path).parts
+                hidden = any(part.startswith((".", "__pycache__")) for part in parts)
+                if file.is_file() and not hidden and file.name != "README.md":
+                    files["/".join(parts)] = file
+        digests: dict[str, str] = {}
+        learnt: dict[str, list] = {}
+        for name, file in files.items():
+            key = Path(os.path.relpath(file, self.path.parent)).as_posix()
+            stamp = [file.stat().st_size, file.stat().st_mtime_ns]
+            if self.known.get(key, [])[:2] != stamp:
+                learnt[key] = [*stamp, sha256_file(file)]
+                self.known[key] = learnt[key]
+            digests[name] = self.known[key][2]
+        if learnt:  # on top of what another process may have learnt in between
+            write_json(self.path, read_cache(self.path) | learnt)
+        return sha256_json(digests) if path.is_dir() else digests["."]
 
 
 # ---- places ----------------------------------------------------------------------------------------------------------
@@ -263,18 +244,21 @@ def project_root() -> Path:
 
 
 class RunPaths:
-    """Every place a run reads or writes, from two roots: `artifacts` (can be rebuilt) and `results` (small, kept).
-
-    Relative roots count from the project root, not from the working directory: a notebook opened in JupyterLab, one run
-    by papermill and a script started elsewhere mean the same files.
-    """
+    """Every place a run reads or writes, from two roots: `artifacts` (can be rebuilt) and `results` (small, kept)."""
 
     def __init__(
         self, profile_name: str, artifacts_dir: str | Path | None = None, results_dir: str | Path | None = None
     ) -> None:
+        # Relative roots count from the project root, not from the working directory: a notebook opened in JupyterLab,
+        # one run by papermill and a script started elsewhere mean the same files.
         self.root = project_root()
         self.artifacts = self.root / (artifacts_dir or f"artifacts/{profile_name}")
         self.results = self.root / (results_dir or f"results/{profile_name}")
+        self.locks_dir = self.artifacts / ".locks"  # see `codeact_lib.pipeline.locks`
+        self.tables_dir = self.results / "tables"
+        self.figures_dir = self.results / "figures"
+        self.notebooks_dir = self.results / "notebooks"  # executed copies; the sources stay untouched
+        self.report = self.results / "report.html"
 
     def data_dir(self, dataset: str) -> Path:
         return self.artifacts / "data" / dataset
@@ -295,39 +279,11 @@ class RunPaths:
     def train_dir(self, run_id: str) -> Path:
         return self.artifacts / "train" / run_id
 
-    def eval_dir(self, run_id: str, benchmark: str | None = None) -> Path:
-        """Folder of one run's evaluation, or of one benchmark inside it."""
-        folder = self.artifacts / "eval" / run_id
-        return folder / benchmark if benchmark else folder
+    def eval_dir(self, run_id: str) -> Path:
+        return self.artifacts / "eval" / run_id
 
     def metrics(self, run_id: str) -> Path:
         return self.results / "metrics" / f"{run_id}.json"
-
-    @property
-    def tables_dir(self) -> Path:
-        return self.results / "tables"
-
-    @property
-    def figures_dir(self) -> Path:
-        return self.results / "figures"
-
-    @property
-    def notebooks_dir(self) -> Path:
-        """Where the executed copies of the notebooks go (the sources stay untouched)."""
-        return self.results / "notebooks"
-
-    @property
-    def report(self) -> Path:
-        return self.results / "report.html"
-
-    @property
-    def locks_dir(self) -> Path:
-        """Where processes that share the artifacts lock what they work on (`codeact_lib.pipeline.locks`)."""
-        return self.artifacts / ".locks"
-
-    @property
-    def hash_cache(self) -> HashCache:
-        return HashCache(self.artifacts / ".hashes.json")
 
     def shown(self, path: Path) -> str:
         """A path as typed from the project root."""
@@ -347,19 +303,15 @@ class RunPaths:
         return {"artifacts": self.artifacts, "results": self.results}[name] / rest
 
 
-# ---- manifests -------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class StageManifest:
-    """What one execution of a stage read, wrote and was told. Written last; its key decides whether to run again.
+    """What one execution of a stage read, wrote and was told; its key decides whether to run again."""
 
-    `key` = sha256 of stage name, resolved parameters and input hashes. `code_sha256` is kept beside it, not in it:
-    changed code is reported as stale and never retrains anything by itself.
-    """
+    # Outputs are written by rename, the manifest last: who finds it knows that everything it lists was complete. Paths
+    # in it are relative, so a finished run survives being moved to another clone or another machine.
 
     stage: str
-    key: str
+    key: str  # `stage_key`; the code is beside it, not in it: changed code never retrains anything by itself
     parameters: dict
     inputs: dict  # {name: sha256}
     outputs: dict  # {"artifacts/..." or "results/...": sha256}
@@ -376,17 +328,15 @@ class StageManifest:
     @classmethod
     def read(cls, path: str | Path) -> StageManifest:
         """The manifest at `path`; `ArtifactError` when it is missing or damaged."""
-        record = read_json(path)
         try:
-            return cls(**record)
+            return cls(**read_json(path))
         except TypeError as error:
-            raise ArtifactError(
-                f"{path} is not a stage manifest ({error}). Delete it and run the stage again."
-            ) from error
+            reason = f"{path} is not a stage manifest ({error}). Delete it and run the stage again."
+            raise ArtifactError(reason) from error
 
 
 def stage_key(stage: str, parameters: dict, inputs: dict) -> str:
-    """The identity of a stage's result: what it is called, what it was told, what it read."""
+    """The identity of a stage's result: sha256 of what it is called, what it was told, what it read."""
     return sha256_json({"stage": stage, "parameters": parameters, "inputs": inputs})
 
 

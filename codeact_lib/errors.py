@@ -1,7 +1,4 @@
-"""Errors a user can act on. Each message says what is wrong, where (file, row, key) and what to do next.
-
-The command line prints such an error as one line and exits with 1; a traceback appears only with `--traceback`.
-"""
+"""Errors a user can act on. Each message says what is wrong, where (file, row, key) and what to do next."""
 
 from importlib.util import find_spec
 

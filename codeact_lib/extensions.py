@@ -4,9 +4,8 @@
     arms:    policy: my_rules:shortest          a function, see sampling.choose
              strategy: my_rules:pairs           a function, see packing.plan_rows
 
-A name, and no registration, because a run is many processes, one kernel a notebook and one process a training: each
-imports the module itself. So it must be importable in all of them, installed or in a folder on PYTHONPATH. The module's
-file is an input of every stage that uses it: changing it makes those stages anew. `docs/extending.md` has examples.
+The module is installed or lies in a folder on PYTHONPATH. Its file is an input of every stage that uses it: changing it
+makes those stages anew. `docs/extending.md` has examples.
 """
 
 import re
@@ -17,6 +16,8 @@ from typing import Any, TypeGuard
 
 from codeact_lib.errors import ProfileError
 
+# A name, and no registration, because a run is many processes, one kernel a notebook and one process a training: each
+# imports the module itself.
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -38,13 +39,10 @@ def load_own(name: str) -> Any:
 
 
 def own_files(*names: object) -> dict[str, Path]:
-    """`{"extension my_rules": path}`: the files that hold those of `names` that are a user's own.
-
-    `ProfileError` as `load_own`, so that a plan finds a missing module before anything is run.
-    """
+    """`{"extension my_rules": path}`: the files that hold those of `names` that are a user's own."""
     files = {}
     for name in filter(is_own, names):
-        load_own(name)
+        load_own(name)  # so that a plan finds a missing module before anything is run
         module = name.partition(":")[0]
         file = sys.modules[module].__file__  # None of a namespace or a module that lives in memory
         if file:

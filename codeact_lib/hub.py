@@ -1,27 +1,24 @@
-"""Models and data sets of the Hugging Face hub: the commit that a name means, and what went wrong, in words to act on.
+"""Models and data sets of the Hugging Face hub: the commit that a name means, and what went wrong, in plain words."""
 
-A branch such as `main` moves. What a run loads is resolved once, to a commit, and kept in `hub_commits.json` among its
-artifacts: every stage, every process and every machine that shares the folder then loads that commit, and its sha
-enters the keys and manifests of the stages. Delete the file to follow the branch anew.
-"""
-
-from __future__ import annotations
-
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
-from codeact_lib.artifacts import write_json
+import yaml
+
+from codeact_lib.artifacts import read_cache, write_json
 from codeact_lib.errors import DataError, ModelError
 
+# A branch such as `main` moves. What a run loads is resolved once, to a commit, and kept in this file among its
+# artifacts: every stage, every process and every machine that shares the folder then loads that commit, and its sha
+# enters the keys and manifests of the stages. Without the file the branch is followed anew.
 COMMITS_FILE = "hub_commits.json"
+REASONS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Source = tuple[str, str, str | None]  # a repository: kind ("model" or "dataset"), name, revision
 
 
-# ---- commits ---------------------------------------------------------------------------------------------------------
 def split_revision(name: str) -> tuple[str, str | None]:
     """`("org/model", "main")` of `org/model@main`; the revision is None where none is named, or for a path."""
     if Path(name).exists():
@@ -55,17 +52,14 @@ def pinned_revision(path: str | Path, revision: str | None = None, kind: str = "
 
 
 class Commits:
-    """The commits that a run's hub repositories were resolved to, in one small file.
-
-    A source is `(kind, name, revision)`, and is called `model org/name@main` in the file and in manifests.
-    """
+    """The commits that a run's hub repositories were resolved to, in one small file."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def known(self, sources: Iterable[Source]) -> dict[str, str]:
+    def known(self, sources: Sequence[Source]) -> dict[str, str]:
         """label -> sha of the sources that are in the file or name a commit themselves; asks no network."""
-        kept = self._read()
+        kept = read_cache(self.path)
         found = {}
         for source in sources:
             sha = kept.get(label(source), source[2])
@@ -73,110 +67,60 @@ class Commits:
                 found[label(source)] = sha
         return found
 
-    def resolve(self, sources: Iterable[Source]) -> dict[str, str]:
+    def resolve(self, sources: Sequence[Source]) -> dict[str, str]:
         """label -> sha of all sources; what was not known is asked for and kept. Of two processes the first counts."""
-        sources = list(sources)
         known = self.known(sources)
         found = {}
-        for kind, name, revision in sources:
-            if label((kind, name, revision)) not in known:
-                found[label((kind, name, revision))] = resolve_commit(name, revision, kind)
+        for source in sources:
+            if label(source) not in known:
+                kind, name, revision = source
+                found[label(source)] = resolve_commit(name, revision, kind)
         if found:
             # Read again: while the hub was asked, another process may have written, and what it found counts.
-            write_json(self.path, {**found, **self._read()})
+            write_json(self.path, found | read_cache(self.path))
         return self.known(sources)
-
-    def _read(self) -> dict[str, str]:
-        try:
-            return json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
 
 
 def label(source: Source) -> str:
-    """`model org/name@main`."""
+    """`model org/name@main`: what a source is called in the file, in keys and in manifests."""
     kind, name, revision = source
     return f"{kind} {name}@{revision or 'main'}"
 
 
-# ---- errors ----------------------------------------------------------------------------------------------------------
 def hub_error(
     error: BaseException, name: str | Path, revision: str | None = None, kind: str = "model"
 ) -> DataError | ModelError:
     """The ModelError or DataError that says what `error` of a hub client means and what to do.
 
     `kind`: "model", "tokenizer", "embedding model" or "dataset". `error` may be any exception of huggingface_hub,
-    transformers, datasets or sentence-transformers, which wrap one another: the cause that can be acted on is looked
-    for in the whole chain.
+    transformers, datasets or sentence-transformers.
     """
-    # The libraries wrap the hub's own errors in an OSError that says less.
+    from huggingface_hub import constants
+
+    # They wrap the hub's own errors in an OSError that says less: what can be acted on may stand anywhere in the chain.
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
+    names = {base.__name__ for link in chain for base in type(link).__mro__}
+    if constants.HF_HUB_OFFLINE:
+        names.add("HF_HUB_OFFLINE")
     text = "\n".join(map(str, chain))
-    if Path(name).exists():
-        reason = _unusable(text)
-    else:
-        reason = _refused(chain, text, str(name), revision, kind) or _unusable(text)
-        reason = reason or _out_of_reach(chain, text, str(name), kind)
-    if reason is None:
-        reason = (text.strip() or type(error).__name__).splitlines()[0]
+    reason = (text.strip() or type(error).__name__).splitlines()[0]
+    facts = {"name": name, "revision": revision, "kind": kind, "hub": constants.ENDPOINT}
+    facts["page"] = f"{constants.ENDPOINT}/{name}"
+    command = f"hf download {name}"
+    if kind == "dataset":
+        facts["page"] = f"{constants.ENDPOINT}/datasets/{name}"
+        command += " --repo-type dataset"
+    facts["download"] = f"`{command}` where there is a network fills the cache (HF_HOME), which may be copied here"
+    for row in REASONS:
+        known = names.intersection(row["errors"]) or re.search(row["words"], text)
+        if known and (row.get("local") or not Path(name).exists()):
+            reason = row["reason"].format(**facts)
+            break
     if kind == "dataset":
         return DataError(f"cannot load a data set from {name}: {reason}")
     article = "an" if kind.startswith("e") else "a"
     return ModelError(f"cannot load {article} {kind} from {name}: {reason}")
-
-
-def _refused(chain: list[BaseException], text: str, name: str, revision: str | None, kind: str) -> str | None:
-    """What the hub says no to: a licence not accepted, a wrong revision, a wrong name."""
-    from huggingface_hub import constants, errors
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(error, kinds) for error in chain)
-
-    folder = "datasets/" if kind == "dataset" else ""
-    page = f"{constants.ENDPOINT}/{folder}{name}"
-    if caused_by(errors.GatedRepoError) or re.search(r"(access a|access|is a) gated (repo|dataset)", text):
-        return f"it is gated. Accept its licence at {page}, then `hf auth login` (or set HF_TOKEN) and start again"
-    if caused_by(errors.RevisionNotFoundError) or "is not a valid git identifier" in text:
-        return f"it has no revision {revision!r}. {page}/commits/main lists its commits; a branch's name works too"
-    if caused_by(errors.RepositoryNotFoundError, errors.HFValidationError) or "is not a valid model identifier" in text:
-        return (
-            f"there is no folder {name} here, and the hub ({constants.ENDPOINT}) has no {kind} of this name that you "
-            "may see. Check the spelling; a private one needs `hf auth login`"
-        )
-    return None
-
-
-def _unusable(text: str) -> str | None:
-    """What is there but not taken: code, and weights that are code to those who read them."""
-    if "custom code" in text or "trust_remote_code" in text:
-        return "it needs Python code from its repository, which is never run here. Choose one that the library knows"
-    if "safetensors" in text and "does not appear to have" in text:
-        return (
-            "it has no weights as safetensors. Pickled ones (.bin) are never read, since reading runs code: name a "
-            "revision that has safetensors, or convert them where you trust them"
-        )
-    return None
-
-
-def _out_of_reach(chain: list[BaseException], text: str, name: str, kind: str) -> str | None:
-    """A hub that was not asked (HF_HUB_OFFLINE), or that did not answer."""
-    from huggingface_hub import constants, errors
-
-    option = " --repo-type dataset" if kind == "dataset" else ""
-    remedy = f"`hf download {name}{option}` where there is a network fills the cache (HF_HOME)"
-    remedy += ", which may be copied here"
-    if constants.HF_HUB_OFFLINE:
-        return f"HF_HUB_OFFLINE is set and the cache lacks it. {remedy}"
-    known = (errors.OfflineModeIsEnabled, errors.RevisionResolutionError, ConnectionError)
-    # The HTTP client's own classes change with its version: by name.
-    names = {base.__name__ for error in chain for base in type(error).__mro__}
-    unreachable = any(isinstance(error, known) for error in chain) or "TransportError" in names
-    if unreachable or "couldn't connect" in text.lower():
-        return (
-            f"the hub ({constants.ENDPOINT}) cannot be reached, and the cache lacks it. Check the network; or {remedy}"
-        )
-    return None

@@ -1,11 +1,8 @@
-"""What a piece of work costs, and on what machine it was measured.
-
-Facts of the machine, peak memory, floating-point operations, and what to do when memory runs out. torch is imported
-where it is needed: the runner asks for facts and must start at once.
-"""
+"""What a piece of work costs (memory, floating-point operations), on what machine, and what to do without memory."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
@@ -15,10 +12,13 @@ import sys
 import threading
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psutil
+import yaml
 
+# torch is imported where it is needed: the runner asks for facts of the machine and must start at once.
 if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
@@ -26,28 +26,38 @@ if TYPE_CHECKING:
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
+GPUS: dict[str, dict[str, float]] = yaml.safe_load(Path(__file__).with_name("gpus.yaml").read_text(encoding="utf-8"))
 RECORDED_PACKAGES = (
     *("torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "sentence-transformers"),
     *("scikit-learn", "numpy", "pandas", "evalplus", "papermill"),
 )
 
 
-# ---- facts of the machine --------------------------------------------------------------------------------------------
-
-
 @functools.lru_cache(maxsize=1)
 def environment_facts() -> dict[str, Any]:
-    """Versions and hardware that a number depends on: python, packages, cpu, cores, gpu, ram_gib, platform.
-
-    Never the host name, the user or a path: this is published with the tables.
-    """
+    """Versions and hardware that a number depends on: python, packages, cpu, cores, gpu, ram_gib, platform."""
+    # never the host name, the user or a path: this is published with the tables
+    packages = {}
+    for name in RECORDED_PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):  # on Linux `platform` knows the architecture only
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), cpu)
+    gpu = None
+    torch = sys.modules.get("torch")  # not imported for the sake of asking: that takes 2 s
+    if torch and torch.cuda.is_available():
+        gpu = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    elif torch and torch.backends.mps.is_available():
+        gpu = "Apple GPU (mps)"
     return {
         "python": platform.python_version(),
-        "packages": _package_versions(),
-        "cpu": _cpu_name(),
+        "packages": packages,
+        "cpu": cpu,
         "cores": usable_cores(),
-        "gpu": _gpu_name(),
-        "ram_gib": _ram_gib(),
+        "gpu": gpu,
+        "ram_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "platform": f"{platform.system()} {platform.machine()}",
     }
 
@@ -59,63 +69,20 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _package_versions() -> dict[str, str]:
-    found = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-        return platform.machine()
-    except OSError:
-        return platform.processor() or platform.machine()
-
-
-def _gpu_name() -> str | None:
-    """Name and number of the GPUs torch sees, None without one; does not import torch for the sake of asking."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return None
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    return "Apple GPU (mps)" if torch.backends.mps.is_available() else None
-
-
-def _ram_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
 class PeakMemory:
-    """Peak memory inside a `with` block.
-
-    On a GPU the allocator's own peak, and what it had reserved on the device. Elsewhere the growth of resident memory
-    over what the process held on entering the block: sampled every 20 ms, and taken from the kernel's high-water mark
-    where the block raised it (samples can miss a spike; a mark left by something earlier says nothing about the block).
-    """
+    """Peak memory inside a `with` block: the allocator's on a GPU, elsewhere the growth of resident memory in it."""
 
     def __init__(self) -> None:
         import torch
 
+        self.torch = torch
         self.kind = "cuda_allocated" if torch.cuda.is_available() else "rss_growth"
 
     def __enter__(self) -> Self:
-        import torch
-
+        torch = self.torch
         if self.kind == "cuda_allocated":
             torch.cuda.reset_peak_memory_stats()
             return self
@@ -144,19 +111,18 @@ class PeakMemory:
 
     def bytes(self) -> int:
         """Peak up to now."""
-        import torch
-
         if self.kind == "cuda_allocated":
-            return torch.cuda.max_memory_allocated()
+            return self.torch.cuda.max_memory_allocated()
+        # Samples, one in 20 ms, can miss a spike, which the kernel's high-water mark has; but a mark that was left by
+        # something earlier says nothing about the block.
         mark = high_water_mark()
-        peak = max(self.sampled, mark) if mark > self.mark_before else self.sampled
-        return peak - self.rest
+        if mark > self.mark_before:
+            return max(self.sampled, mark) - self.rest
+        return self.sampled - self.rest
 
     def reserved_bytes(self) -> int | None:
         """Peak of what the allocator had taken from the device, used or not; None without a GPU."""
-        import torch
-
-        return torch.cuda.max_memory_reserved() if self.kind == "cuda_allocated" else None
+        return self.torch.cuda.max_memory_reserved() if self.kind == "cuda_allocated" else None
 
 
 def high_water_mark() -> int:
@@ -181,32 +147,17 @@ def unless_out_of_memory(score: Callable[[Batch], Result], batch: Batch) -> Resu
 
 
 # ---- floating-point operations ---------------------------------------------------------------------------------------
-# Counted as usual (PaLM, arXiv 2204.02311, appendix B): real tokens only, so padding counts as nothing, and nothing for
-# what gradient checkpointing computes twice.
-
-# Dense half-precision TFLOP/s by the makers' data sheets; the first name found in the device's own is taken.
-PEAK_TFLOPS = {
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "L4": 121,
-    "A10": 125,
-    "V100": 125,
-    "T4": 65,
-    "RTX 4090": 165,
-}
 
 
 def model_flops(model: PreTrainedModel, tokens: int, pairs: int) -> float:
     """Floating-point operations of forward and backward over `tokens` tokens in samples of squared length `pairs`.
 
-    Two per weight and token in the forward pass, and 4 d n^2 / 2 per layer for causal attention over n tokens (width
-    d). The backward pass costs twice that; half of it where the weights stand still, as under an adapter. The input
-    embedding is a look-up and counts nothing, unless the head shares it.
+    As usual (PaLM, arXiv 2204.02311, appendix B): real tokens only, so padding counts as nothing, and nothing for what
+    gradient checkpointing computes twice.
     """
+    # Two per weight and token in the forward pass, and 4 d n^2 / 2 per layer for causal attention over n tokens (width
+    # d). The backward pass costs twice that; half of it where the weights stand still, as under an adapter. The input
+    # embedding is a look-up and counts nothing, unless the head shares it.
     config = model.config
     head = model.get_output_embeddings()
     embeddings = model.get_input_embeddings()
@@ -234,11 +185,17 @@ def peak_flops_per_second(half_precision: bool = True) -> float | None:
 
 def peak_of(name: str) -> float | None:
     """FLOP/s of a GPU by its name, None when it is not in the table."""
-    tflops = next((value for key, value in PEAK_TFLOPS.items() if key in name), None)
-    return None if tflops is None else tflops * 1e12
+    return next((row["tflops"] * 1e12 for key, row in GPUS.items() if key in name), None)
 
 
-# ---- in words --------------------------------------------------------------------------------------------------------
+def clock(seconds: float) -> str:
+    """`45 s`, `2:05 min`, `3:07 h`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
@@ -262,5 +219,4 @@ def decimals(value: float) -> int:
 
 def number(value: float) -> str:
     """A measured number with three significant digits where it has decimals: 1,234 / 58.3 / 2.07 / 63."""
-    text = f"{value:,.{decimals(value)}f}"
-    return text.removesuffix(".00").removesuffix(".0")
+    return f"{value:,.{decimals(value)}f}".removesuffix(".00").removesuffix(".0")

@@ -1,7 +1,4 @@
-"""Child processes and progress: start one on this package, pass its lines on, let none outlive who asked for it.
-
-The steps that a process takes on its own start and end for the sake of seconds stand here too, with the seconds.
-"""
+"""Child processes and progress: start one on this package, pass its lines on, let none outlive who asked for it."""
 
 import os
 import subprocess
@@ -9,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import NoReturn, Self, TextIO
 
@@ -17,13 +15,13 @@ from tqdm import tqdm
 
 from codeact_lib.artifacts import PACKAGE_DIR
 
-# ---- children ------------------------------------------------------------------------------------------------------
+SECONDS_BETWEEN_LINES = 5.0  # of progress in a log; the last line comes when all is done
 
 
-def child_environment(**changes: str) -> dict[str, str]:
-    """This process's environment, in which the package is found from every working directory, and `changes`."""
+def child_environment() -> dict[str, str]:
+    """This process's environment, in which the package is found from every working directory."""
     found = [str(PACKAGE_DIR.parent), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found)), **changes}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))}
 
 
 def start(
@@ -35,24 +33,19 @@ def start(
 
 
 def pass_lines_on(child: "subprocess.Popen[str]", say: Callable[[str], object]) -> int:
-    """Hand each line that a child prints to `say`, until it ends; its exit code.
-
-    An interrupted cell must not leave its child behind: whatever ends this loop early ends the child too.
-    """
+    """Hand each line that a child prints to `say`, until it ends; its exit code."""
     try:
         for line in child.stdout or ():
             say(line.rstrip("\n"))
         return child.wait()
-    except BaseException:
+    except BaseException:  # an interrupted cell must not leave its child behind
         child.terminate()
         raise
 
 
 def end_with(pid: int) -> None:
-    """End this process when that one is gone, or it would go on in a folder that someone else resumes.
-
-    Launchers in between (accelerate, torchrun) do not pass a kill on, so the process itself has to look.
-    """
+    """End this process when that one is gone, or it would go on in a folder that someone else resumes."""
+    # launchers in between (accelerate, torchrun) do not pass a kill on, so the process itself has to look
     try:
         parent = psutil.Process(pid)
     except psutil.NoSuchProcess:
@@ -66,70 +59,48 @@ def end_with(pid: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-# ---- quick to start and to end -------------------------------------------------------------------------------------
-
-
 def block_imports(names: Iterable[str]) -> None:
-    """Let libraries that import all they find not find these: to Python a module that is None is not installed.
-
-    What is imported already stays.
-    """
+    """Let libraries that import all they find not find these; what is imported already stays."""
+    # to Python a module that is None is not installed
     for name in names:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def exit_fast(status: int) -> NoReturn:
-    """Leave without taking the interpreter apart: with torch in it that takes 2 s, when all is on disk already.
-
-    Of several processes each has a group to take leave of, so these end as usual.
-    """
+    """Leave without taking the interpreter apart: with torch in it that takes 2 s, when all is on disk already."""
+    # of several processes each has a group to take leave of, so these end as usual
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.exit(status)
     sys.stdout.flush()
     os._exit(status)
 
 
-# ---- progress ------------------------------------------------------------------------------------------------------
-
-
+@dataclass(eq=False)
 class Progress:
     """How far a loop is: a tqdm bar on a terminal, else (a log, a notebook, a pipe) a line every few seconds.
+
+    A subclass may word the line (`line`) or reckon the time left (`seconds_left`) in its own way.
 
         with Progress("IFD", len(rows), "rows") as progress:
             for row in rows:
                 ...
                 progress.advance()          # IFD 812/2,400 rows, 130.4/s, 12 s left
-
-    Args:
-        what: the word in front, may be empty.
-        total: how many there are, those of `initial` among them.
-        unit: what is counted, in the plural.
-        say: takes each line; None for silence. Only `print` gives way to the bar.
-        every: seconds between lines; the last one comes when all is done.
-        initial: how many were done before; they do not count in the rate.
-        note: asked when a line is due, its text stands in the place of the rate (the bar shows both).
-
-    A subclass may word the line (`line`) or reckon the time left (`seconds_left`) in its own way.
     """
 
-    def __init__(
-        self,
-        what: str,
-        total: int,
-        unit: str,
-        say: Callable[[str], object] | None = print,
-        every: float = 5.0,
-        *,
-        initial: int = 0,
-        note: Callable[[], str] | None = None,
-    ) -> None:
-        self.what, self.total, self.unit = what, total, unit
-        self.say, self.every, self.note = say, every, note
-        self.initial = self.done = initial
+    what: str  # the word in front, may be empty
+    total: int  # how many there are, those of `initial` among them
+    unit: str  # what is counted, in the plural
+    say: Callable[[str], object] | None = print  # takes each line; None for silence; only `print` gives way to the bar
+    _: KW_ONLY
+    initial: int = 0  # how many were done before; they do not count in the rate
+    note: Callable[[], str] | None = None  # asked when a line is due; it replaces the rate (the bar shows both)
+
+    def __post_init__(self) -> None:
+        self.done = self.initial
         self.started = self.said = time.monotonic()
         self.bar: tqdm | None = None
-        if say is print and sys.stderr.isatty():
-            self.bar = tqdm(desc=what or None, total=total, unit=f" {unit}", initial=initial)
+        if self.say is print and sys.stderr.isatty():
+            self.bar = tqdm(desc=self.what or None, total=self.total, unit=f" {self.unit}", initial=self.initial)
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more, and say so when a line is due."""
@@ -137,7 +108,7 @@ class Progress:
         if self.bar is not None:
             self.bar.update(n)
         now = time.monotonic()
-        if now - self.said < self.every and self.done < self.total:
+        if now - self.said < SECONDS_BETWEEN_LINES and self.done < self.total:
             return
         self.said = now
         if self.bar is not None and self.note is not None:
@@ -159,8 +130,8 @@ class Progress:
     def line(self) -> str:
         """The line of a log."""
         rate = f"{self.rate:.1f}/s" if self.note is None else self.note()
-        count = f"{self.what} {self.done:,}/{self.total:,} {self.unit}"
-        return f"{count.strip()}, {rate}, {self.seconds_left:,.0f} s left"
+        count = f"{self.what} {self.done:,}/{self.total:,} {self.unit}".strip()
+        return f"{count}, {rate}, {self.seconds_left:,.0f} s left"
 
     def close(self) -> None:
         """End the bar, if there is one."""

@@ -65,7 +65,8 @@ def test_the_wheel_holds_the_package_and_its_data_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"codeact_lib", next(top for top in tops if top.endswith(".dist-info"))}
-    for data in ("profiles/mini.yaml", "templates/report.html.j2", "mini/mini-base/model.safetensors"):
+    beside_code = ("gpus.yaml", "hub.yaml", "pipeline/stages.yaml", "pipeline/estimates.yaml")
+    for data in ("profiles/mini.yaml", "templates/report.html.j2", "mini/mini-base/model.safetensors", *beside_code):
         assert f"codeact_lib/{data}" in names
     assert any(name.endswith("accelerate_configs/fsdp2.yaml") for name in names)
 

@@ -2,14 +2,12 @@
 
 import csv
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from codeact_lib.artifacts import RunPaths, StageManifest
-from codeact_lib.config import Run, load_profile
+from codeact_lib.config import Run
 from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.pipeline.plan import identities
-from codeact_lib.pipeline.task import open_stage
+from codeact_lib.pipeline.task import Project, StageTask
 from codeact_lib.tables import load_metrics, run_facts
 from codeact_lib.tables.results import RunRecord
 
@@ -28,19 +26,24 @@ def explain(
 
     `what` is a run id or `TABLE:ROW:COLUMN`. Raises ProfileError or ArtifactError saying what exists instead.
     """
-    loaded = load_profile(profile, overrides)
-    paths = RunPaths(loaded.name, artifacts_dir or None, results_dir or None)
-    call = {"profile": profile, "overrides": overrides, "artifacts_dir": artifacts_dir, "results_dir": results_dir}
+    project = Project(profile, overrides, artifacts_dir, results_dir)
+    paths = project.paths
     lines: list[str] = []
     run_ids = [what]
     if ":" in what:
         lines, run_ids = _cell(paths, what)
     for run_id in run_ids:
-        run = loaded.run(run_id)  # an unknown name is refused with the nearest known one
+        run = project.profile.run(run_id)  # an unknown name is refused with the nearest known one
         records = load_metrics(paths.results / "metrics", [run_id])
         if not records:
             raise ArtifactError(f"{run_id} has no metrics in {paths.shown(paths.results)}: it was not run yet.")
-        lines += [*_metrics(paths, records[0]), *_stages(run, records[0], call)]
+        facts = run_facts(records[0])["facts"]
+        environment = records[0]["provenance"]["environment"]
+        packages = [f"{name} {version}" for name, version in environment["packages"].items()]
+        facts["versions"] = ", ".join([f"python {environment['python']}", *packages, environment["platform"]])
+        lines += [f"run {run_id}", f"  metrics  {paths.shown(paths.metrics(run_id))}"]
+        lines += [f"  {name:<9} {value}" for name, value in facts.items() if name != "stage keys"]
+        lines += _stages(project, run, records[0])
     return lines
 
 
@@ -51,9 +54,8 @@ def _cell(paths: RunPaths, what: str) -> tuple[list[str], list[str]]:
     path = paths.tables_dir / f"{table}.csv"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in paths.tables_dir.glob("*.csv"))) or "none yet"
-        raise ArtifactError(
-            f"no table is called {table!r} in {paths.shown(paths.tables_dir)} (there: {known}); {CELL}."
-        )
+        where = paths.shown(paths.tables_dir)
+        raise ArtifactError(f"no table is called {table!r} in {where} (there: {known}); {CELL}.")
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not number.isdigit() or not 1 <= int(number) <= len(rows):
@@ -65,7 +67,7 @@ def _cell(paths: RunPaths, what: str) -> tuple[list[str], list[str]]:
     parts = {part: row.get(f"{column}_{part}") for part in ("k", "n", "low", "high")}
     if all(parts.values()):
         lines.append("  {k} of {n} tasks solved, 95% interval {low} to {high}".format(**parts))
-    named = "; ".join([row.get("run_id") or "", row.get("other_run_id") or ""])
+    named = f"{row.get('run_id') or ''}; {row.get('other_run_id') or ''}"
     run_ids = [run_id for run_id in named.split("; ") if run_id]
     if len(run_ids) > 1:
         lines.append(f"  taken from {len(run_ids)} runs: {', '.join(run_ids)}")
@@ -74,21 +76,12 @@ def _cell(paths: RunPaths, what: str) -> tuple[list[str], list[str]]:
     return lines, run_ids
 
 
-def _metrics(paths: RunPaths, record: RunRecord) -> list[str]:
-    facts = run_facts(record)["facts"]
-    lines = [f"run {record['run_id']}", f"  metrics  {paths.shown(paths.metrics(record['run_id']))}"]
-    environment = record["provenance"]["environment"]
-    packages = [f"{name} {version}" for name, version in environment["packages"].items()]
-    facts["versions"] = ", ".join([f"python {environment['python']}", *packages, environment["platform"]])
-    return lines + [f"  {name:<9} {value}" for name, value in facts.items() if name != "stage keys"]
-
-
-def _stages(run: Run, record: RunRecord, call: Mapping[str, Any]) -> list[str]:
+def _stages(project: Project, run: Run, record: RunRecord) -> list[str]:
     """Each stage behind the run: its manifest where the artifacts are at hand, else the copy kept with the metrics."""
     lines = []
     kept = record["provenance"].get("stages", {})
     for stage, identity in identities([run]):
-        task = open_stage(stage, **call, **identity)
+        task = StageTask(project, stage, identity)
         lines.append(f"stage {task.title}")
         if task.manifest_path.is_file():
             manifest = StageManifest.read(task.manifest_path)

@@ -1,15 +1,7 @@
 """Who works on what: each process locks what it writes, by a lock of the operating system (`filelock`).
 
-A kernel, or a notebook run by hand, holds the folder of its stage from `begin` to `finish`. A runner holds the executed
-copy of the notebook while papermill writes it, so of several runs one starts the kernel. Nothing is handed from a
-runner to its kernel: when a runner is killed, the kernel that outlives it by a second keeps its folder for so long.
-
-The system gives a lock back however its process ends, so a stage is never taken over: the next process finds it free.
-The files lie in `.locks` of the artifacts folder. Beside each stands who holds it: for people, and to count the stages
-that are at work on one machine, which each record says.
+The files lie in `.locks` of the artifacts folder; beside each stands who holds it, for people and `stages_at_work`.
 """
-
-from __future__ import annotations
 
 import os
 import socket
@@ -20,7 +12,12 @@ from filelock import FileLock, Timeout
 from codeact_lib.artifacts import utc_now
 from codeact_lib.errors import ArtifactError
 
-FOLDER, COPY = ".lock", ".run"  # the two locks of a stage: its folder, and the executed copy of its notebook
+# A kernel, or a notebook run by hand, holds the folder of its stage from `begin` to `finish`. A runner holds the
+# executed copy of the notebook while papermill writes it, so of several runs one starts the kernel. Nothing is handed
+# from a runner to its kernel: when a runner is killed, the kernel that outlives it by a second keeps its folder for so
+# long. The system gives a lock back however its process ends, so no stage is ever taken over.
+FOLDER = ".lock"
+COPY = ".run"
 
 
 class Lock:
@@ -43,12 +40,12 @@ class Lock:
         except Timeout:
             return False
         except OSError as error:
-            raise ArtifactError(
-                f"Cannot write {self.path}: {error.strerror}. Make the folder writable for all jobs."
-            ) from error
+            reason = f"Cannot write {self.path}: {error.strerror}. Make the folder writable for all jobs."
+            raise ArtifactError(reason) from error
         return True
 
     def release(self) -> None:
+        """Give the lock back, however often it was acquired."""
         self._lock.release(force=True)
 
     def holder(self) -> str:
@@ -70,6 +67,8 @@ class Lock:
 
 def stages_at_work(folder: Path) -> int:
     """How many stages processes of this machine work on at this moment, with their locks in `folder`."""
-    here = f"{socket.gethostname()}:"
-    locks = [Lock(path) for path in folder.glob("*") if path.suffix in (FOLDER, COPY)]
-    return len({lock.path.stem for lock in locks if lock.holder().startswith(here)})
+    stages = set()
+    for path in folder.glob("*"):
+        if path.suffix in (FOLDER, COPY) and Lock(path).holder().startswith(f"{socket.gethostname()}:"):
+            stages.add(path.stem)
+    return len(stages)

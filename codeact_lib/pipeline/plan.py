@@ -1,17 +1,15 @@
 """The grid: every stage execution of a profile in order, which of them are wanted, and the lines that show it."""
 
-from __future__ import annotations
-
 import fnmatch
 import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from codeact_lib.config import MINI_MODEL, Run, load_profile
+from codeact_lib.config import MINI_MODEL, Run
 from codeact_lib.errors import ProfileError
 from codeact_lib.pipeline.stages import STAGES, maker_of
-from codeact_lib.pipeline.task import StageTask, open_stage
+from codeact_lib.pipeline.task import Project, StageTask
 
 SIGNS = {"done": "+", "stale code": "~", "changed": "!", "damaged": "!"}
 
@@ -20,10 +18,10 @@ def plan(
     profile: str = "mini", overrides: str | dict = "", artifacts_dir: str = "", results_dir: str = ""
 ) -> list[StageTask]:
     """Every stage execution of a profile's grid, each once, in the order they run."""
-    places = {"artifacts_dir": artifacts_dir, "results_dir": results_dir}
+    project = Project(profile, overrides, artifacts_dir, results_dir)
     tasks: dict[tuple, StageTask] = {}
-    for stage, identity in [*identities(load_profile(profile, overrides).runs()), ("06_tables", {})]:
-        task = open_stage(stage, profile=profile, overrides=overrides, **places, **identity)
+    for stage, identity in [*identities(project.profile.runs()), ("06_tables", {})]:
+        task = StageTask(project, stage, identity)
         # runs share data sets, scores and selections; the last of two seeds names a selection that depends on none
         tasks[stage, task.folder] = task
     return list(tasks.values())
@@ -53,11 +51,10 @@ def makers(tasks: Sequence[StageTask]) -> dict[StageTask, set[StageTask]]:
         found[task] = set()
         for path in task.inputs.values():
             found[task].update(made[place] for place in (path, *path.parents) if place in made)
-        made |= dict.fromkeys(task.makes, task)  # 06 comes last: its folder holds what 05 makes
+        made[task.folder] = task  # 06 comes last: its folder holds what 05 makes
+        if task.elsewhere:
+            made[task.elsewhere] = task
     return found
-
-
-# ---- which of them are wanted ----------------------------------------------------------------------------------------
 
 
 def filter_tasks(
@@ -67,9 +64,8 @@ def filter_tasks(
     for prefix in (first, *only):
         if not any(stage.startswith(prefix) for stage in STAGES):
             raise ProfileError(f"No stage starts with {prefix!r}; the stages are {', '.join(STAGES)}.")
-    start = next(stage for stage in STAGES if stage.startswith(first))
     wanted = of_runs(tasks, runs) if runs else tasks
-    chosen = [task for task in wanted if task.stage >= start and task.stage.startswith(tuple(only) or "")]
+    chosen = [task for task in wanted if task.stage >= first and task.stage.startswith(tuple(only) or "")]
     if not chosen:
         raise ProfileError(f"No stage from {first or STAGES[0][:2]} on is one of {', '.join(only)}: nothing to run.")
     return chosen
@@ -94,18 +90,14 @@ def named(tasks: Sequence[StageTask], patterns: Sequence[str]) -> list[StageTask
     """The tasks a `--force` names: by stage prefix (`04`), data set, model, run_id, or `all`."""
     found: set[StageTask] = set()
     for pattern in patterns:
-        matching = {task for task in tasks if pattern == "all" or _is_called(task, pattern)}
+        matching = set()
+        for task in tasks:
+            if pattern in ("all", *map(str, task.identity.values())) or task.stage.startswith(pattern):
+                matching.add(task)
         if not matching:
             raise ProfileError(f"--force {pattern}: no stage or run of this plan is called so; see `codeact plan`.")
         found |= matching
     return [task for task in tasks if task in found]
-
-
-def _is_called(task: StageTask, pattern: str) -> bool:
-    return task.stage.startswith(pattern) or pattern in map(str, task.identity.values())
-
-
-# ---- showing it ------------------------------------------------------------------------------------------------------
 
 
 def plan_lines(tasks: Sequence[StageTask]) -> Iterator[str]:

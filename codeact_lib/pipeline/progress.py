@@ -1,26 +1,22 @@
 """What a run says while it goes: which stage, how long it has been and may still take, and who is waited for."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from codeact_lib.artifacts import StageManifest
 from codeact_lib.errors import ArtifactError
+from codeact_lib.measure import clock
 from codeact_lib.pipeline.locks import stages_at_work
-from codeact_lib.pipeline.stages import STAGES
-from codeact_lib.pipeline.state import clock
+from codeact_lib.pipeline.stages import TABLE
 from codeact_lib.pipeline.task import StageTask, run_options
-
-# What the stages of mini take on two cores: the first guess of the time left, scaled by what is measured.
-MINI_SECONDS = dict(zip(STAGES, (33, 23, 4, 60, 26, 21), strict=True))
 
 
 class Progress:
-    """Says which stage runs, how long it has been, how long the rest may take, and who is waited for."""
+    """Says it of `tasks`, line by line, to `say`."""
 
     def __init__(self, tasks: Sequence[StageTask], say: Callable[[str], object]) -> None:
         self.tasks = tasks
@@ -62,10 +58,8 @@ class Progress:
 
     def wait_for(self, tasks: Sequence[StageTask]) -> None:
         """Say once who is waited for, as long as it is the same."""
-        awaited = []
-        for task in tasks:
-            if holder := task.holder():
-                awaited.append(f"{task.title}, held by {holder}")
+        holders = {task.title: task.holder() for task in tasks}
+        awaited = [f"{title}, held by {holder}" for title, holder in holders.items() if holder]
         if awaited and awaited != self.awaited:
             more = f", and {len(awaited) - 1} more" if len(awaited) > 1 else ""
             self.say(f"waiting for {awaited[0]}{more}")
@@ -97,7 +91,7 @@ class Progress:
         else:
             self.say(f"Nothing to do: all {self.skipped} stages are done.")
         if self.stale:
-            again = f"codeact run {run_options(self.stale[0].call)}"
+            again = f"codeact run {run_options(**self.stale[0].call)}"
             for stage in sorted({task.stage[:2] for task in self.stale}):
                 again += f" --force {stage}"
             self.say(f"Made by older code and kept: {_stages(len(self.stale))}. To make them anew: {again}")
@@ -106,7 +100,7 @@ class Progress:
 
 
 def _stages(number: int) -> str:
-    return f"{number} stage" if number == 1 else f"{number} stages"
+    return "1 stage" if number == 1 else f"{number} stages"
 
 
 def _written(task: StageTask) -> int | None:
@@ -120,7 +114,7 @@ def expected_seconds(task: StageTask) -> float:
     """What the stage took last time, whatever its parameters were; else what it takes with mini."""
     with contextlib.suppress(ArtifactError):
         return StageManifest.read(task.manifest_path).seconds + 3  # a kernel needs about 3 s to start and stop
-    seconds = float(MINI_SECONDS[task.stage])
+    seconds = float(TABLE[task.stage]["mini_seconds"])
     if task.run and task.run.ratio and task.stage == "04_train_dynamic_pack":
         seconds *= 0.3 + 0.7 * task.run.ratio  # not all of it is training
     return seconds
@@ -132,18 +126,17 @@ def ticking(started: float, expected: float | None) -> Iterator[None]:
     if not sys.stdout.isatty():
         yield
         return
-    finished = threading.Event()
     of = f" of about {clock(expected)}" if expected else ""
+    finished = threading.Event()
 
     def tick() -> None:
         while not finished.wait(1.0):
             print(f"\r\033[K    {clock(time.monotonic() - started)}{of}", end="", flush=True)
-
-    thread = threading.Thread(target=tick, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
         print("\r\033[K", end="", flush=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(tick)
+        try:
+            yield
+        finally:
+            finished.set()

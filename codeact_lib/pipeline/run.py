@@ -1,47 +1,31 @@
-"""The runner: skip what is done, run the rest through papermill, resume after a kill.
-
-Each notebook is executed once per distinct parameter set; its executed copy goes to `results/<profile>/notebooks`.
-papermill's own verdict is not trusted (after a killed kernel every cell is marked completed): a stage has succeeded
-only when its manifest is there and matches.
-"""
+"""The runner: skip what is done, run the rest once per distinct parameter set, resume after a kill."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import shlex
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
 
-from codeact_lib import errors
-from codeact_lib.artifacts import PACKAGE_DIR, atomic_write, make_folder, write_json
+from codeact_lib.artifacts import make_folder, write_json
 from codeact_lib.errors import ArtifactError, CodeActError, require_package
-from codeact_lib.pipeline.jobs import run_jobs
+from codeact_lib.measure import usable_cores
+from codeact_lib.pipeline.notebook import execute, kernel_environment
 from codeact_lib.pipeline.plan import estimate_lines, filter_tasks, makers, named, plan
 from codeact_lib.pipeline.progress import Progress
-from codeact_lib.pipeline.state import State
-from codeact_lib.pipeline.task import StageTask, run_options
+from codeact_lib.pipeline.task import StageTask, State, run_options
+from codeact_lib.processes import child_environment, pass_lines_on, start
 
 if TYPE_CHECKING:
     from traitlets.config import Config
 
 POLL_SECONDS = 1.0  # between two looks at what other processes hold
 Say = Callable[[str], object]
-
-
-class StageFailed(CodeActError):
-    """A notebook did not finish its stage. `details`: where, and how to go on; `traceback`: the notebook's."""
-
-    def __init__(self, message: str, details: Sequence[str] = (), traceback: str = "") -> None:
-        super().__init__(message)
-        self.details = list(details)
-        self.traceback = traceback
 
 
 def run(
@@ -67,22 +51,22 @@ def run(
         runs: patterns of run_ids (`fnmatch`); only these are trained and evaluated, what they need is made, and the
             tables follow when all runs are done, or when `only` names them.
         force: stages or runs to make anew although they are done.
-        jobs: how many processes work side by side on this machine.
-        dry_run: say what would run, change nothing.
-        verbose: stream what the notebooks print.
+        jobs, dry_run, verbose: as the options of `codeact run`.
         say: takes each line of progress.
 
-    Returns:
-        The number of notebooks executed (or, in a dry run, that would be).
-
-    Raises:
-        StageFailed: at the first notebook that does not finish its stage.
+    Returns the number of notebooks executed (or, in a dry run, that would be). Raises StageFailed at the first notebook
+    that does not finish its stage.
     """
     everything = plan(profile, overrides, artifacts_dir, results_dir)
     tasks = filter_tasks(everything, first, only, runs)
     tables_later = bool(runs) and not only and tasks[-1].stage == "06_tables"
-    forced = named(tasks, force) if force else []
-    _require_notebooks(tasks)
+    forced = named(tasks, force)
+    for task in tasks:
+        if not task.notebook.exists():
+            raise ArtifactError(
+                f"{task.notebook} does not exist. `codeact run` executes the notebooks of a clone: change into its "
+                f"folder, or get one: git clone {repository()}. `codeact select` and the library work without."
+            )
     if dry_run:
         return _dry_run(tasks, forced, tables_later, say)
     require_package("papermill", "notebooks")
@@ -91,18 +75,15 @@ def run(
     for task in forced:
         _forget(task)
     if jobs > 1:
-        options = [*shlex.split(run_options(tasks[0].call)), "--from", first]
-        if verbose:
-            options.append("--verbose")
-        for stage in only:
-            options += ["--only", stage]
-        for pattern in runs:
-            options += ["--runs", pattern]
+        options = ["--from", first]
+        for name, values in (("--only", only), ("--runs", runs)):
+            for value in values:
+                options += [name, value]
         before = _not_done(tasks)
-        run_jobs(jobs, options, cwd=tasks[0].paths.root, say=say)
+        run_jobs(jobs, tasks[0], options, verbose, say)
         return len(before) - len(_not_done(before))
     progress = Progress(tasks, say)
-    with _kernel_environment() as transport:
+    with kernel_environment() as transport:
         _work(tasks[:-1] if tables_later else tasks, progress, transport, verbose)
         if tables_later:
             unfinished = _not_done([task for task in everything if task.stage == "05_eval"])
@@ -118,15 +99,6 @@ def repository() -> str:
     """Address of the project, as the installed package's own metadata has it (pyproject.toml, [project.urls])."""
     addresses = importlib.metadata.metadata("codeact-lib").get_all("Project-URL") or []
     return next(line.split(", ")[1] for line in addresses if line.startswith("Repository, "))
-
-
-def _require_notebooks(tasks: Sequence[StageTask]) -> None:
-    absent = [task.notebook for task in tasks if not task.notebook.exists()]
-    if absent:
-        raise ArtifactError(
-            f"{absent[0]} does not exist. `codeact run` executes the notebooks of a clone: change into its folder, or "
-            f"get one: git clone {repository()}. `codeact select` and the library work without."
-        )
 
 
 def _dry_run(tasks: Sequence[StageTask], forced: Sequence[StageTask], tables_later: bool, say: Say) -> int:
@@ -166,6 +138,35 @@ def _forget(task: StageTask) -> None:
         task.manifest_path.unlink(missing_ok=True)
 
 
+def run_jobs(number: int, task: StageTask, options: Sequence[str], verbose: bool, say: Say) -> None:
+    """Start `codeact run` with `options` `number` times for the plan of `task`: they share the work by their locks.
+
+    Each line a job prints is said with the job's number in front. `CodeActError` when one of them failed.
+    """
+    # with 4 cores and 2 jobs each computes with 2 threads, unless the user says otherwise
+    environment = {"OMP_NUM_THREADS": str(max(1, usable_cores() // number)), **child_environment()}
+    # a job ends when this process is gone, or it would go on with nobody watching
+    command = ["-m", "codeact_lib.cli", "run", "--parent", str(os.getpid()), *options]
+    command += shlex.split(run_options(**task.call))
+    if verbose:
+        command.append("--verbose")
+    jobs = [start(command, cwd=task.paths.root, env=environment) for _ in range(number)]
+
+    def say_as(job: int, line: str) -> None:
+        say(f"{job}| {line}")
+
+    with ThreadPoolExecutor(number) as pool:
+        ends = [pool.submit(pass_lines_on, job, partial(say_as, n)) for n, job in enumerate(jobs, 1)]
+        try:
+            failed = [n for n, end in enumerate(ends, 1) if end.result()]
+        except BaseException:
+            for job in jobs:
+                job.terminate()
+            raise
+    if failed:
+        raise CodeActError(f"{len(failed)} of {number} jobs failed; the reason stands above, after {failed[0]}|")
+
+
 # ---- the loop --------------------------------------------------------------------------------------------------------
 
 
@@ -188,141 +189,19 @@ def _work(tasks: Sequence[StageTask], progress: Progress, transport: Config, ver
 def _run_if_free(task: StageTask, progress: Progress, transport: Config, verbose: bool) -> bool:
     """Whether the task is done now; False when another process holds it."""
     with _turn(task) as mine:
-        if not mine:
-            return False
-        if progress.skip(task):  # it was done between the look and the lock
-            return True
-        with progress.step(task):
-            _execute(task, transport, verbose)
-        return True
+        if mine and not progress.skip(task):  # it may have been done between the look and the lock
+            with progress.step(task):
+                execute(task, transport, verbose)
+        return mine
 
 
 @contextlib.contextmanager
 def _turn(task: StageTask, patience: float = 0.0) -> Iterator[bool]:
     """Whether this runner may execute a notebook: no other one does, and nobody works in its folder by hand."""
-    lock = task.copy_lock
-    if not lock.acquire(patience):
+    if not task.copy_lock.acquire(patience):
         yield False
         return
     try:
         yield not task.lock.holder()
     finally:
-        lock.release()
-
-
-# ---- one notebook ----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _kernel_environment() -> Iterator[Config]:
-    """What a kernel inherits: this environment's own Python, no start-up files of the user's, fixed string hashes.
-
-    The one place where the environment is changed; it is put back in the end. Yields how to talk to kernels.
-    """
-    from traitlets.config import Config
-
-    with tempfile.TemporaryDirectory(prefix="codeact-") as scratch:
-        # Sockets in the run's own folder: unlike TCP ports, no other user of a shared machine can listen in. By default
-        # they lie in the working directory, where the kernels of two runs would meet.
-        sockets = f"{make_folder(f'{scratch}/runtime')}/kernel"
-        transport = Config()
-        if os.name == "posix" and len(sockets) < 90:  # a socket's path may have about 100 characters
-            transport.KernelManager = Config(transport="ipc", ip=sockets)
-        ours = {
-            "JUPYTER_PREFER_ENV_PATH": "1",  # the kernelspec of this environment before one in the home folder
-            "JUPYTER_RUNTIME_DIR": f"{scratch}/runtime",  # works with an empty or read-only home
-            "IPYTHONDIR": f"{scratch}/ipython",
-            "PYTHONHASHSEED": "0",
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else a debugger warning lands in the executed notebooks
-        }
-        before = {name: os.environ[name] for name in ours if name in os.environ}
-        os.environ.update(ours)
-        try:
-            yield transport
-        finally:
-            for name in ours:
-                del os.environ[name]
-            os.environ.update(before)
-
-
-def _execute(task: StageTask, transport: Config, verbose: bool) -> None:
-    """Run one notebook; return only if its stage is then done."""
-    import nbclient
-    import papermill
-
-    try:
-        with contextlib.chdir(task.paths.root):  # so that the executed copy holds paths relative to the project
-            papermill.execute_notebook(
-                task.paths.shown(task.notebook),
-                task.paths.shown(task.executed_notebook),
-                parameters=task.notebook_parameters,
-                kernel_name="python3",
-                cwd="notebooks",
-                progress_bar=False,
-                log_output=verbose,
-                stdout_file=sys.stdout if verbose else None,
-                stderr_file=sys.stderr if verbose else None,
-                # Colab's configuration of IPython makes kernels that ask the browser for the hub's token, and wait for
-                # ever where there is none, as here (googlecolab/colabtools#4677): a plain kernel asks nobody.
-                extra_arguments=["--IPKernelApp.kernel_class=ipykernel.ipkernel.IPythonKernel"],
-                start_timeout=120,
-                shutdown_kernel="immediate",  # a kernel that holds torch takes seconds to take itself apart
-                config=transport,
-            )
-    except (papermill.PapermillException, nbclient.exceptions.DeadKernelError, RuntimeError, TimeoutError) as error:
-        raise _failure(task, error) from error
-    finally:
-        _tidy(task.executed_notebook, task.paths.root)
-    # sys.exit(0) in a cell, or a kernel that died in the last one, is no error to papermill
-    task.look_again()
-    state = task.state()
-    if not state.is_done:
-        reason = f"it ended without its manifest ({state.name}: {state.reason}); its kernel may have died"
-        raise _failure(task, CodeActError(reason))
-
-
-def _failure(task: StageTask, error: Exception) -> StageFailed:
-    """The error of a notebook as one sentence, where it happened, and how to go on."""
-    # papermill's own error carries the notebook's: its name, its words, its cell and its traceback
-    told: Mapping[str, Any] = vars(error)
-    name = told.get("ename", type(error).__name__)
-    message = told.get("evalue", str(error))
-    if name == "DeadKernelError":
-        message = "its kernel died: killed, or out of memory"
-    lines = [line for line in message.splitlines() if line.strip()] or ["no message"]
-    what = lines[0].removeprefix(f"{task.title} ")
-    if name not in vars(errors) and name != "DeadKernelError":
-        what = f"{name}: {what}"
-    details = []
-    if "cell_index" in told:
-        details.append(f"in cell {told['cell_index'] + 1}{_heading(task, told['cell_index'])}")
-    details.append(f"executed notebook, with the traceback: {task.paths.shown(task.executed_notebook)}")
-    details.append(f"to continue from here: codeact run {run_options(task.call)}")
-    return StageFailed(f"{task.title} failed: {what}", details, "\n".join(told.get("traceback", [])))
-
-
-def _heading(task: StageTask, cell_index: int) -> str:
-    """The heading above a cell of the executed notebook, so that a reader finds it."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        cells = json.loads(task.executed_notebook.read_text(encoding="utf-8"))["cells"]
-        for cell in reversed(cells[: cell_index + 1]):
-            for line in reversed(cell["source"]):
-                if cell["cell_type"] == "markdown" and line.startswith("#"):
-                    return f", under “{line.strip('# ').strip()}”"
-    return ""
-
-
-def _tidy(path: Path, root: Path) -> None:
-    """Take this machine's folders out of an executed notebook and out of its metadata."""
-    if not path.exists():
-        return
-    text = path.read_text(encoding="utf-8")
-    places = ((sys.prefix, ".venv"), (str(PACKAGE_DIR.parent), "."), (str(root), "."), (str(Path.home()), "~"))
-    for folder, instead in places:
-        if folder and folder != "/":
-            text = text.replace(f"{folder}/", f"{instead}/".removeprefix("./")).replace(f'"{folder}"', f'"{instead}"')
-    notebook = json.loads(text)
-    notebook["metadata"].get("papermill", {}).pop("environment_variables", None)
-    with atomic_write(path) as file:
-        json.dump(notebook, file, indent=1, ensure_ascii=False, sort_keys=True)
-        file.write("\n")
+        task.copy_lock.release()

@@ -151,10 +151,7 @@ class _KeptResults:
         path = MINI_BASE_DIR if name == MINI_MODEL else Path(name)
         if not path.exists():
             return [str(name), revision]
-        hashes = HashCache(self.folder / ".hashes.json")
-        digest = hashes(path)
-        hashes.save()
-        return digest
+        return HashCache(self.folder / ".hashes.json")(path)
 
 
 class _Source(NamedTuple):

@@ -53,9 +53,9 @@ def test_each_kind_of_stage_is_expected_to_take_what_it_took_before(tmp_path, cl
 
 
 def test_a_kind_not_seen_yet_is_guessed_at_the_speed_of_the_others(tmp_path, clock):
-    twice = 2 * progress.MINI_SECONDS["05_eval"]
+    twice = 2 * progress.TABLE["05_eval"]["mini_seconds"]
     left = left_after(tasks(tmp_path, "05_eval", "04_train_dynamic_pack"), [twice], clock)
-    assert left == f"{2 * progress.MINI_SECONDS['04_train_dynamic_pack'] // 60}:00 min"
+    assert left == f"{2 * progress.TABLE['04_train_dynamic_pack']['mini_seconds'] // 60}:00 min"
 
 
 def test_processes_that_work_side_by_side_share_the_time_left(tmp_path, clock):

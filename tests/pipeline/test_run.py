@@ -17,7 +17,7 @@ from conftest import REPO, write_notebook
 
 from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.pipeline import STAGES, StageFailed, open_stage, plan, run
-from codeact_lib.pipeline.state import CODE, code_sha256
+from codeact_lib.pipeline.stages import TABLE, code_sha256
 
 CDAS = "toy-model__toy__cdas-0.4__dynamic-pack"
 
@@ -432,7 +432,7 @@ def test_code_hash_follows_the_cells_but_not_prose_or_outputs(toy_project):
 
 def test_code_hash_follows_the_folders_of_its_stage_and_no_others(toy_project, monkeypatch):
     package = toy_project / "codeact_lib"
-    monkeypatch.setattr("codeact_lib.pipeline.state.PACKAGE_DIR", package)
+    monkeypatch.setattr("codeact_lib.pipeline.stages.PACKAGE_DIR", package)
     for part in ("ifd", "training"):
         (package / part).mkdir()
         (package / part / "inner.py").write_text("constant = 1\n")
@@ -454,7 +454,8 @@ def test_every_part_of_the_package_that_a_notebook_computes_with_counts_as_its_c
         names.update(imported.replace(" ", "").split(","))
     parts = {name for name in names if (REPO / "codeact_lib" / name).is_dir()}
     parts |= {f"{name}.py" for name in names if (REPO / "codeact_lib" / f"{name}.py").is_file()}
+    code = TABLE[stage]["code"]
     plumbing = {"artifacts.py", "config.py", "errors.py", "pipeline", "figures", "hub.py", "generation"}
     shown_only = {"02_ifd": {"sampling.py"}}.get(stage, set())
-    assert parts - plumbing - shown_only <= {part.partition("/")[0] for part in CODE[stage]}
-    assert all((REPO / "codeact_lib" / part).exists() for part in CODE[stage])
+    assert parts - plumbing - shown_only <= {part.partition("/")[0] for part in code}
+    assert all((REPO / "codeact_lib" / part).exists() for part in code)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from codeact_lib.cli import app
 from codeact_lib.config import Profile, load_profile, profile_names
-from codeact_lib.pipeline.stages import KEYS, LORA_KEYS
+from codeact_lib.pipeline.stages import TABLE
 from codeact_lib.tables import deviations
 from codeact_lib.training.settings import TrainSettings
 
@@ -58,7 +58,7 @@ def test_every_key_of_a_profile_is_a_switch_or_changes_no_result():
 
 
 def test_every_key_that_enters_a_stages_identity_is_a_switch():
-    in_stages = {key for keys in KEYS.values() for key in keys} | set(LORA_KEYS)
+    in_stages = {key for row in TABLE.values() for key in row["keys"] + row.get("adapter_keys", [])}
     # two that are part of a training's identity for its log and its memory, not for its result
     assert in_stages - set(METHOD) == {"gradient_checkpointing", "logging_steps"}
 
