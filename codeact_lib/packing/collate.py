@@ -24,36 +24,6 @@ if TYPE_CHECKING:  # planning needs neither torch nor pandas, and both are secon
 Sample = Mapping[str, Any]  # `input_ids` and, where given, `labels`: lists or 1-D tensors
 
 
-# ---- collating -----------------------------------------------------------------------------------------------------
-def fit_samples(
-    samples: Iterable[Sample], max_length: int, overlong: str = "truncate"
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Make every sample fit `max_length`, and say what it took.
-
-    `samples` are dicts of equally long `input_ids` and `labels`; none is changed in place. `overlong` "truncate" cuts
-    the end of a longer sample, which is its response (the paper); "drop" leaves it out. A sample in which no label
-    after the first is left to learn from is left out in any case: it would cost time and teach nothing.
-
-    Returns the samples that stay and the counts `truncated` (of those that stay), `overlong` (left out for their
-    length) and `unsupervised` (left out). Raises DataError for another `overlong`.
-    """
-    if overlong not in ("truncate", "drop"):
-        raise DataError(f"unknown overlong {overlong!r}: choose truncate or drop")
-    kept = []
-    counts = {"truncated": 0, "overlong": 0, "unsupervised": 0}
-    for sample in samples:
-        too_long = len(sample["input_ids"]) > max_length
-        cut = {key: sample[key][:max_length] for key in ("input_ids", "labels")}
-        if not any(label != IGNORE_INDEX for label in cut["labels"][1:]):
-            counts["unsupervised"] += 1
-        elif too_long and overlong == "drop":
-            counts["overlong"] += 1
-        else:
-            counts["truncated"] += too_long
-            kept.append(cut)
-    return kept, counts
-
-
 class DynamicPackCollator:
     """Collate tokenised samples into the tensors any Hugging Face causal language model takes.
 

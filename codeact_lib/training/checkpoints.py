@@ -27,11 +27,11 @@ def seal_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            files[path.relative_to(folder).as_posix()] = _stamp(path)
+            files[path.relative_to(folder).as_posix()] = size_and_hash(path)
     write_json(folder / SEALED, {"files": files, STATE: state})
 
 
-def _stamp(path: Path) -> list[int | str | None]:
+def size_and_hash(path: Path) -> list[int | str | None]:
     """Size in bytes and sha256, the latter only up to `HASH_UP_TO`."""
     size = path.stat().st_size
     return [size, sha256_file(path) if size <= HASH_UP_TO else None]
@@ -45,7 +45,7 @@ def sealed_state(folder: Path) -> dict[str, Any]:
 def latest_checkpoint(folder: str | Path, identity: str) -> Path | None:
     """The newest complete checkpoint of this very training, or None; unusable ones are removed and named."""
     for path in checkpoints_in(folder):
-        problem = _problem(path, identity)
+        problem = problem_of(path, identity)
         if problem is None:
             return path
         print(f"{path.name} is not used: {problem}", flush=True)
@@ -58,7 +58,7 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
     return sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
 
-def _problem(folder: Path, identity: str) -> str | None:
+def problem_of(folder: Path, identity: str) -> str | None:
     """Why this checkpoint cannot be resumed from; None when it can."""
     try:
         seal = read_json(folder / SEALED)
@@ -69,15 +69,9 @@ def _problem(folder: Path, identity: str) -> str | None:
     for name, stamp in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _stamp(folder / name) != stamp:
+        if size_and_hash(folder / name) != stamp:
             return f"{name} is damaged"
     return None if owner == identity else "it belongs to a training with other data or arguments"
-
-
-def remove_old_checkpoints(folder: Path, keep: int | None) -> None:
-    """Keep the newest `keep` checkpoints (None: all). To be called when the newest one is sealed, not before."""
-    for path in checkpoints_in(folder)[keep:] if keep else []:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def unwritten(partial: Path, name: str, checkpoints: str | Path, error: Exception) -> ArtifactError:
@@ -108,8 +102,7 @@ def save_model(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Pat
         if trainer.is_world_process_zero():
             (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; the arguments are in the manifest
             tokenizer.save_pretrained(partial)
-            # A folder replaces only an empty one.
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # a folder replaces only an empty one
             os.replace(partial, folder)
     except WRITE_ERRORS as error:
         raise unwritten(partial, "the finished model", trainer.args.output_dir, error) from error

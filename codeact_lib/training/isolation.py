@@ -1,5 +1,4 @@
-"""Whether packed samples stay apart: checked on the user's own model and data, in the place and precision they are
-trained in, just before the first step."""
+"""Whether packed samples stay apart: checked on the user's own model and data, just before the first step."""
 
 from collections.abc import Sequence
 
@@ -8,9 +7,8 @@ from transformers import PreTrainedModel
 
 from codeact_lib.errors import ModelError
 from codeact_lib.modeling.load import evaluation_mode
-from codeact_lib.packing.collate import DynamicPackCollator
+from codeact_lib.packing.collate import DynamicPackCollator, Sample
 from codeact_lib.prompts import IGNORE_INDEX
-from codeact_lib.training.steps import Sample
 
 # Difference of a sample's loss that rounding explains. A neighbour that is seen moves it by far more.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}

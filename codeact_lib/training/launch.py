@@ -36,7 +36,12 @@ def fine_tune_in_child(
     output_dir = make_folder(arguments["output_dir"])
     config = output_dir / "train.json"
     log = output_dir / "training.log"
-    write_json(config, {name: _plain(value) for name, value in arguments.items()})
+    plain = {}
+    for name, value in arguments.items():
+        if isinstance(value, PromptTemplate):
+            value = value.name
+        plain[name] = str(value) if isinstance(value, os.PathLike) else value
+    write_json(config, plain)
     command = ["-m", "codeact_lib.training", "--config", str(config), "--with-parent", str(os.getpid())]
     if launcher == "accelerate":
         chosen = ["--config_file", str(accelerate_config_path(accelerate_config))] if accelerate_config else []
@@ -50,13 +55,6 @@ def fine_tune_in_child(
         reason = (own or lines)[-1].removeprefix("error: ")
         raise ModelError(f"training ended with exit code {status}: {reason}")
     return TrainReport(**read_json(output_dir / "train_metrics.json"))
-
-
-def _plain(value: object) -> object:
-    """Paths and templates as the text that names them."""
-    if isinstance(value, PromptTemplate):
-        return value.name
-    return str(value) if isinstance(value, os.PathLike) else value
 
 
 def accelerate_config_path(name_or_path: str | Path) -> Path:

@@ -59,9 +59,6 @@ class TrainReport:
     hardware: dict[str, Any]
     memory_plan: dict[str, Any] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass
 class TrainRecorder:
@@ -135,7 +132,7 @@ class TrainRecorder:
         points = []
         for start in range(0, len(self.losses), every):
             window = self.losses[start : start + every]
-            step = start + len(window)
-            point = {"step": step, "loss": float(np.mean(window)), "supervised_tokens": self.supervised[step - 1]}
-            points.append({**point, "learning_rate": self.learning_rates[step - 1]})
+            last = start + len(window) - 1
+            point = {"step": last + 1, "loss": float(np.mean(window)), "supervised_tokens": self.supervised[last]}
+            points.append({**point, "learning_rate": self.learning_rates[last]})
         return points

@@ -5,6 +5,7 @@ sum over all of them divided by the supervised tokens of the step; gradients are
 """
 
 import copy
+import shutil
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from codeact_lib.measure import PeakMemory
 from codeact_lib.modeling.loss import use_supervised_loss
 from codeact_lib.processes import Progress
-from codeact_lib.training.checkpoints import WRITE_ERRORS, remove_old_checkpoints, seal_checkpoint, unwritten
+from codeact_lib.training.checkpoints import WRITE_ERRORS, checkpoints_in, seal_checkpoint, unwritten
 from codeact_lib.training.isolation import check_isolation
 from codeact_lib.training.report import TrainRecorder
 from codeact_lib.training.settings import half_dtype
@@ -46,7 +47,7 @@ class PackedTrainer(Trainer):
     ) -> None:
         self.keep_checkpoints = args.save_total_limit
         args = copy.copy(args)
-        # Accumulation is inside the step now, and old checkpoints go when the new one is sealed, not before.
+        # Accumulation is inside the step now, and old checkpoints are removed in `_save_checkpoint`.
         args.gradient_accumulation_steps = 1
         args.save_total_limit = None
         super().__init__(model=use_supervised_loss(model), args=args, train_dataset=steps.samples)
@@ -111,8 +112,10 @@ class PackedTrainer(Trainer):
                 seal_checkpoint(folder, self.recorder.state())
         except WRITE_ERRORS as error:
             raise unwritten(folder, folder.name, folder.parent, error) from error
-        if self.is_world_process_zero():
-            remove_old_checkpoints(folder.parent, self.keep_checkpoints)
+        # Older ones go only now that this one is sealed: a kill in between leaves one to go on from.
+        if self.is_world_process_zero() and self.keep_checkpoints:
+            for older in checkpoints_in(folder.parent)[self.keep_checkpoints :]:
+                shutil.rmtree(older, ignore_errors=True)
         self.recorder.leave_out(time.monotonic() - began)
 
 
