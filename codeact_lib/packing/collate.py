@@ -113,7 +113,6 @@ def padding_report(
     strategies: Iterable[Strategy] | None = None,
     *,
     accumulation_steps: int | None = None,
-    tokens_per_micro_batch: int | None = None,
 ) -> pd.DataFrame:
     """Account for what each strategy makes of a data set, samples taken in the order given.
 
@@ -133,10 +132,8 @@ def padding_report(
         shapes = []
         for start in range(0, len(lengths), window):
             step = lengths[start : start + window]
-            plans = plan.plan_micro_batches(
-                step, max_length, strategy, batch_size=alone, tokens_per_micro_batch=tokens_per_micro_batch
-            )
-            shapes += [shape_of(rows, step, max_length, strategy) for rows in plans]
+            for rows in plan.plan_micro_batches(step, max_length, strategy, batch_size=alone):
+                shapes.append(shape_of(rows, step, max_length, strategy))
         accounts.append({"strategy": plan.strategy_name(strategy), **_account(shapes, lengths)})
     return pd.DataFrame(accounts)
 

@@ -17,9 +17,12 @@ from codeact_lib.artifacts import read_json, sha256_file, write_json
 from codeact_lib.errors import ArtifactError
 
 SEALED = "codeact_checkpoint.json"
-STATE = "log_book"  # the recorder's key in the seal; its name of old, so that checkpoints of old are gone on from
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # each library has its own for a full disk
-HASH_UP_TO = 2**30  # bytes: hashing 80 GB takes longer than the steps it protects
+# The recorder's key in the seal: its name of old, so that checkpoints of old are gone on from.
+STATE = "log_book"
+# Each library has its own error for a full disk.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+# Bytes. Hashing 80 GB takes longer than the steps it protects.
+HASH_UP_TO = 2**30
 
 
 def seal_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -76,7 +79,8 @@ def problem_of(folder: Path, identity: str) -> str | None:
 
 def unwritten(partial: Path, name: str, checkpoints: str | Path, error: Exception) -> ArtifactError:
     """The error for a checkpoint or model that could not be written; the half-written folder is removed."""
-    shutil.rmtree(partial, ignore_errors=True)  # which frees its space
+    # Half a checkpoint may be what fills the disk.
+    shutil.rmtree(partial, ignore_errors=True)
     earlier = checkpoints_in(checkpoints)
     onward = f"goes on from {earlier[0].name}" if earlier else "begins anew, no earlier checkpoint is there"
     free = shutil.disk_usage(partial.parent).free / 1e9
@@ -96,11 +100,13 @@ def save_model(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Pat
     if trainer.is_world_process_zero():
         shutil.rmtree(partial, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.model.config.use_cache = True  # it was off for training only
+    # It was off for training only, and would make generation recompute every token.
+    trainer.model.config.use_cache = True
     try:
         trainer.save_model(str(partial))
         if trainer.is_world_process_zero():
-            (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; the arguments are in the manifest
+            # A pickle, which runs code when it is loaded; the arguments are in the manifest.
+            (partial / "training_args.bin").unlink(missing_ok=True)
             tokenizer.save_pretrained(partial)
             shutil.rmtree(folder, ignore_errors=True)  # a folder replaces only an empty one
             os.replace(partial, folder)

@@ -95,10 +95,8 @@ class TrainRecorder:
         """Take over the peak up to now, where it is higher than that of the attempts before."""
         self.peak_memory_bytes = max(self.peak_memory_bytes, memory.bytes())
         self.peak_memory_kind = memory.kind
-        reserved = memory.reserved_bytes()
-        if reserved is not None:
-            reserved = max(self.peak_reserved_bytes or 0, reserved)
-        self.peak_reserved_bytes = reserved
+        if memory.reserved_bytes() is not None:
+            self.peak_reserved_bytes = max(self.peak_reserved_bytes or 0, memory.reserved_bytes() or 0)
 
     def count(self, counts: Mapping[str, int]) -> None:
         """Add what a step holds."""
@@ -106,7 +104,8 @@ class TrainRecorder:
             self.seen[name] = self.seen.get(name, 0) + number
 
     def finish_step(self, loss: Any, learning_rate: float) -> None:
-        """Note a step; its loss stays a tensor where it is (no wait for the device)."""
+        """Note a step."""
+        # Its loss stays a tensor on the device: a number would have to be waited for, in every step.
         self.losses.append(loss)
         self.learning_rates.append(learning_rate)
         self.supervised.append(self.seen["supervised"])
@@ -119,8 +118,9 @@ class TrainRecorder:
                 raise ModelError(f"the loss is {loss} at step {step}: lower learning_rate, or drop fp16")
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON takes it; the clock of this process means nothing to the next one."""
+        """What a checkpoint keeps, as JSON takes it."""
         self.settle()
+        # The monotonic clock of this process means nothing to the next one.
         return {**asdict(self), "started": 0.0}
 
     def final_loss(self) -> float:

@@ -64,13 +64,10 @@ def fine_tune(
 ) -> TrainReport:
     """Fine-tune `model_path` on the rows of `train_jsonl` and write the model and its metrics into `output_dir`.
 
-    Rows whose prompt fills `max_length` or that have no text are left out and counted. `options` are the other fields
-    of `TrainSettings`; every other keyword is a `transformers.TrainingArguments` one. Starting again after a kill
-    resumes; starting again with other arguments starts anew.
+    `options` are the other fields of `TrainSettings`; every other keyword is a `transformers.TrainingArguments` one.
+    Starting again after a kill resumes; starting again with other arguments starts anew.
 
-    Raises:
-        DataError, ModelError, ProfileError, ArtifactError: with a remedy, before training where the cause can be seen
-            before.
+    Raises DataError, ModelError, ProfileError or ArtifactError with a remedy, before training where that can be known.
     """
     settings = TrainSettings.from_keywords(
         train_jsonl=train_jsonl, model_path=model_path, output_dir=output_dir, template=template, **options
@@ -164,14 +161,11 @@ def plan_layout(
 
 
 def identity(settings: TrainSettings, plan: TrainingPlan) -> str:
-    """sha256 of what decides the result: only a training of the same one goes on from a checkpoint.
-
-    Of the layout only max_length is in it: the others change how a step is cut, not what is learnt.
-    """
-    named = ("packing_scope", "tokens_per_micro_batch")
+    """sha256 of what decides the result: only a training of the same one goes on from a checkpoint."""
+    packing = {name: getattr(settings, name) for name in ("packing_scope", "tokens_per_micro_batch")}
     data = [settings.template.sha256, strategy_name(settings.strategy), settings.isolate]
-    data += [plan.steps.collator.max_length, settings.loss_normalization]
-    data += [{name: getattr(settings, name) for name in named}, settings.overlong]
+    # Of the layout only max_length is in it: the others change how a step is cut, not what is learnt.
+    data += [plan.steps.collator.max_length, settings.loss_normalization, packing, settings.overlong]
     model = [str(settings.model_path), settings.revision, settings.tuning, settings.lora()]
     arguments = settings.training_arguments
     return sha256_json(
@@ -210,8 +204,7 @@ def load(settings: TrainSettings, plan: TrainingPlan) -> PackedTrainer:
         recorder = TrainRecorder(**sealed_state(checkpoint))
         if args.process_index == 0:
             print(f"resuming from {checkpoint.name}", flush=True)
-    how = settings.loss_normalization
-    return PackedTrainer(model, args, plan.steps, recorder, checkpoint=checkpoint, loss_normalization=how)
+    return PackedTrainer(model, args, plan.steps, recorder, checkpoint, settings.loss_normalization)
 
 
 def choose_attention(model: PreTrainedModel, strategy: object, isolate: bool, args: TrainingArguments) -> None:
@@ -243,12 +236,14 @@ def make_report(settings: TrainSettings, plan: TrainingPlan, trainer: PackedTrai
     measured = ("seconds", "peak_memory_bytes", "peak_memory_kind", "peak_reserved_bytes", "isolation_error")
     return TrainReport(
         **{name: getattr(recorder, name) for name in measured},
-        **{name: seen[name] for name in ("tokens", "slots", "rows")},
         **{name: getattr(settings, name) for name in ("isolate", "packing_scope", "tuning")},
         optimizer_steps=len(recorder.losses),
         n_samples=n_samples,
         epochs=seen["samples"] / n_samples,
         samples_per_second=seen["samples"] / recorder.seconds,
+        tokens=seen["tokens"],
+        slots=seen["slots"],
+        rows=seen["rows"],
         supervised_tokens=seen["supervised"],
         supervised_tokens_per_second=seen["supervised"] / recorder.seconds,
         padding_rate=1 - seen["tokens"] / seen["slots"],

@@ -41,13 +41,12 @@ class PackedTrainer(Trainer):
         args: TrainingArguments,
         steps: OptimizerSteps,
         recorder: TrainRecorder,
-        *,
         checkpoint: Path | None = None,
         loss_normalization: str = "step",
     ) -> None:
         self.keep_checkpoints = args.save_total_limit
         args = copy.copy(args)
-        # Accumulation is inside the step now, and old checkpoints are removed in `_save_checkpoint`.
+        # Accumulation is inside the step, and `_save_checkpoint` removes the older checkpoints.
         args.gradient_accumulation_steps = 1
         args.save_total_limit = None
         super().__init__(model=use_supervised_loss(model), args=args, train_dataset=steps.samples)
@@ -69,7 +68,8 @@ class PackedTrainer(Trainer):
             self.recorder.see_memory(self.memory)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """One item a step. Each process lays out its own share of it, so nothing is left for accelerate to divide."""
+        """One item a step, over all epochs."""
+        # The Trainer's own would have accelerate deal the items to the processes; here each lays out its share itself.
         return torch.utils.data.DataLoader(
             self.steps,
             batch_size=1,
@@ -100,7 +100,8 @@ class PackedTrainer(Trainer):
         return 0  # counted for the whole training, from the lengths of its samples
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # The clock is read before and put forward after: neither this attempt nor the next one counts the writing.
+        # The clock is read before and put forward after: neither this attempt nor the next one counts the writing. What
+        # the Trainer would remove by `save_total_limit` stays until the new one is sealed.
         began = time.monotonic()
         self.recorder.stop()
         self.recorder.see_memory(self.memory)
@@ -112,7 +113,6 @@ class PackedTrainer(Trainer):
                 seal_checkpoint(folder, self.recorder.state())
         except WRITE_ERRORS as error:
             raise unwritten(folder, folder.name, folder.parent, error) from error
-        # Older ones go only now that this one is sealed: a kill in between leaves one to go on from.
         if self.is_world_process_zero() and self.keep_checkpoints:
             for older in checkpoints_in(folder.parent)[self.keep_checkpoints :]:
                 shutil.rmtree(older, ignore_errors=True)
@@ -130,14 +130,13 @@ class StepCallback(TrainerCallback):
         trainer = self.trainer
         steps = trainer.steps
         dtype = half_dtype(args) or trainer.model.dtype
+        # Here and not before: the model is where it trains now, in the precision that it trains in.
         with trainer.compute_loss_context_manager():  # mixed precision, where it is on
-            error = check_isolation(trainer.model, steps.collator, steps.samples, dtype)
-        trainer.recorder.isolation_error = error
+            trainer.recorder.isolation_error = check_isolation(trainer.model, steps.collator, steps.samples, dtype)
         trainer.recorder.begin()
         say = print if trainer.is_world_process_zero() else None
-        self.progress = StepProgress(
-            "training", state.max_steps, "steps", say, initial=state.global_step, note=self.measured
-        )
+        done = state.global_step
+        self.progress = StepProgress("training", state.max_steps, "steps", say, initial=done, note=self.measured)
 
     def on_pre_optimizer_step(self, *given: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
@@ -154,7 +153,7 @@ class StepCallback(TrainerCallback):
         recorder = self.trainer.recorder
         recorder.settle()
         recorder.stop()
-        loss = float(np.mean(recorder.losses[-20:]))
+        loss = np.mean(recorder.losses[-20:])
         speed = recorder.seen["supervised"] / recorder.seconds
         return f"loss {loss:.4f}  {speed:,.0f} supervised tokens/s  {clock(recorder.seconds)} elapsed"
 
