@@ -1,9 +1,7 @@
 """The base model of the mini profile: a 2-million-parameter Llama architecture, trained from scratch on generated code.
 
 As with the paper's models, the base model comes ready: it ships with the package. `codeact mini build-base` rebuilds
-it from the recipe below (38 minutes on one thread of a busy 2-core machine). Documents are a function of (seed,
-index), so training needs no stored corpus and resumes exactly. Every batch is packed with isolation, because the
-fine-tuning that follows must not meet attention across samples for the first time.
+it from the recipe below (38 minutes on one thread of a busy 2-core machine).
 """
 
 import inspect
@@ -59,6 +57,7 @@ class Recipe:
 
 def document(recipe: Recipe, index: int) -> tuple[str, str]:
     """Prompt and text of document number `index` of the pre-training stream; plain code has the prompt ""."""
+    # A function of seed and index alone, so that training needs no stored corpus and resumes exactly.
     instruction, text = next(pretraining_texts(random.Random(f"pretrain-{recipe.seed}-{index}")))
     return TEMPLATES["deepseek-coder"].prompt(instruction) if instruction else "", text
 
@@ -134,6 +133,7 @@ def build_base_model(output_dir: str | Path, *, steps: int | None = None) -> dic
         remove_unused_columns=False,
         disable_tqdm=False,
     )
+    # Every batch is packed with isolation, because the fine-tuning that follows must not be the first to be.
     collator = DynamicPackCollator(tokenizer, recipe.max_length, strategy="balanced_pack")
     documents = Documents(recipe, tokenizer)
     model = use_supervised_loss(new_model(recipe, tokenizer))

@@ -5,8 +5,8 @@ ones; one pair in fifty is mismatched (the response answers another row), the no
 resembles OSS-Instruct: descriptions of code that exists, one row in five a documented function of the Python standard
 library (stored in `stdlib_texts`, with its licence), the rest generated in that register.
 
-Rows are made from a seed, the same on every Python. No row shares an operation chain or a normalised body with the
-benchmark.
+Rows are made from a seed, the same on every Python. No row shares an operation chain with the benchmark, nor code that
+is the same but for names.
 """
 
 import json
@@ -60,9 +60,10 @@ def build_corpus(name: str, n_rows: int = N_ROWS, seed: int = 0) -> "pd.DataFram
 def short_functions(use: str) -> list[tuple[str, str, str]]:
     """(name, first docstring paragraph or "", source without docstring) of functions of the Python standard library.
 
-    `use` is "instructions" (documented functions only) or "pretraining"; the two come from different modules. Stored,
-    not read from the running Python, so that every Python makes the same rows; `tools/mine_stdlib.py` wrote them.
+    `use` is "instructions" (documented functions only) or "pretraining"; the two come from different modules.
     """
+    # Stored, not read from the running Python, so that every Python makes the same rows; `tools/mine_stdlib.py` wrote
+    # them.
     path = Path(__file__).parent / "stdlib_texts" / "functions.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [(row["name"], row["doc"], row["code"]) for row in rows if row["use"] == use]
@@ -90,7 +91,7 @@ def oss_pairs(rng: random.Random, n_rows: int) -> list[Pair]:
     """Descriptions of existing code: documented standard-library functions among generated ones."""
     documented = short_functions("instructions").copy()
     rng.shuffle(documented)
-    pairs = []
+    pairs: list[Pair] = []
     for name, doc, code in documented[: int(n_rows * STDLIB_SHARE)]:
         head = name
         if ":\n" in code:
@@ -182,12 +183,10 @@ def say_as_problem(program: Program, rng: random.Random) -> str:
 
 # ---- pre-training --------------------------------------------------------------------------------------------------
 def pretraining_texts(rng: random.Random) -> Iterator[Pair]:
-    """An endless stream of (prompt, text) for the base model; `prompt` is an instruction or "" for plain code.
-
-    A quarter is bare code, half says in a comment or docstring what the code does (so that the model learns that text
-    explains code), one document in six answers a short instruction (so that it has seen the format, but only easy
-    tasks), the rest are functions of the standard library.
-    """
+    """An endless stream of (prompt, text) for the base model; `prompt` is an instruction or "" for plain code."""
+    # A quarter is bare code, half says in a comment or docstring what the code does (so that the model learns that text
+    # explains code), one document in six answers a short instruction (so that it has seen the format, but only easy
+    # tasks), the rest are functions of the standard library.
     while True:
         kind = rng.random()
         if kind < 0.08:

@@ -79,11 +79,9 @@ def segment_attention(
 
 
 def samples_of(tensor: Tensor, segments: Segments) -> list[Tensor]:
-    """The samples of (rows, heads, length, head_dim), each (1, heads, tokens, head_dim).
-
-    Views made by `split`, whose gradients are put side by side once; those of slices would each be a tensor of the
-    full size, and all of them added up.
-    """
+    """The samples of (rows, heads, length, head_dim), each (1, heads, tokens, head_dim)."""
+    # Views made by `split`, whose gradients are put side by side once; those of slices would each be a tensor of the
+    # full size, and all of them added up.
     samples: list[Tensor] = []
     for row, bounds in zip(tensor.split(1), segments, strict=True):
         samples += row.split([end - start for start, end in bounds], dim=2)
@@ -94,7 +92,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, options: dict[st
     """Causal attention among all slots of (rows, heads, length, head_dim), in the kernel that fits the device."""
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, **options)
-    # in half precision a CPU compiles, and keeps, kernels for every sample length it meets
+    # In half precision a CPU compiles, and keeps, kernels for every sample length it meets.
     with torch.autocast("cpu", enabled=False):
         attended = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
     return attended.to(query.dtype)
@@ -137,9 +135,10 @@ def flash_varlen_arguments(position_ids: Tensor) -> dict[str, Any]:
 
     The rows of `position_ids` (rows, length) count as one long row: `cu_seq_lens_q` and `cu_seq_lens_k` are where in it
     each sample starts, and its end (samples + 1, int32); `max_length_q` and `max_length_k` the longest sample. The
-    names are those of transformers' FlashAttentionKwargs. Left to find the samples by itself, transformers looks for
-    them only in a batch of one row, and asks the device in every layer.
+    names are those of transformers' FlashAttentionKwargs.
     """
+    # Left to find the samples by itself, transformers looks for them only in a batch of one row, and asks the device
+    # in every layer.
     ends = [0]
     longest = 0
     for samples in segment_bounds(position_ids):

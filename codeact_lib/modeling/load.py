@@ -93,13 +93,14 @@ def load_base_model(
         dequantize: unpack weights of 4 bits to floating point again, to merge an adapter into them.
         four_bits: hold a model without an adapter as QLoRA would, to score or judge the base that it starts from.
 
-    Returns the model in eval mode with `use_cache` off (a cache would silently undo the isolation of packed samples).
-    Raises ModelError when it cannot be loaded or cannot do what is asked.
+    Returns the model in eval mode with `use_cache` off. Raises ModelError when it cannot be loaded or cannot do what is
+    asked.
     """
     if tuning not in ("full", "lora", "qlora"):
         raise ModelError(f"unknown tuning {tuning!r}: choose full, lora or qlora")
     if adapter is None and (Path(path) / "adapter_config.json").is_file():
         adapter = path
+        # A QLoRA adapter has learnt to correct the base model as it looks in 4 bits: that is the base it is judged on.
         if tuning == "full":
             tuning = recorded_tuning(adapter) or "full"
         path, revision = adapter_base(adapter)
@@ -114,7 +115,7 @@ def load_base_model(
         model = model.dequantize(dtype=dtype)
     if attn_implementation == SEGMENTS:
         check_segment_support(model.config)
-    model.config.use_cache = False
+    model.config.use_cache = False  # a cache would silently undo the isolation of packed samples
     if adapter is not None:
         return with_adapter(model, adapter)
     if tuning != "full":
@@ -133,6 +134,7 @@ def read_weights(path: str, revision: str | None, options: dict[str, Any]) -> Pr
     if commit is not None:
         options["revision"] = commit
     try:
+        # Neither code of a stranger nor a pickle, which is code too, is ever loaded.
         return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise hub_error(error, path, commit) from error
@@ -179,16 +181,14 @@ def adapter_base(adapter: PathLike) -> tuple[str, str | None]:
 
 
 def recorded_tuning(adapter: PathLike) -> str | None:
-    """The tuning that the training wrote into train_metrics.json beside an adapter folder; None where that is not.
-
-    A QLoRA adapter has learnt to correct the base model as it looks in 4 bits, so that is the base it is judged on.
-    """
+    """The tuning that the training wrote into train_metrics.json beside an adapter folder; None where that is not."""
     metrics = Path(adapter).parent / "train_metrics.json"
     return read_json(metrics)["tuning"] if metrics.is_file() else None
 
 
 def evaluation_mode(model: nn.Module) -> None:
-    """`model.eval()`, but for 4-bit layers: they would repack their weights for inference on a CPU, past training."""
+    """`model.eval()`, but for 4-bit layers."""
+    # They would repack their weights for inference on a CPU, and could not be trained any more.
     model.eval()
     for module in model.modules():
         module.training = hasattr(getattr(module, "weight", None), "quant_state")

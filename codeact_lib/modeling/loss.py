@@ -37,11 +37,9 @@ def supervised_loss(
 
     `batch` holds `input_ids`, `labels` (rows, length) and the model's other inputs. The sum of the losses is divided
     by `num_items_in_batch`: pass the number of supervised tokens of the whole optimizer step, over all micro-batches
-    and ranks, and every token weighs the same however the step was cut (dividing by the micro-batch's own count, which
-    is what None does, gives tokens of small micro-batches more weight). Returns a float32 scalar with gradient; a
-    batch without a supervised position gives a connected 0, not NaN.
-
-    Equal to the loss of the model's own forward pass; the head runs on the supervised positions only.
+    and ranks, and every token weighs the same however the step was cut (None divides by the micro-batch's own count,
+    which gives tokens of small micro-batches more weight). Returns a float32 scalar with gradient; a batch without a
+    supervised position gives a connected 0, not NaN.
     """
     core = causal_lm(model)
     inputs = dict(batch)
@@ -64,9 +62,9 @@ def supervised_loss(
 def use_supervised_loss(model: PreTrainedModel) -> PreTrainedModel:
     """Make `model(..., labels=...)` return `supervised_loss`, so that any Hugging Face Trainer trains with it.
 
-    The forward pass is replaced on the model itself, inside whatever wraps it (PEFT, mixed precision, DDP): their hooks
-    still run. Without labels the model behaves as before. Returns the model.
+    Without labels the model behaves as before. Returns the model.
     """
+    # Replaced on the model itself, inside whatever wraps it (PEFT, mixed precision, DDP): their hooks still run.
     core = causal_lm(model)
     plain_forward = core.forward
 
@@ -90,7 +88,10 @@ def use_supervised_loss(model: PreTrainedModel) -> PreTrainedModel:
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The causal language model inside DDP and PEFT wrappers (adapters are part of its layers)."""
     model = getattr(model, "module", model)
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    # The model inside PEFT's wrapper has a `peft_config` too.
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        return model.get_base_model()
+    return model
 
 
 # ---- cross-entropy under a head, in pieces -------------------------------------------------------------------------
@@ -138,11 +139,7 @@ def chunk_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tens
 
 @torch.no_grad()
 def token_losses(hidden: Tensor, head: nn.Module, target: Tensor) -> Tensor:
-    """The loss of each token (n,), a block of logits at a time: memory grows with neither length nor vocabulary.
-
-    The head is called as it is when it is more than a matrix (an adapter, 4 bits, a bias), for so many positions that
-    their logits make up eight blocks.
-    """
+    """The loss of each token (n,), a block of logits at a time: memory grows with neither length nor vocabulary."""
     n_positions, n_entries = LOGIT_BLOCK.get(hidden.device.type, LOGIT_BLOCK["cuda"])
     losses = []
     if type(head) is nn.Linear and head.bias is None and head.weight.device == hidden.device:
@@ -152,6 +149,8 @@ def token_losses(hidden: Tensor, head: nn.Module, target: Tensor) -> Tensor:
             chosen = (h.float() * head.weight[t].float()).sum(-1)
             losses.append(torch.stack(parts).logsumexp(0) - chosen)
     else:
+        # More than a matrix (an adapter, 4 bits, a bias) is called as it is, for so many positions that their logits
+        # make up eight blocks.
         n_positions = max(8 * n_positions * n_entries // head.out_features, 1)
         for h, t in zip(hidden.split(n_positions), target.split(n_positions), strict=True):
             logits = head(h).float()

@@ -197,17 +197,16 @@ def level(rows: Rows, lengths: list[int], goal: float) -> Rows:
 def halves(samples: list[int], lengths: list[int]) -> tuple[list[int], list[int]]:
     """Two groups with sums as near to each other as can be, the larger one first.
 
-    Bit n of `sums[k]` is set when some of the first k samples have n tokens together: a number of a few thousand bits,
-    so that the best of all 2^k divisions is found with k shifts. For samples of 3, 4 and 6 tokens the bits are
-
-        {0}   {0, 3}   {0, 3, 4, 7}   {0, 3, 4, 6, 7, 9, 10, 13}
-
-    and of the last set 6 is the largest that is at most half of 13. 6 is not among {0, 3, 4, 7}, so the third sample
-    is needed for it; the 0 tokens then left can be had without the other two.
-
     >>> halves([0, 1, 2], [3, 4, 6])
     ([1, 0], [2])
     """
+    # Bit n of `sums[k]` is set when some of the first k samples have n tokens together: a number of a few thousand
+    # bits, so that the best of all 2^k divisions is found with k shifts. For samples of 3, 4 and 6 tokens the bits are
+    #
+    #     {0}   {0, 3}   {0, 3, 4, 7}   {0, 3, 4, 6, 7, 9, 10, 13}
+    #
+    # and of the last set 6 is the largest that is at most half of 13. 6 is not among {0, 3, 4, 7}, so the third sample
+    # is needed for it; the 0 tokens then left can be had without the other two.
     sums = [1]
     for i in samples:
         sums.append(sums[-1] | (sums[-1] << lengths[i]))
@@ -239,7 +238,7 @@ def plan_micro_batches(
 
     With `batch_size` the samples are cut into batches of that many, in order, and each is packed by itself (the paper).
     Without, they are packed all together, and the rows dealt to micro-batches of at most `tokens_per_micro_batch` slots
-    (default: two rows of `max_length`): the same samples in the step, less padding, and a bounded peak of memory.
+    (default: two rows of `max_length`): less padding, and a bounded peak of memory.
 
     The number of micro-batches is a multiple of `ranks`, filled up with empty ones where need be; rank r takes every
     `ranks`-th from r on. Raises DataError as `plan_rows`, and for a budget that cannot hold the longest row.

@@ -52,7 +52,7 @@ def check_isolation(
     if not error <= TOLERANCE[dtype]:  # also when it is not a number
         raise ModelError(
             f"packed samples do not train as unpacked ones: their losses differ by {error:.4f} (rounding explains "
-            f"{TOLERANCE[dtype]}). attn_implementation {model.config._attn_implementation!r} does not keep samples apart "
-            "in this model: take 'sdpa' or 'eager', strategy 'dynamic', or isolate: false if that is what you want"
+            f"{TOLERANCE[dtype]}). attn_implementation {model.config._attn_implementation!r} does not keep samples "
+            "apart in this model: take 'sdpa' or 'eager', strategy 'dynamic', or isolate: false if that is wanted"
         )
     return error

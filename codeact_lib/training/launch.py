@@ -26,13 +26,13 @@ def fine_tune_in_child(
 ) -> TrainReport:
     """Run `fine_tune(**arguments)` in a fresh process and hand each progress line it prints to `say`.
 
-    A notebook's kernel holds memory of its own and must not be what is measured. The child ends when this process
-    does; what libraries write to its standard error goes to `training.log` in the output folder. `launcher`
-    "accelerate" starts it through `accelerate launch`, on all GPUs that `accelerate_config` names: "ddp" or "fsdp2",
-    which ship with the package, the path of your own file, or None for the machine's default.
+    The child ends when this process does; what libraries write to its standard error goes to `training.log` in the
+    output folder. `launcher` "accelerate" starts it through `accelerate launch`, on all GPUs that `accelerate_config`
+    names: "ddp" or "fsdp2", which ship with the package, the path of your own file, or None for the machine's default.
 
     Raises ModelError with the last line of the log, ProfileError for an unknown `accelerate_config`.
     """
+    # In a process of its own, because a notebook's kernel holds memory that must not be measured as the training's.
     output_dir = make_folder(arguments["output_dir"])
     config = output_dir / "train.json"
     log = output_dir / "training.log"

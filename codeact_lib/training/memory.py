@@ -4,8 +4,6 @@ The estimate needs no weight and no GPU. Where the layout asked for does not fit
 lowered and `gradient_accumulation_steps` raised, so that a step keeps its samples and (with the loss divided by the
 supervised tokens of the step) its gradient; only when a batch of one is still too much, `max_length` is lowered, which
 cuts samples and therefore changes the training. Both are said, and stand in `train_metrics.json`.
-
-torch is imported where it is needed: `codeact plan` imports this file and must start at once.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from codeact_lib.errors import ArtifactError, ModelError
 from codeact_lib.hub import hub_error, pinned_revision
 
+# torch is imported where it is needed: `codeact plan` imports this file and must start at once.
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
@@ -100,30 +99,29 @@ def weight_bytes(
 def activations_per_slot(
     config: PreTrainedConfig, gradient_checkpointing: bool, itemsize: int, adapted: Sequence[str]
 ) -> float:
-    """Bytes a slot that a Llama-type model keeps for the backward pass.
-
-    In each layer ten hidden and four intermediate vectors, and under an adapter the input of each adapted layer once
-    more, behind its dropout. With gradient checkpointing that is for one layer only, else one hidden vector a layer.
-    """
+    """Bytes a slot that a Llama-type model keeps for the backward pass."""
     hidden = config.hidden_size
     layers = config.num_hidden_layers
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden  # GPT-2 has no name for it
+    # Vectors that autograd was seen to keep in a layer (a test counts them), and under an adapter the input of each
+    # adapted layer once more, behind its dropout, whose mask is a byte for each number.
     one_layer = 10 * hidden + 4 * intermediate
     for name in adapted:
-        # The mask of the dropout is a byte for each number.
         one_layer += (intermediate if name == "down_proj" else hidden) * (1 + 1 / itemsize)
-    return itemsize * (one_layer + layers * hidden if gradient_checkpointing else layers * one_layer)
+    if gradient_checkpointing:  # one layer at a time, and the hidden vector in front of each
+        return itemsize * (one_layer + layers * hidden)
+    return itemsize * layers * one_layer
 
 
 def check_memory(estimate: dict[str, float], available: float, place: str) -> str:
     """One line that says what training needs and what there is.
 
-    Raises ModelError with the sum and the remedies when weights, gradients and optimizer alone do not fit: the part of
-    the estimate that is sure.
+    Raises ModelError with the sum and the remedies when it cannot fit.
     """
     parts = ", ".join(f"{name} {size / GB:.3g}" for name, size in estimate.items())
     need = sum(estimate.values())
     line = f"memory estimate: {need / GB:.3g} GB ({parts}) of {available / GB:.3g} GB on {place}"
+    # Weights, gradients and optimizer are the part of the estimate that is sure.
     if need - estimate["activations"] > available:
         raise ModelError(
             f"{line}: it does not fit. Take tuning lora or qlora, a smaller model, or more devices with "
@@ -153,11 +151,11 @@ def sharding_ranks(args: TrainingArguments) -> int:
 def check_disk(folder: Path, estimate: dict[str, float], keep: int | None, ranks: int = 1) -> None:
     """Raise ArtifactError when checkpoints and model would not fit on the disk of `folder`.
 
-    At the peak there are `keep` checkpoints (None: two are reckoned with), one being written, and the model. Space that
-    checkpoints of an earlier attempt take already counts as free.
+    `estimate` is that of one of `ranks` devices. Space that checkpoints of an earlier attempt take counts as free.
     """
     weights = estimate["gradients"] * ranks  # what is trained takes as much as its gradients
     checkpoint = weights + estimate["optimizer"] * ranks
+    # At the peak there are `keep` checkpoints (None: two are reckoned with), one being written, and the model.
     need = ((keep or 2) + 1) * checkpoint + weights
     taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(folder).free + taken
@@ -193,10 +191,8 @@ class FittedLayout(NamedTuple):
 
 
 def smaller_layouts(layout: BatchLayout, batches: bool = True) -> Iterator[BatchLayout]:
-    """The layout, then ever smaller ones: batch sizes that divide the step, then a batch of one with shorter samples.
-
-    With `batches` false (samples of a whole step packed together) the batch size decides nothing and stays.
-    """
+    """The layout, then smaller ones: batch sizes that divide the step, then a batch of one with shorter samples."""
+    # Without `batches`, samples of a whole step are packed together: the batch size decides nothing and stays.
     yield layout
     asked, accumulation, max_length = layout
     for batch in range(asked - 1, 0, -1):
@@ -231,7 +227,8 @@ def fit_layout(
 
 
 def plan_line(plan: dict[str, Any], place: str) -> str:
-    """What was planned, as one line; what was lowered comes first, because the user asked for something else."""
+    """What was planned, as one line."""
+    # What was lowered comes first, because the user asked for something else.
     fit = f"predicted peak {plan['predicted_bytes'] / GB:.3g} GB (an estimate) of {plan['available_bytes'] / GB:.3g} GB"
     if not plan["lowered"]:
         return f"memory plan: {fit} free on {place}; nothing had to be lowered"

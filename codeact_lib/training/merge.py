@@ -1,8 +1,4 @@
-"""Join a LoRA adapter with its base model, and prove that the result answers as the two did.
-
-A QLoRA adapter has learnt to correct the base model as it looks in 4 bits. It belongs onto those weights, unpacked
-again to floating point; onto the original ones it would correct rounding errors that are not there.
-"""
+"""Join a LoRA adapter with its base model, and prove that the result answers as the two did."""
 
 import shutil
 from functools import partial
@@ -37,8 +33,11 @@ def merge_adapter(adapter: str | Path, output_dir: str | Path, *, tuning: str | 
             "lora or qlora"
         )
     path, revision = adapter_base(adapter)
-    load = partial(load_base_model, path, revision=revision, adapter=adapter, tuning=tuning, attn_implementation="sdpa")
+    options = {"revision": revision, "adapter": adapter, "tuning": tuning, "attn_implementation": "sdpa"}
+    load = partial(load_base_model, path, **options)
     before = fixed_logits(load())
+    # A QLoRA adapter has learnt to correct the base model as it looks in 4 bits. It belongs onto those weights,
+    # unpacked again to floating point; onto the original ones it would correct rounding errors that are not there.
     merged = load(dequantize=True).merge_and_unload()
     error = float((fixed_logits(merged) - before).abs().max() / before.abs().max())
     if not error <= TOLERANCE:

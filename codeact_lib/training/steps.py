@@ -125,9 +125,8 @@ class OptimizerSteps(torch.utils.data.Dataset):
     """A data set whose item (epoch, step) is what one process trains on in that optimizer step.
 
     In packing_scope "batch" the samples of a step are packed in batches of `per_device_train_batch_size`; in "window"
-    all together, into micro-batches of at most `tokens_per_micro_batch` slots. Every process plans the whole step and
-    lays out its own micro-batches, so nothing has to be communicated. The last step of an epoch has the samples that
-    are left. Raises ProfileError for an unknown `packing_scope`.
+    all together, into micro-batches of at most `tokens_per_micro_batch` slots. The last step of an epoch has the
+    samples that are left. Raises ProfileError for an unknown `packing_scope`.
     """
 
     def __init__(
@@ -149,8 +148,9 @@ class OptimizerSteps(torch.utils.data.Dataset):
         self.batch_size = batch_size if packing_scope == "batch" else None
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.order = SeededOrder(len(samples), args.seed if args.data_seed is None else args.data_seed)
-        self.drawn: list[int] = []  # the order of its epoch, once that was asked for
-        # Plans made ahead by `largest_micro_batch`; each is handed out once and forgotten.
+        # The order of its epoch, once that was asked for, and the plans that `largest_micro_batch` made ahead; each is
+        # handed out once and forgotten.
+        self.drawn: list[int] = []
         self.planned: dict[tuple[int, int], StepPlan] = {}
         self.lengths = [len(sample["input_ids"]) for sample in samples]
         self.supervised = [int((np.asarray(sample["labels"])[1:] != IGNORE_INDEX).sum()) for sample in samples]
@@ -162,6 +162,7 @@ class OptimizerSteps(torch.utils.data.Dataset):
     def __getitem__(self, place: tuple[int, int]) -> Step:
         plan = self.plan(*place)
         samples = [self.samples[i] for i in plan.indices]
+        # Every process plans the whole step and lays out its own share, so that nothing has to be communicated.
         own = plan.micro_batches[self.rank :: self.ranks]
         lengths = [self.lengths[i] for i in plan.indices]
         counts = {
@@ -193,10 +194,8 @@ class OptimizerSteps(torch.utils.data.Dataset):
         return StepPlan(indices, micro_batches)
 
     def largest_micro_batch(self) -> int:
-        """Slots of the largest micro-batch of the first epoch: what decides the peak of memory.
-
-        The plans are kept for the training, which begins with that epoch.
-        """
+        """Slots of the largest micro-batch of the first epoch: what decides the peak of memory."""
+        # The plans are kept for the training, which begins with that epoch.
         slots = 0
         for step in range(len(self)):
             plan = self.plan(0, step)
