@@ -40,11 +40,6 @@ def size_and_hash(path: Path) -> list[int | str | None]:
     return [size, sha256_file(path) if size <= HASH_UP_TO else None]
 
 
-def sealed_state(folder: Path) -> dict[str, Any]:
-    """The recorder's state in a checkpoint."""
-    return read_json(folder / SEALED)[STATE]
-
-
 def latest_checkpoint(folder: str | Path, identity: str) -> Path | None:
     """The newest complete checkpoint of this very training, or None; unusable ones are removed and named."""
     for path in checkpoints_in(folder):

@@ -28,9 +28,8 @@ GB = 1e9
 OPTIMIZER_BYTES = {"adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw": 8, "paged_adamw": 8}
 LOGIT_CHUNK = 512  # positions whose logits exist at one time: `modeling.loss.CHUNK`, which a test compares
 
+
 # ---- what training needs -------------------------------------------------------------------------------------------
-
-
 def memory_by_slots(
     path: str | Path | PreTrainedConfig,
     *,
@@ -167,8 +166,8 @@ def check_disk(folder: Path, estimate: dict[str, float], keep: int | None, ranks
 
 
 # ---- a layout that fits --------------------------------------------------------------------------------------------
-
-HEADROOM = 0.9  # of the free memory: fragments, workspaces of kernels, and what an estimate leaves out
+# Share of the free memory: the rest is for fragments, workspaces of kernels, and what an estimate leaves out.
+HEADROOM = 0.9
 SHORTEST = 256  # tokens; a shorter max_length would cut most samples of an instruction set
 
 
@@ -178,16 +177,6 @@ class BatchLayout(NamedTuple):
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
     max_length: int
-
-
-class FittedLayout(NamedTuple):
-    """A layout that fits, and how that was planned: the content of `memory_plan` in `train_metrics.json`.
-
-    The plan has `predicted_bytes`, `available_bytes`, the layout's three numbers, and in `lowered` what was changed.
-    """
-
-    layout: BatchLayout
-    plan: dict[str, Any]
 
 
 def smaller_layouts(layout: BatchLayout, batches: bool = True) -> Iterator[BatchLayout]:
@@ -207,10 +196,11 @@ def smaller_layouts(layout: BatchLayout, batches: bool = True) -> Iterator[Batch
 
 def fit_layout(
     layout: BatchLayout, need: Callable[[BatchLayout], float], available: float, place: str, batches: bool = True
-) -> FittedLayout:
-    """The first of `smaller_layouts` whose predicted peak fits, and the plan.
+) -> tuple[BatchLayout, dict[str, Any]]:
+    """The first of `smaller_layouts` whose predicted peak fits, and the plan: `memory_plan` in `train_metrics.json`.
 
-    `need(layout)` predicts the peak, `available` is what `place` has free, in bytes. ModelError when nothing fits.
+    `need(layout)` predicts the peak, `available` is what `place` has free, in bytes. The plan has `predicted_bytes`,
+    `available_bytes`, the layout's three numbers, and in `lowered` what was changed. ModelError when nothing fits.
     """
     for smaller in smaller_layouts(layout, batches):
         peak = need(smaller)
@@ -218,7 +208,7 @@ def fit_layout(
             changes = zip(layout._fields, layout, smaller, strict=True)
             lowered = [f"{name} {asked} -> {fitted}" for name, asked, fitted in changes if asked != fitted]
             plan = {"predicted_bytes": round(peak), "available_bytes": round(available), **smaller._asdict()}
-            return FittedLayout(smaller, {**plan, "lowered": ", ".join(lowered)})
+            return smaller, {**plan, "lowered": ", ".join(lowered)}
     raise ModelError(
         f"even {smaller.per_device_train_batch_size} sample of {smaller.max_length} tokens at a time would need "
         f"{peak / GB:.3g} GB, {HEADROOM:.0%} of the {available / GB:.3g} GB free on {place} may be used: take tuning "

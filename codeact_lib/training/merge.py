@@ -3,6 +3,7 @@
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -33,7 +34,12 @@ def merge_adapter(adapter: str | Path, output_dir: str | Path, *, tuning: str | 
             "lora or qlora"
         )
     path, revision = adapter_base(adapter)
-    options = {"revision": revision, "adapter": adapter, "tuning": tuning, "attn_implementation": "sdpa"}
+    options: dict[str, Any] = {
+        "revision": revision,
+        "adapter": adapter,
+        "tuning": tuning,
+        "attn_implementation": "sdpa",
+    }
     load = partial(load_base_model, path, **options)
     before = fixed_logits(load())
     # A QLoRA adapter has learnt to correct the base model as it looks in 4 bits. It belongs onto those weights,

@@ -87,10 +87,6 @@ class TrainRecorder:
         """Bring `seconds` up to date."""
         self.seconds = time.monotonic() - self.started
 
-    def leave_out(self, seconds: float) -> None:
-        """Take time that was no training, such as that of writing a checkpoint, off the clock."""
-        self.started += seconds
-
     def see_memory(self, memory: PeakMemory) -> None:
         """Take over the peak up to now, where it is higher than that of the attempts before."""
         self.peak_memory_bytes = max(self.peak_memory_bytes, memory.bytes())

@@ -24,7 +24,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from codeact_lib.artifacts import atomic_write, locked, sha256_file, sha256_json, write_json
+from codeact_lib.artifacts import atomic_write, locked, read_json, sha256_file, sha256_json, write_json
 from codeact_lib.errors import ModelError
 from codeact_lib.measure import environment_facts, model_flops, peak_flops_per_second
 from codeact_lib.modeling.attention import FLASH, SEGMENTS, check_segment_support, flash_attention_runs_here
@@ -33,7 +33,7 @@ from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.packing.plan import PaddingStrategy, strategy_name
 from codeact_lib.prompts import PromptTemplate
 from codeact_lib.training import memory
-from codeact_lib.training.checkpoints import latest_checkpoint, save_model, sealed_state
+from codeact_lib.training.checkpoints import SEALED, STATE, latest_checkpoint, save_model
 from codeact_lib.training.report import TrainRecorder, TrainReport
 from codeact_lib.training.settings import TrainSettings, make_arguments, weight_dtype
 from codeact_lib.training.steps import OptimizerSteps, TokenizedRows, read_rows, tokenize_rows
@@ -91,8 +91,6 @@ def fine_tune(
 
 
 # ---- before a weight is read ---------------------------------------------------------------------------------------
-
-
 def plan_training(settings: TrainSettings, args: TrainingArguments) -> TrainingPlan:
     """Tokenise, choose the layout that fits the memory there is, say so, and refuse what memory or disk cannot hold."""
     tokenizer = load_tokenizer(settings.model_path, settings.revision)
@@ -110,16 +108,17 @@ def plan_training(settings: TrainSettings, args: TrainingArguments) -> TrainingP
     def needs(layout: memory.BatchLayout) -> dict[str, float]:
         return estimate(planned(layout).steps.largest_micro_batch())
 
+    def peak(layout: memory.BatchLayout) -> float:
+        return sum(needs(layout).values())
+
     layout = memory.BatchLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, settings.max_length)
     available = settings.device_memory or memory.free_gpu_memory(args)
-    memory_plan = None
+    memory_plan: dict[str, Any] | None = None
     if available is None:
         line = memory.check_memory(needs(layout), float(psutil.virtual_memory().available), "this machine")
     else:
         batches = settings.packing_scope == "batch"
-        layout, memory_plan = memory.fit_layout(
-            layout, lambda it: sum(needs(it).values()), available, "the device", batches
-        )
+        layout, memory_plan = memory.fit_layout(layout, peak, available, "the device", batches)
         line = memory.plan_line(memory_plan, "the device")
     if args.process_index == 0:
         memory.check_disk(settings.output_dir, needs(layout), args.save_total_limit, memory.sharding_ranks(args))
@@ -180,8 +179,6 @@ def identity(settings: TrainSettings, plan: TrainingPlan) -> str:
 
 
 # ---- the model and its trainer -------------------------------------------------------------------------------------
-
-
 def load(settings: TrainSettings, plan: TrainingPlan) -> PackedTrainer:
     """The model, with the attention that was asked for or the fastest one that serves, and what was trained before."""
     args = plan.args
@@ -201,7 +198,7 @@ def load(settings: TrainSettings, plan: TrainingPlan) -> PackedTrainer:
     with args.main_process_first(local=False):  # it removes checkpoints that cannot be used
         checkpoint = latest_checkpoint(settings.output_dir / "checkpoints", recorder.identity)
     if checkpoint is not None:
-        recorder = TrainRecorder(**sealed_state(checkpoint))
+        recorder = TrainRecorder(**read_json(checkpoint / SEALED)[STATE])
         if args.process_index == 0:
             print(f"resuming from {checkpoint.name}", flush=True)
     return PackedTrainer(model, args, plan.steps, recorder, checkpoint, settings.loss_normalization)
@@ -223,8 +220,6 @@ def choose_attention(model: PreTrainedModel, strategy: object, isolate: bool, ar
 
 
 # ---- after training ------------------------------------------------------------------------------------------------
-
-
 def make_report(settings: TrainSettings, plan: TrainingPlan, trainer: PackedTrainer) -> TrainReport:
     """What was measured and what it was measured of."""
     recorder = trainer.recorder

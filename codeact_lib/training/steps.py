@@ -20,9 +20,8 @@ from codeact_lib.packing.collate import DynamicPackCollator, Sample
 from codeact_lib.packing.plan import plan_micro_batches, shape_of
 from codeact_lib.prompts import IGNORE_INDEX, PromptTemplate, tokenize_example
 
+
 # ---- samples -------------------------------------------------------------------------------------------------------
-
-
 class TokenizedRows(NamedTuple):
     """What `tokenize_rows` makes of a training file."""
 
@@ -85,9 +84,7 @@ def tokenize_rows(
 
 
 # ---- steps ---------------------------------------------------------------------------------------------------------
-
-
-class SeededOrder(torch.utils.data.Sampler):
+class SeededOrder:
     """A new permutation every epoch, a function of (number of samples, seed, epoch) and of nothing else."""
 
     def __init__(self, n_samples: int, seed: int) -> None:
@@ -95,15 +92,13 @@ class SeededOrder(torch.utils.data.Sampler):
         self.seed = seed
         self.epoch = 0
 
-    def __len__(self) -> int:
-        return self.n_samples
-
     def __iter__(self) -> Iterator[int]:
         # Trainings of neighbouring seeds share no order, up to 100,003 epochs.
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         return iter(torch.randperm(self.n_samples, generator=generator).tolist())
 
     def set_epoch(self, epoch: int) -> None:
+        """The epoch whose order is asked for next."""
         self.epoch = epoch
 
 

@@ -80,12 +80,14 @@ class PackedTrainer(Trainer):
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], int | None]:
+        """The next step, and by how many tokens its loss is divided."""
         step = next(epoch_iterator)
         self.recorder.count(step["counts"])
         # Without the number the loss is the micro-batch's mean, and the Trainer divides by the accumulation steps.
         return [step], step["counts"]["supervised"] if self.loss_normalization == "step" else None
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: int | None = None) -> torch.Tensor:
+        """Forward and backward over all micro-batches of this process; the loss of the whole step."""
         micro_batches = inputs["micro_batches"]
         self.current_gradient_accumulation_steps = len(micro_batches)
         total = torch.zeros((), device=self.args.device)
@@ -116,7 +118,7 @@ class PackedTrainer(Trainer):
         if self.is_world_process_zero() and self.keep_checkpoints:
             for older in checkpoints_in(folder.parent)[self.keep_checkpoints :]:
                 shutil.rmtree(older, ignore_errors=True)
-        self.recorder.leave_out(time.monotonic() - began)
+        self.recorder.started += time.monotonic() - began
 
 
 class StepCallback(TrainerCallback):
