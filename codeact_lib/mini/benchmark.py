@@ -27,9 +27,8 @@ Inputs = list[list[Any]]  # one list of arguments an input; here always of one a
 def build_benchmark(name: str) -> list[Task]:
     """The tasks of "mini-humaneval" or "mini-mbpp" as dicts of EvalPlus's fields. DataError for another name."""
     if name not in BENCHMARKS:
-        raise DataError(
-            f"unknown built-in benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}, or give a JSONL file"
-        )
+        known = ", ".join(BENCHMARKS)
+        raise DataError(f"unknown built-in benchmark {name!r}: choose one of {known}, or give a JSONL file")
     rng = random.Random(f"{name}-0")
     tasks: list[Task] = []
     seen = set()

@@ -40,16 +40,14 @@ DESCRIBED = ("Implement the function that this description belongs to.", "Write 
 def build_corpus(name: str, n_rows: int = N_ROWS, seed: int = 0) -> "pd.DataFrame":
     """An instruction set as a frame with columns example_id, instruction, response, dataset.
 
-    `name` is "mini-evol" or "mini-oss". Rows are the same for the same name, size and seed. Raises DataError for
-    another name.
+    `name` is "mini-evol" or "mini-oss". Rows are the same for the same name, size and seed. DataError for another name.
     """
     import pandas as pd
 
-    if name not in CORPORA:
-        raise DataError(
-            f"unknown built-in instruction set {name!r}: choose one of {', '.join(CORPORA)}, or give a file"
-        )
-    make_pairs = {"mini-evol": evol_pairs, "mini-oss": oss_pairs}[name]
+    make_pairs = {"mini-evol": evol_pairs, "mini-oss": oss_pairs}.get(name)
+    if make_pairs is None:
+        known = ", ".join(CORPORA)
+        raise DataError(f"unknown built-in instruction set {name!r}: choose one of {known}, or give a file")
     frame = pd.DataFrame(make_pairs(random.Random(f"{name}-{seed}"), n_rows), columns=["instruction", "response"])
     width = len(str(max(N_ROWS, n_rows)))
     frame.insert(0, "example_id", [f"{name}-{i:0{width}d}" for i in range(n_rows)])
@@ -77,7 +75,8 @@ def evol_pairs(rng: random.Random, n_rows: int) -> list[Pair]:
     responses = []
     for _ in range(n_rows):
         program = sample_program(rng, rng.choices((1, 2, 3, 4), (20, 28, 30, 22))[0])
-        weights = (18, 12, 16, 22 if len(program.chain) > 1 else 6, 8, 8, 16)  # one step has hardly evolved
+        # What has one step can hardly have evolved.
+        weights = (18, 12, 16, 22, 8, 8, 16) if len(program.chain) > 1 else (18, 12, 16, 6, 8, 8, 16)
         instructions.append(rng.choices(forms, weights)[0](program, rng))
         responses.append(fenced(response_code(program, rng)))
     chosen = rng.sample(range(n_rows), int(n_rows * MISMATCHED) // 2 * 2)
@@ -125,7 +124,7 @@ def say_plainly(program: Program, rng: random.Random) -> str:
 
 
 def say_nested(program: Program, rng: random.Random) -> str:
-    if len(program.chain) > 3:
+    if len(program.chain) > 3:  # nested four deep, nobody would say it
         return say_plainly(program, rng)
     opening = rng.choice(("Write a function", "Define a Python function", "Give me a function"))
     tail = f"`{program.parameter}` is {program.source.phrase}."

@@ -10,8 +10,7 @@ model length of 16 (the example of the paper's figure) can be laid out as
     flat           1 row  of 36 = 36 slots     one row, no padding at all
 
 The samples of an optimizer step never change, only the rectangle they fill: the schedule, the number of steps and, with
-`isolate=True`, the loss and the gradient are those of unpacked training. A batch is packed by itself (the paper), or
-all batches that are accumulated into one step are packed together, which pads less still (`plan_micro_batches`).
+`isolate=True`, the loss and the gradient are those of unpacked training.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -74,7 +73,7 @@ def plan_rows(lengths: Iterable[int], max_length: int, strategy: Strategy = "dyn
     """
     strategy = as_strategy(strategy)
     lengths = list(map(int, lengths))
-    _check_lengths(lengths, None if strategy is PaddingStrategy.FLAT else max_length)
+    check_lengths(lengths, None if strategy is PaddingStrategy.FLAT else max_length)
     if not lengths:
         return []
     if strategy is PaddingStrategy.FLAT:
@@ -95,7 +94,8 @@ def plan_rows(lengths: Iterable[int], max_length: int, strategy: Strategy = "dyn
     return rows
 
 
-def _check_lengths(lengths: list[int], max_length: int | None) -> None:
+def check_lengths(lengths: list[int], max_length: int | None) -> None:
+    """Raise DataError for an empty sample, and for one that is longer than `max_length`."""
     for i, n in enumerate(lengths):
         if n < 1:
             raise DataError(f"sample {i} has {n} tokens: drop empty samples before packing")
@@ -263,7 +263,7 @@ def pack_window(
 ) -> list[Rows]:
     """Micro-batches of all samples of a step together, each of at most `budget` slots."""
     if strategy is PaddingStrategy.FLAT:  # one row a micro-batch, as long as the budget allows
-        _check_lengths(lengths, min(budget, max_length))
+        check_lengths(lengths, min(budget, max_length))
         return [[row] for row in fewest_balanced_rows(lengths, budget)]
     rows = plan_rows(lengths, max_length, strategy)
     widths = [shape_of([row], lengths, max_length, strategy)[1] for row in rows]
