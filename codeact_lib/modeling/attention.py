@@ -48,8 +48,7 @@ def segment_attention(
 
     `query` is (rows, heads, length, head_dim), `key` and `value` may have fewer heads (grouped-query attention). The
     samples come from the keyword `segments` (as `segment_bounds` returns them) or else from `position_ids`. Returns
-    (rows, length, heads, head_dim) and None. Raises ModelError for anything it would compute wrongly: a mask, a
-    key-value cache, a sliding window, soft-capped or non-causal attention.
+    (rows, length, heads, head_dim) and None. Raises ModelError for anything it would compute wrongly.
     """
     problem = None
     if attention_mask is not None:
@@ -71,8 +70,7 @@ def segment_attention(
     if all(len(row) == 1 for row in segments):
         return causal_attention(query, key, value, options).transpose(1, 2), None
     attended = []
-    samples = zip(samples_of(query, segments), samples_of(key, segments), samples_of(value, segments), strict=True)
-    for q, k, v in samples:
+    for q, k, v in zip(*(samples_of(tensor, segments) for tensor in (query, key, value)), strict=True):
         attended.append(causal_attention(q, k, v, options).transpose(1, 2))
     joined = torch.cat(attended, dim=1)
     return joined.view(query.shape[0], query.shape[2], *joined.shape[2:]), None
