@@ -11,10 +11,9 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import is_bitsandbytes_available
 
 from codeact_lib.artifacts import MINI_BASE_DIR, read_json
-from codeact_lib.errors import ModelError
+from codeact_lib.errors import ModelError, require_package
 from codeact_lib.hub import hub_error, pinned_revision
 from codeact_lib.modeling.attention import SEGMENTS, check_segment_support
 
@@ -109,7 +108,9 @@ def load_base_model(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if tuning == "qlora" or four_bits:
-        options["quantization_config"] = nf4(dtype)
+        require_package("bitsandbytes", "qlora")  # transformers would only say so after reading the weights
+        nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+        options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
     model = read_weights(resolve_path(path), revision, options)
     if dequantize and tuning == "qlora":
         model = model.dequantize(dtype=dtype)
@@ -138,15 +139,6 @@ def read_weights(path: str, revision: str | None, options: dict[str, Any]) -> Pr
         return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise hub_error(error, path, commit) from error
-
-
-def nf4(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
-    """Weights in 4 bits as QLoRA holds them (NF4, double quantisation), computed with in `dtype`."""
-    if not is_bitsandbytes_available():  # transformers itself would only say so after reading the weights
-        raise ModelError("tuning 'qlora' needs bitsandbytes: pip install 'codeact_lib[qlora]'")
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
 
 
 def with_new_adapter(model: PreTrainedModel, path: PathLike, tuning: str, **lora: Any) -> Any:

@@ -29,6 +29,7 @@ from codeact_lib.errors import ModelError
 from codeact_lib.measure import environment_facts, model_flops, peak_flops_per_second
 from codeact_lib.modeling.attention import FLASH, SEGMENTS, check_segment_support, flash_attention_runs_here
 from codeact_lib.modeling.load import load_base_model, load_tokenizer, resolve_path
+from codeact_lib.modeling.loss import causal_lm
 from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.packing.plan import PaddingStrategy, strategy_name
 from codeact_lib.prompts import PromptTemplate
@@ -208,7 +209,7 @@ def choose_attention(model: PreTrainedModel, strategy: object, isolate: bool, ar
     """Switch to the fastest attention that keeps packed samples apart here; the model comes with "sdpa"."""
     if not isolate or strategy in (PaddingStrategy.TRADITIONAL, PaddingStrategy.DYNAMIC):
         return  # nothing to keep apart, and plain causal attention has the fastest kernel
-    core = getattr(model, "get_base_model", lambda: model)()
+    core = causal_lm(model)
     if flash_attention_runs_here(args.bf16 or args.fp16):
         core.set_attn_implementation(FLASH)
         return
