@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import processors
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bench.harness import Say, Work, compare, contest, write_bench
 from codeact_lib.data.instructions import load_instructions
 from codeact_lib.errors import CodeActError
 from codeact_lib.ifd.score import score_ifd
+from codeact_lib.mini.tokenizer import byte_level_bpe
 from codeact_lib.prompts import TEMPLATES
 
 # "small" suits two CPU cores, "1.3b" has the shape of DeepSeek-Coder-1.3B and wants a GPU. The weights are random:
@@ -80,16 +81,7 @@ def _prepare(data: str | Path, response_column: str, n_rows: int, work: Path) ->
 
 def _train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE with BOS in front, as Llama's and DeepSeek's are."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = byte_level_bpe(texts, VOCABULARY, ("<s>", "</s>"))
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 

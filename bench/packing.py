@@ -5,16 +5,15 @@ the spot (any tokenizer of that size gives nearly these lengths). Each strategy 
 """
 
 import json
-from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from bench.harness import Say, Work, compare, contest, write_bench
 from codeact_lib.errors import DataError
+from codeact_lib.mini.tokenizer import byte_level_bpe
 from codeact_lib.packing.collate import padding_report
 from codeact_lib.packing.plan import PaddingStrategy, plan_micro_batches
 from codeact_lib.prompts import TEMPLATES
@@ -93,7 +92,7 @@ def lengths_of_instructions(path: str | Path, max_length: int, vocab_size: int =
 def tokenize_instructions(path: str | Path, vocab_size: int = VOCAB_SIZE) -> list[tuple[list[int], int]]:
     """Token ids of each usable row and how many of them are its prompt, by a tokenizer trained on the file itself."""
     rows = _read_texts(path)
-    tokenizer = _train_tokenizer(chain.from_iterable(rows), vocab_size)
+    tokenizer = byte_level_bpe(chain.from_iterable(rows), vocab_size, ("<s>", "</s>"))
     prompts = tokenizer.encode_batch([TEMPLATES["deepseek-coder"].prompt(prompt) for prompt, _ in rows])
     answers = tokenizer.encode_batch([answer for _, answer in rows])
     return [([0, *p.ids, *a.ids, 1], 1 + len(p.ids)) for p, a in zip(prompts, answers, strict=True)]
@@ -106,14 +105,3 @@ def _read_texts(path: str | Path) -> list[tuple[str, str]]:
             pairs = [(row[question], row[answer]) for row in rows]
             return [pair for pair in pairs if pair[0].strip() and pair[1].strip()]
     raise DataError(f"{path}: rows have {', '.join(rows[0])}; wanted are instruction and response")
-
-
-def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer

@@ -26,7 +26,7 @@ from bench.packing import tokenize_instructions
 from codeact_lib.errors import CodeActError, DataError
 from codeact_lib.modeling.load import load_base_model
 from codeact_lib.modeling.loss import supervised_loss
-from codeact_lib.packing.collate import DynamicPackCollator, fit_samples
+from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.packing.plan import plan_micro_batches
 from codeact_lib.prompts import IGNORE_INDEX
 
@@ -212,8 +212,11 @@ def _configuration(setting: Setting) -> dict[str, int]:
 
 def _steps(samples: Iterable[Tokenized], setting: Setting) -> list[list[Feature]]:
     """The samples of each step as features, responses cut at the maximum length."""
-    features = [{"input_ids": ids, "labels": [IGNORE_INDEX] * n_prompt + ids[n_prompt:]} for ids, n_prompt in samples]
-    features, _ = fit_samples(features, setting.max_length)
+    features: list[Feature] = []
+    for ids, n_prompt in samples:
+        labels = [IGNORE_INDEX] * n_prompt + ids[n_prompt:]
+        if n_prompt < setting.max_length:
+            features.append({"input_ids": ids[: setting.max_length], "labels": labels[: setting.max_length]})
     size = setting.batch_size * setting.accumulation_steps
     return [features[start : start + size] for start in range(0, len(features), size)]
 

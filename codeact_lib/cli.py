@@ -268,7 +268,7 @@ def build_base(
 ) -> None:
     """Train the base model of the mini profile again, from the recipe on its card (about an hour on two cores)."""
     mini = _load("mini")
-    folder = Path(output or mini.base_model_dir())
+    folder = Path(output or mini.MINI_BASE_DIR)
     mini.build_base_model(folder)
     print(f"base model written to {folder}")
 

@@ -14,7 +14,7 @@ from conftest import REPO
 from hub import StandInHub
 from tiny_models import save_tiny_embedder
 
-from codeact_lib.mini import base_model_dir, build_corpus
+from codeact_lib.mini import MINI_BASE_DIR, build_corpus
 from codeact_lib.training.launch import ACCELERATE_CONFIGS
 
 ARMS = [{"policy": "cdas", "ratio": 0.4, "strategy": "dynamic_pack"}]
@@ -46,7 +46,7 @@ def hub(tmp_path_factory):
     rows[["instruction", "output"]].to_parquet(folder / "set" / "train-00000-of-00001.parquet")
     with StandInHub() as hub:
         hub.commits = {
-            "model tiny/llama@main": hub.add("model", "tiny/llama", base_model_dir()),
+            "model tiny/llama@main": hub.add("model", "tiny/llama", MINI_BASE_DIR),
             "dataset tiny/evol@main": hub.add("dataset", "tiny/evol", folder / "set"),
             "model tiny/embedder@main": hub.add("model", "tiny/embedder", save_tiny_embedder(folder / "embedder")),
         }

@@ -130,7 +130,7 @@ def launch_on_stand_ins(environment):
     from test_profiles import SMALL
     from tiny_models import save_tiny_embedder
 
-    from codeact_lib.mini import base_model_dir, build_corpus
+    from codeact_lib.mini import MINI_BASE_DIR, build_corpus
 
     transformers.utils.logging.disable_progress_bar()
     rows = build_corpus("mini-evol").head(60).rename(columns={"response": "output"})
@@ -141,7 +141,7 @@ def launch_on_stand_ins(environment):
     data = {"name": "evol", "path": "tiny/evol", "revision": "main", "response_column": "output", "label": "EVOL"}
     small = {**SMALL, "name": "small", "models": [{**model, "label": "Tiny", "size": "2M"}], "datasets": [data]}
     with StandInHub() as hub:
-        hub.add("model", "tiny/llama", base_model_dir())
+        hub.add("model", "tiny/llama", MINI_BASE_DIR)
         hub.add("dataset", "tiny/evol", folder)
         hub.add("model", "tiny/embedder", save_tiny_embedder(WORK / "embedder"))
         environment = {**environment, **hub.environment(WORK / "hub")}

@@ -10,76 +10,51 @@ from typing import Any
 
 from codeact_lib.errors import DataError
 from codeact_lib.mini import text
-from codeact_lib.mini.operations import Program, sample_program
+from codeact_lib.mini.operations import GRAMMAR, Program, sample_program
 
 BENCHMARKS = ("mini-humaneval", "mini-mbpp")
 N_TASKS = 160
 N_BASE = 4
 N_PLUS = 28
+# Of one to four steps. The base model has seen one and two: most tasks ask for a little more than it can do.
 STEP_WEIGHTS = (20, 42, 26, 12)
-VOCABULARY = (
-    "apple anna bread cloud civic dance eagle ember forest garden house igloo island jazz kayak lemon level mango "
-    "night noon ocean orange piano queen radar river stone sun table tree umbrella up violet water xylophone yellow "
-    "zebra bob ice oat ad deed pepper moon lid"
-).split()
+VOCABULARY: list[str] = GRAMMAR["vocabulary"]
 
 Task = dict[str, Any]  # a task in EvalPlus's fields
 Inputs = list[list[Any]]  # one list of arguments an input; here always of one argument
 
 
-def build_benchmark(name: str, n_tasks: int = N_TASKS, seed: int = 0) -> list[Task]:
+def build_benchmark(name: str) -> list[Task]:
     """The tasks of "mini-humaneval" or "mini-mbpp" as dicts of EvalPlus's fields. DataError for another name."""
     if name not in BENCHMARKS:
-        raise DataError(
-            f"unknown built-in benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}, or give a JSONL file"
-        )
-    rng = random.Random(f"{name}-{seed}")
-    make = humaneval_task if name == "mini-humaneval" else mbpp_task
+        known = ", ".join(BENCHMARKS)
+        raise DataError(f"unknown built-in benchmark {name!r}: choose one of {known}, or give a JSONL file")
+    rng = random.Random(f"{name}-0")
     tasks: list[Task] = []
     seen = set()
-    while len(tasks) < n_tasks:
+    while len(tasks) < N_TASKS:
         program = sample_program(rng, rng.choices((1, 2, 3, 4), STEP_WEIGHTS)[0], held_out=True)
         base, plus = task_inputs(program, rng)
         results = {repr(run_program(program, *arguments)) for arguments in base}
         key = (program.chain_names, program.constants)
+        # Fewer than three different results: a constant answer would pass most of the base inputs.
         if key not in seen and len(results) >= 3:
             seen.add(key)
-            tasks.append(make(len(tasks), program, base, plus, rng))
+            tasks.append(make_task(name, len(tasks), program, base, plus, rng))
     return tasks
 
 
-def humaneval_task(index: int, program: Program, base: Inputs, plus: Inputs, rng: random.Random) -> Task:
-    """The canonical solution of a HumanEval-like task is the body that continues its prompt. Half have examples."""
-    prompt = humaneval_prompt(program, base[: 2 * (index % 2)], rng)
-    body = "".join(f"    {line}\n" for line in text.write_steps(program, random.Random(0)))
-    return _task(f"MiniHumanEval/{index}", prompt, program, body, base, plus)
-
-
-def humaneval_prompt(program: Program, inputs: Inputs, rng: random.Random) -> str:
-    """A signature and a docstring, with an example for each of `inputs`."""
-    doc = text.docstring(program, rng)
-    for (value,) in inputs:
-        doc += f"\n    >>> {program.name}({value!r})\n    {run_program(program, value)!r}"
-    if inputs:
-        doc += "\n    "
-    return f'def {program.name}({program.parameter}):\n    """{doc}"""\n'
-
-
-def mbpp_task(index: int, program: Program, base: Inputs, plus: Inputs, rng: random.Random) -> Task:
-    """A sentence with an assertion; the canonical solution is the whole function."""
-    prompt = f'"""\n{mbpp_text(program, base[0][0], rng)}\n"""\n'
-    solution = text.write_function(program, random.Random(0))
-    return _task(f"MiniMbpp/{9000 + index}", prompt, program, solution, base, plus)
-
-
-def mbpp_text(program: Program, value: Any, rng: random.Random) -> str:
-    """What an MBPP-like task asks: a sentence, and an assertion on `value`."""
-    steps = text.sequence_phrase(program, rng, form=str)
-    test = f"assert {program.name}({value!r}) == {run_program(program, value)!r}"
-    return f"Write a function to {steps}, given {program.source.phrase}.\n{test}"
-
-
-def _task(task_id: str, prompt: str, program: Program, solution: str, base: Inputs, plus: Inputs) -> Task:
+def make_task(name: str, index: int, program: Program, base: Inputs, plus: Inputs, rng: random.Random) -> Task:
+    """Task number `index` of a benchmark, its inputs given."""
+    if name == "mini-humaneval":
+        task_id = f"MiniHumanEval/{index}"
+        prompt = humaneval_prompt(program, base[: 2 * (index % 2)], rng)  # every other task has two examples
+        # The canonical solution is the body that continues the prompt; of an MBPP task it is the whole function.
+        solution = "".join(f"    {line}\n" for line in text.write_steps(program, random.Random(0)))
+    else:
+        task_id = f"MiniMbpp/{9000 + index}"
+        prompt = f'"""\n{mbpp_text(program, base[0][0], rng)}\n"""\n'
+        solution = text.write_function(program, random.Random(0))
     return {
         "task_id": task_id,
         "prompt": prompt,
@@ -90,6 +65,23 @@ def _task(task_id: str, prompt: str, program: Program, solution: str, base: Inpu
         "plus_input": plus,
         "atol": 0,
     }
+
+
+def humaneval_prompt(program: Program, inputs: Inputs, rng: random.Random) -> str:
+    """A signature and a docstring, with an example for each of `inputs`."""
+    doc = text.docstring(program, rng)
+    for (value,) in inputs:
+        doc += f"\n    >>> {program.name}({value!r})\n    {run_program(program, value)!r}"
+    if inputs:
+        doc += "\n    "
+    return f'def {program.signature}:\n    """{doc}"""\n'
+
+
+def mbpp_text(program: Program, value: Any, rng: random.Random) -> str:
+    """What an MBPP-like task asks: a sentence, and an assertion on `value`."""
+    steps = text.sequence_phrase(program, rng, form=str)
+    test = f"assert {program.name}({value!r}) == {run_program(program, value)!r}"
+    return f"Write a function to {steps}, given {program.source.phrase}.\n{test}"
 
 
 def run_program(program: Program, value: Any) -> Any:
@@ -129,13 +121,18 @@ def edge_inputs(source: str, rng: random.Random) -> list[Any]:
     word, other = rng.sample(VOCABULARY, 2)
     ints = [[], [0], [-7], [5, 5, 5, 5], [0, 0, -1], list(range(-6, 7)), [4, 4, 4, -4, -4, -4], [100, -100, 99, 98]]
     words = [[], [""], [word], [word] * 3, ["", word, "a"], ["A", "B", word.upper()], [word, other, word, other]]
-    extremes = {"a": 100, "b": -100, "c": 1}
     found: dict[str, list[Any]] = {
         "ints": ints,
         "words": [*words, ["zz", "z", ""]],
         "text": ["", " ", word, f"{word} {word}", f"  {word}  {other} ", word.upper(), "a b c d e"],
         "digits": [0, 1, 9, 10, 11111, 90909, 1234567890],
-        "dict_values": [{}, {word: 0}, {word: -3, other: -3}, {word: 5, other: 5, "a": 5}, extremes],
+        "dict_values": [
+            {},
+            {word: 0},
+            {word: -3, other: -3},
+            {word: 5, other: 5, "a": 5},
+            {"a": 100, "b": -100, "c": 1},
+        ],
         "dict_keys": [{}, {word: 0}, {"": 1}, {word: 1, word.upper(): 2, "a": 3}, {other: 0, word: 0, "zz": 0}],
     }
     return found[source]

@@ -21,7 +21,6 @@ FLASH = "flash_attention_2"
 Segments = list[list[tuple[int, int]]]  # of each row the start and end of every sample in it
 
 
-# ---- codeact_segments ----------------------------------------------------------------------------------------------
 def segment_bounds(position_ids: Tensor) -> Segments:
     """Start and end of every sample in each row of `position_ids` (rows, length).
 
@@ -49,50 +48,8 @@ def segment_attention(
 
     `query` is (rows, heads, length, head_dim), `key` and `value` may have fewer heads (grouped-query attention). The
     samples come from the keyword `segments` (as `segment_bounds` returns them) or else from `position_ids`. Returns
-    (rows, length, heads, head_dim) and None. Raises ModelError for anything it would compute wrongly: a mask, a
-    key-value cache, a sliding window, soft-capped or non-causal attention.
+    (rows, length, heads, head_dim) and None. Raises ModelError for anything it would compute wrongly.
     """
-    _refuse_other_attention(module, query, key, attention_mask, kwargs)
-    segments = kwargs.get("segments")
-    if segments is None:
-        if kwargs.get("position_ids") is None:
-            raise ModelError(f"{SEGMENTS} needs position_ids, which this architecture does not hand to its attention")
-        segments = segment_bounds(kwargs["position_ids"].expand(query.shape[0], -1))
-    options = {"dropout_p": dropout, "scale": scaling, "is_causal": True, "enable_gqa": key.shape[1] != query.shape[1]}
-    if all(len(row) == 1 for row in segments):
-        return _causal_attention(query, key, value, options).transpose(1, 2), None
-    attended = []
-    for q, k, v in zip(_samples(query, segments), _samples(key, segments), _samples(value, segments), strict=True):
-        attended.append(_causal_attention(q, k, v, options).transpose(1, 2))
-    joined = torch.cat(attended, dim=1)
-    return joined.view(query.shape[0], query.shape[2], *joined.shape[2:]), None
-
-
-def _samples(tensor: Tensor, segments: Segments) -> list[Tensor]:
-    """The samples of (rows, heads, length, head_dim), each (1, heads, tokens, head_dim).
-
-    Views made by `split`, whose gradients are put side by side once; those of slices would each be a tensor of the
-    full size, and all of them added up.
-    """
-    samples: list[Tensor] = []
-    for row, bounds in zip(tensor.split(1), segments, strict=True):
-        samples += row.split([end - start for start, end in bounds], dim=2)
-    return samples
-
-
-def _causal_attention(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
-    """Causal attention among all slots of (rows, heads, length, head_dim), in the kernel that fits the device."""
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, **options)
-    # in half precision a CPU compiles, and keeps, kernels for every sample length it meets
-    with torch.autocast("cpu", enabled=False):
-        attended = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
-    return attended.to(query.dtype)
-
-
-def _refuse_other_attention(
-    module: nn.Module, query: Tensor, key: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
-) -> None:
     problem = None
     if attention_mask is not None:
         problem = "an attention mask was passed"
@@ -104,9 +61,42 @@ def _refuse_other_attention(
         problem = "the attention is not plain causal attention"
     if problem:
         raise ModelError(f"{SEGMENTS} attends causally inside each packed sample and nothing else, but {problem}")
+    segments = kwargs.get("segments")
+    if segments is None:
+        if kwargs.get("position_ids") is None:
+            raise ModelError(f"{SEGMENTS} needs position_ids, which this architecture does not hand to its attention")
+        segments = segment_bounds(kwargs["position_ids"].expand(query.shape[0], -1))
+    options = {"dropout_p": dropout, "scale": scaling, "is_causal": True, "enable_gqa": key.shape[1] != query.shape[1]}
+    if all(len(row) == 1 for row in segments):
+        return causal_attention(query, key, value, options).transpose(1, 2), None
+    attended = []
+    for q, k, v in zip(*(samples_of(tensor, segments) for tensor in (query, key, value)), strict=True):
+        attended.append(causal_attention(q, k, v, options).transpose(1, 2))
+    joined = torch.cat(attended, dim=1)
+    return joined.view(query.shape[0], query.shape[2], *joined.shape[2:]), None
 
 
-def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
+def samples_of(tensor: Tensor, segments: Segments) -> list[Tensor]:
+    """The samples of (rows, heads, length, head_dim), each (1, heads, tokens, head_dim)."""
+    # Views made by `split`, whose gradients are put side by side once; those of slices would each be a tensor of the
+    # full size, and all of them added up.
+    samples: list[Tensor] = []
+    for row, bounds in zip(tensor.split(1), segments, strict=True):
+        samples += row.split([end - start for start, end in bounds], dim=2)
+    return samples
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+    """Causal attention among all slots of (rows, heads, length, head_dim), in the kernel that fits the device."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, **options)
+    # In half precision a CPU compiles, and keeps, kernels for every sample length it meets.
+    with torch.autocast("cpu", enabled=False):
+        attended = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
+    return attended.to(query.dtype)
+
+
+def no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
     """The mask builder beside `segment_attention`: none is built, and one that hides something is refused."""
     if attention_mask is not None and not bool(attention_mask.all()):
         raise ModelError(f"{SEGMENTS} cannot hide padding by an attention mask: pad on the right and pass position_ids")
@@ -114,15 +104,17 @@ def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) ->
 
 def check_segment_support(config: PretrainedConfig) -> None:
     """Raise ModelError unless packed samples of this architecture can be isolated by `codeact_segments`."""
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    soft_cap = getattr(config, "attn_logit_softcapping", None)
+    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    window = getattr(config, "sliding_window", None)
     problem = None
-    if layer_types != {"full_attention"}:
-        problem = f"layers of type {', '.join(sorted(layer_types - {'full_attention'}))}"
-    elif window is not None or getattr(config, "attention_chunk_size", None) is not None:
-        problem = "a sliding or chunked attention window"
-    elif soft_cap is not None or getattr(config, "alibi", False):
+    if others:
+        problem = f"layers of type {', '.join(sorted(others))}"
+    # Qwen2 names a window that only `use_sliding_window` switches on.
+    elif window is not None and getattr(config, "use_sliding_window", True):
+        problem = "a sliding attention window"
+    elif getattr(config, "attention_chunk_size", None) is not None:
+        problem = "a chunked attention window"
+    elif getattr(config, "attn_logit_softcapping", None) is not None or getattr(config, "alibi", False):
         problem = "soft-capped or position-biased attention"
     if problem:
         raise ModelError(
@@ -131,7 +123,6 @@ def check_segment_support(config: PretrainedConfig) -> None:
         )
 
 
-# ---- FlashAttention ------------------------------------------------------------------------------------------------
 def flash_attention_runs_here(half_precision: bool) -> bool:
     """Whether FlashAttention can serve: its package is installed, a GPU is there, and the precision is a half one."""
     return half_precision and torch.cuda.is_available() and is_flash_attn_2_available()
@@ -142,19 +133,19 @@ def flash_varlen_arguments(position_ids: Tensor) -> dict[str, Any]:
 
     The rows of `position_ids` (rows, length) count as one long row: `cu_seq_lens_q` and `cu_seq_lens_k` are where in it
     each sample starts, and its end (samples + 1, int32); `max_length_q` and `max_length_k` the longest sample. The
-    names are those of transformers' FlashAttentionKwargs. Left to find the samples by itself, transformers looks for
-    them only in a batch of one row, and asks the device in every layer.
+    names are those of transformers' FlashAttentionKwargs.
     """
-    length = position_ids.shape[1]
-    starts = []
+    # Left to find the samples by itself, transformers looks for them only in a batch of one row, and asks the device
+    # in every layer.
+    ends = [0]
     longest = 0
-    for row, samples in enumerate(segment_bounds(position_ids)):
+    for samples in segment_bounds(position_ids):
         for start, end in samples:
-            starts.append(row * length + start)
+            ends.append(ends[-1] + end - start)
             longest = max(longest, end - start)
-    bounds = torch.tensor([*starts, position_ids.numel()], dtype=torch.int32, device=position_ids.device)
+    bounds = torch.tensor(ends, dtype=torch.int32, device=position_ids.device)
     return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 
 
 AttentionInterface.register(SEGMENTS, segment_attention)
-AttentionMaskInterface.register(SEGMENTS, _no_mask)
+AttentionMaskInterface.register(SEGMENTS, no_mask)

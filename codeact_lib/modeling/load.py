@@ -1,9 +1,5 @@
-"""Base models and tokenizers: from a folder, the hub or the package, with adapters or in 4 bits.
+"""Base models and tokenizers: from a folder, the hub or the package, with adapters or in 4 bits."""
 
-model = load_base_model("deepseek-ai/deepseek-coder-1.3b-base", attn_implementation="codeact_segments")
-"""
-
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +10,10 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from codeact_lib.artifacts import MINI_BASE_DIR
-from codeact_lib.errors import ModelError
+from codeact_lib.artifacts import MINI_BASE_DIR, read_json
+from codeact_lib.errors import ModelError, require_package
 from codeact_lib.hub import hub_error, pinned_revision
 from codeact_lib.modeling.attention import SEGMENTS, check_segment_support
 
@@ -33,7 +23,6 @@ MINI_BASE = "mini-base"
 PathLike = str | os.PathLike[str]
 
 
-# ---- where and what ------------------------------------------------------------------------------------------------
 def resolve_path(path: PathLike) -> str:
     """The folder or hub id behind a model path; "mini-base" is the model that ships with the package."""
     return str(MINI_BASE_DIR if str(path) == MINI_BASE else path)
@@ -57,18 +46,8 @@ def load_tokenizer(path: PathLike, revision: str | None = None) -> PreTrainedTok
         tokenizer = AutoTokenizer.from_pretrained(path, revision=commit, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise hub_error(error, path, revision, "tokenizer") from error
-    _check_blanks_survive(tokenizer, path)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _check_blanks_survive(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Raise ModelError when indentation, tabs or line breaks are gone after encoding and decoding.
-
-    transformers 5.0 to 5.21 lose all of them with DeepSeek-Coder's tokenizer, and report no error: everything would be
-    scored and trained on text without blanks (huggingface/transformers#46489; 5.22 is right).
-    """
+    # transformers 5.0 to 5.21 lose indentation, tabs and line breaks with DeepSeek-Coder's tokenizer, and report no
+    # error: everything would be scored and trained on text without blanks (huggingface/transformers#46489).
     code = "def f(x):\n    if x:\n\t\treturn  x\n\n"
     ids = tokenizer(code, add_special_tokens=False)["input_ids"]
     decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -78,6 +57,9 @@ def _check_blanks_survive(tokenizer: PreTrainedTokenizerBase, path: str) -> None
             f"transformers {transformers.__version__}, tokenizers {tokenizers.__version__}; 5.0 to 5.21 of the former "
             "are known for it: pip install -U 'transformers>=5.22'"
         )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 # ---- models --------------------------------------------------------------------------------------------------------
@@ -98,85 +80,81 @@ def load_base_model(
 ) -> PreTrainedModel:
     """Load a causal language model for training or scoring.
 
-    `path` is a folder, a hub id or "mini-base"; a folder holding a saved adapter loads its base model, in 4 bits if the
-    training left word beside it that it was held so (`recorded_tuning`), and the adapter.
-    `tuning` is "full" (all weights train), "lora" (adapters on frozen weights) or "qlora" (the same on weights held in
-    4 bits: NF4, double quantisation). `dtype` is a torch dtype or its name, float32 by default. `adapter` is a folder
-    with a LoRA adapter to apply for inference; with tuning "qlora" it is applied to the base in 4 bits, and with
-    `dequantize` to those weights unpacked to floating point again. `four_bits` holds a model without an adapter as
-    QLoRA would: to score or judge the base that a QLoRA training starts from. The LoRA defaults are the authors'
-    (CodeACT, arXiv 2408.02193).
+    `path` is a folder, a hub id or "mini-base". A folder with a saved adapter loads its base model, in 4 bits if that
+    is how it was trained (`recorded_tuning`), and the adapter.
 
-    Returns the model in eval mode with `use_cache` off (a cache would silently undo the isolation of packed samples).
-    Raises ModelError when it cannot be loaded or cannot do what is asked.
+    Args:
+        tuning: "full" (all weights train), "lora" (adapters on frozen weights) or "qlora" (the same on weights held in
+            4 bits: NF4, double quantisation).
+        dtype: a torch dtype or its name, float32 by default.
+        adapter: a folder with a LoRA adapter to apply for inference; with "qlora" onto the base in 4 bits.
+        lora_r: this and the next three are the authors' by default (CodeACT, arXiv 2408.02193).
+        dequantize: unpack weights of 4 bits to floating point again, to merge an adapter into them.
+        four_bits: hold a model without an adapter as QLoRA would, to score or judge the base that it starts from.
+
+    Returns the model in eval mode with `use_cache` off. Raises ModelError when it cannot be loaded or cannot do what is
+    asked.
     """
     if tuning not in ("full", "lora", "qlora"):
         raise ModelError(f"unknown tuning {tuning!r}: choose full, lora or qlora")
     if adapter is None and (Path(path) / "adapter_config.json").is_file():
         adapter = path
+        # A QLoRA adapter has learnt to correct the base model as it looks in 4 bits: that is the base it is judged on.
         if tuning == "full":
             tuning = recorded_tuning(adapter) or "full"
         path, revision = adapter_base(adapter)
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
-    dtype = dtype or torch.float32
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
     options: dict[str, Any] = {"dtype": dtype}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if tuning == "qlora" or four_bits:
-        options["quantization_config"] = _nf4(dtype)
-    model = _from_pretrained(resolve_path(path), revision, options)
+        require_package("bitsandbytes", "qlora")  # transformers would only say so after reading the weights
+        nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+        options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
+    model = read_weights(resolve_path(path), revision, options)
     if dequantize and tuning == "qlora":
         model = model.dequantize(dtype=dtype)
     if attn_implementation == SEGMENTS:
         check_segment_support(model.config)
-    model.config.use_cache = False
+    model.config.use_cache = False  # a cache would silently undo the isolation of packed samples
     if adapter is not None:
-        return _with_adapter(model, adapter)
-    if tuning == "full":
-        return model.eval()
-    lora = {"r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
-    model = _with_new_adapter(model, path, tuning, target_modules=list(lora_target_modules), **lora)
-    # The adapter refers to its base by the name that was asked for, not by where it lies on this machine.
-    model.peft_config["default"].base_model_name_or_path = str(path)
-    model.peft_config["default"].revision = revision
+        return with_adapter(model, adapter)
+    if tuning != "full":
+        lora = {"r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
+        model = with_new_adapter(model, path, tuning, target_modules=list(lora_target_modules), **lora)
+        # The adapter refers to its base by the name that was asked for, not by where it lies on this machine.
+        model.peft_config["default"].base_model_name_or_path = str(path)
+        model.peft_config["default"].revision = revision
     return model.eval()
 
 
-def _from_pretrained(path: str, revision: str | None, options: dict[str, Any]) -> PreTrainedModel:
+def read_weights(path: str, revision: str | None, options: dict[str, Any]) -> PreTrainedModel:
+    """The model of a folder or hub id from its safetensors; ModelError when there is none that can be read."""
     # A commit, not a branch: of "main" transformers would look for weights that a bot has converted.
     commit = pinned_revision(path, revision)
     if commit is not None:
         options["revision"] = commit
     try:
+        # Neither code of a stranger nor a pickle, which is code too, is ever loaded.
         return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise hub_error(error, path, commit) from error
 
 
-def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    try:
-        import bitsandbytes  # noqa: F401  (transformers would only say so after reading the weights)
-    except ImportError as error:
-        raise ModelError("tuning 'qlora' needs bitsandbytes: pip install 'codeact_lib[qlora]'") from error
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-
-
-def _with_new_adapter(model: PreTrainedModel, path: PathLike, tuning: str, **lora: Any) -> Any:
+def with_new_adapter(model: PreTrainedModel, path: PathLike, tuning: str, **lora: Any) -> Any:
+    """The model with a LoRA adapter to train; `lora` are fields of `peft.LoraConfig`."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if tuning == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    config = LoraConfig(task_type="CAUSAL_LM", **lora)
     try:
-        return get_peft_model(model, config)
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
     except ValueError as error:
         raise ModelError(f"LoRA finds nothing to adapt in {path}: set lora_target_modules ({error})") from error
 
 
-def _with_adapter(model: PreTrainedModel, adapter: PathLike) -> Any:
+def with_adapter(model: PreTrainedModel, adapter: PathLike) -> Any:
+    """The model with the saved adapter of that folder, for inference."""
     from peft import PeftModel
 
     try:
@@ -190,23 +168,19 @@ def _with_adapter(model: PreTrainedModel, adapter: PathLike) -> Any:
 
 def adapter_base(adapter: PathLike) -> tuple[str, str | None]:
     """Path and revision of the base model that an adapter folder names."""
-    config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(Path(adapter) / "adapter_config.json")
     return config["base_model_name_or_path"], config.get("revision")
 
 
 def recorded_tuning(adapter: PathLike) -> str | None:
-    """The tuning that the training wrote into train_metrics.json beside an adapter folder; None where that is not.
-
-    A QLoRA adapter has learnt to correct the base model as it looks in 4 bits, so that is the base it is judged on.
-    """
+    """The tuning that the training wrote into train_metrics.json beside an adapter folder; None where that is not."""
     metrics = Path(adapter).parent / "train_metrics.json"
-    if not metrics.is_file():
-        return None
-    return json.loads(metrics.read_text(encoding="utf-8"))["tuning"]
+    return read_json(metrics)["tuning"] if metrics.is_file() else None
 
 
 def evaluation_mode(model: nn.Module) -> None:
-    """`model.eval()`, but for 4-bit layers: they would repack their weights for inference on a CPU, past training."""
+    """`model.eval()`, but for 4-bit layers."""
+    # They would repack their weights for inference on a CPU, and could not be trained any more.
     model.eval()
     for module in model.modules():
         module.training = hasattr(getattr(module, "weight", None), "quant_state")

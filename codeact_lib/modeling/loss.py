@@ -37,32 +37,34 @@ def supervised_loss(
 
     `batch` holds `input_ids`, `labels` (rows, length) and the model's other inputs. The sum of the losses is divided
     by `num_items_in_batch`: pass the number of supervised tokens of the whole optimizer step, over all micro-batches
-    and ranks, and every token weighs the same however the step was cut (dividing by the micro-batch's own count, which
-    is what None does, gives tokens of small micro-batches more weight). Returns a float32 scalar with gradient; a
-    batch without a supervised position gives a connected 0, not NaN.
-
-    Equal to the loss of the model's own forward pass; the head runs on the supervised positions only.
+    and ranks, and every token weighs the same however the step was cut (None divides by the micro-batch's own count,
+    which gives tokens of small micro-batches more weight). Returns a float32 scalar with gradient; a batch without a
+    supervised position gives a connected 0, not NaN.
     """
     core = causal_lm(model)
     inputs = dict(batch)
     labels = inputs.pop("labels")
-    hidden = core.get_decoder()(**_isolated(inputs, core.config), use_cache=False).last_hidden_state
-    target = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # position t predicts label t + 1
-    target = target.to(hidden.device)
+    if inputs.get("position_ids") is not None:
+        # Where the samples are is found here once, not once a layer.
+        positions = inputs["position_ids"].expand(inputs["input_ids"].shape[0], -1)
+        if core.config._attn_implementation == SEGMENTS:
+            inputs["segments"] = segment_bounds(positions)
+        elif "flash" in str(core.config._attn_implementation):
+            inputs |= flash_varlen_arguments(positions)
+    hidden = core.get_decoder()(**inputs, use_cache=False).last_hidden_state
+    target = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).to(hidden.device)  # position t predicts label t + 1
     keep = target != IGNORE_INDEX
     target = target[keep]
     total = head_loss(hidden[keep], core.get_output_embeddings(), target, core.config)
-    if num_items_in_batch is None:
-        num_items_in_batch = max(len(target), 1)
-    return total / num_items_in_batch
+    return total / (max(len(target), 1) if num_items_in_batch is None else num_items_in_batch)
 
 
 def use_supervised_loss(model: PreTrainedModel) -> PreTrainedModel:
     """Make `model(..., labels=...)` return `supervised_loss`, so that any Hugging Face Trainer trains with it.
 
-    The forward pass is replaced on the model itself, inside whatever wraps it (PEFT, mixed precision, DDP): their hooks
-    still run. Without labels the model behaves as before. Returns the model.
+    Without labels the model behaves as before. Returns the model.
     """
+    # Replaced on the model itself, inside whatever wraps it (PEFT, mixed precision, DDP): their hooks still run.
     core = causal_lm(model)
     plain_forward = core.forward
 
@@ -86,19 +88,10 @@ def use_supervised_loss(model: PreTrainedModel) -> PreTrainedModel:
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The causal language model inside DDP and PEFT wrappers (adapters are part of its layers)."""
     model = getattr(model, "module", model)
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
-
-
-def _isolated(inputs: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
-    """The decoder's inputs in the form in which its attention tells packed samples apart."""
-    if inputs.get("position_ids") is None:
-        return inputs
-    positions = inputs["position_ids"].expand(inputs["input_ids"].shape[0], -1)
-    if config._attn_implementation == SEGMENTS:
-        return {**inputs, "segments": segment_bounds(positions)}  # found once, not once a layer
-    if "flash" in str(config._attn_implementation):
-        return {**inputs, **flash_varlen_arguments(positions)}
-    return inputs
+    # The model inside PEFT's wrapper has a `peft_config` too.
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        return model.get_base_model()
+    return model
 
 
 # ---- cross-entropy under a head, in pieces -------------------------------------------------------------------------
@@ -119,7 +112,7 @@ def head_loss(
         if config is not None and getattr(config, name, None) not in (None, 1, 1.0):
             raise ModelError(f"{config.model_type} transforms its logits ({name}), which supervised_loss does not do")
     if reduction == "none":
-        return _token_losses(hidden, head, target)
+        return token_losses(hidden, head, target)
     weight = head.weight
     bias = getattr(head, "bias", None)
     if torch.is_autocast_enabled(hidden.device.type):
@@ -128,28 +121,25 @@ def head_loss(
         bias = None if bias is None else bias.to(dtype)
     hidden = hidden.to(weight.dtype)
     if len(target) * len(weight) <= SMALL:
-        return _chunk_loss(hidden, weight, bias, target)
+        return chunk_loss(hidden, weight, bias, target)
     # The fused loss comes back rounded to half precision where it is computed in that; older PyTorch has none.
     if hidden.dtype == torch.float32 and hasattr(F, "linear_cross_entropy"):
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK, chunking_method=None)
         return F.linear_cross_entropy(hidden, weight, target, linear_bias=bias, reduction="sum", options=options)
     # Float32 sums over chunks whose logits are computed again in the backward pass.
     pieces = zip(hidden.split(CHUNK), target.split(CHUNK), strict=True)
-    return sum(checkpoint(_chunk_loss, h, weight, bias, t, use_reentrant=False) for h, t in pieces)
+    return sum(checkpoint(chunk_loss, h, weight, bias, t, use_reentrant=False) for h, t in pieces)
 
 
-def _chunk_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
+def chunk_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
+    """The summed loss of some positions, their logits held all at once and in float32."""
     with torch.autocast(hidden.device.type, enabled=False):
         return F.cross_entropy(F.linear(hidden, weight, bias).float(), target, reduction="sum")
 
 
 @torch.no_grad()
-def _token_losses(hidden: Tensor, head: nn.Module, target: Tensor) -> Tensor:
-    """The loss of each token (n,), a block of logits at a time: memory grows with neither length nor vocabulary.
-
-    The head is called as it is when it is more than a matrix (an adapter, 4 bits, a bias), for so many positions that
-    their logits make up eight blocks.
-    """
+def token_losses(hidden: Tensor, head: nn.Module, target: Tensor) -> Tensor:
+    """The loss of each token (n,), a block of logits at a time: memory grows with neither length nor vocabulary."""
     n_positions, n_entries = LOGIT_BLOCK.get(hidden.device.type, LOGIT_BLOCK["cuda"])
     losses = []
     if type(head) is nn.Linear and head.bias is None and head.weight.device == hidden.device:
@@ -159,6 +149,8 @@ def _token_losses(hidden: Tensor, head: nn.Module, target: Tensor) -> Tensor:
             chosen = (h.float() * head.weight[t].float()).sum(-1)
             losses.append(torch.stack(parts).logsumexp(0) - chosen)
     else:
+        # More than a matrix (an adapter, 4 bits, a bias) is called as it is, for so many positions that their logits
+        # make up eight blocks.
         n_positions = max(8 * n_positions * n_entries // head.out_features, 1)
         for h, t in zip(hidden.split(n_positions), target.split(n_positions), strict=True):
             logits = head(h).float()

@@ -3,9 +3,4 @@
 from codeact_lib.packing.collate import DynamicPackCollator, padding_report
 from codeact_lib.packing.plan import PaddingStrategy, plan_rows
 
-__all__ = [
-    "DynamicPackCollator",
-    "PaddingStrategy",
-    "padding_report",
-    "plan_rows",
-]
+__all__ = ["DynamicPackCollator", "PaddingStrategy", "padding_report", "plan_rows"]

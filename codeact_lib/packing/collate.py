@@ -12,16 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeact_lib.errors import DataError
-from codeact_lib.packing.plan import (
-    PaddingStrategy,
-    Rows,
-    Strategy,
-    as_strategy,
-    plan_micro_batches,
-    plan_rows,
-    shape_of,
-    strategy_name,
-)
+from codeact_lib.packing import plan
+from codeact_lib.packing.plan import PaddingStrategy, Rows, Strategy, plan_rows, shape_of
 from codeact_lib.prompts import IGNORE_INDEX
 
 if TYPE_CHECKING:  # planning needs neither torch nor pandas, and both are seconds to import
@@ -30,36 +22,6 @@ if TYPE_CHECKING:  # planning needs neither torch nor pandas, and both are secon
     from transformers import PreTrainedTokenizerBase
 
 Sample = Mapping[str, Any]  # `input_ids` and, where given, `labels`: lists or 1-D tensors
-
-
-# ---- collating -----------------------------------------------------------------------------------------------------
-def fit_samples(
-    samples: Iterable[Sample], max_length: int, overlong: str = "truncate"
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Make every sample fit `max_length`, and say what it took.
-
-    `samples` are dicts of equally long `input_ids` and `labels`; none is changed in place. `overlong` "truncate" cuts
-    the end of a longer sample, which is its response (the paper); "drop" leaves it out. A sample in which no label
-    after the first is left to learn from is left out in any case: it would cost time and teach nothing.
-
-    Returns the samples that stay and the counts `truncated` (of those that stay), `overlong` (left out for their
-    length) and `unsupervised` (left out). Raises DataError for another `overlong`.
-    """
-    if overlong not in ("truncate", "drop"):
-        raise DataError(f"unknown overlong {overlong!r}: choose truncate or drop")
-    kept = []
-    counts = {"truncated": 0, "overlong": 0, "unsupervised": 0}
-    for sample in samples:
-        too_long = len(sample["input_ids"]) > max_length
-        cut = {key: sample[key][:max_length] for key in ("input_ids", "labels")}
-        if not any(label != IGNORE_INDEX for label in cut["labels"][1:]):
-            counts["unsupervised"] += 1
-        elif too_long and overlong == "drop":
-            counts["overlong"] += 1
-        else:
-            counts["truncated"] += too_long
-            kept.append(cut)
-    return kept, counts
 
 
 class DynamicPackCollator:
@@ -78,7 +40,7 @@ class DynamicPackCollator:
     isolate=False: as in the paper, plain causal attention over the row and an `attention_mask` that hides the padding,
     so a sample also sees the samples before it.
 
-    The first label of each sample is -100: nothing in a sample predicts it, only the end of its neighbour would.
+    The first label of each sample is -100: nothing in a sample predicts it.
     """
 
     def __init__(
@@ -88,9 +50,17 @@ class DynamicPackCollator:
         strategy: Strategy = "dynamic_pack",
         isolate: bool = True,
     ) -> None:
-        self.pad_id = _pad_id(tokenizer_or_pad_id)
+        given: Any = tokenizer_or_pad_id
+        pad_id = getattr(given, "pad_token_id", None)
+        if isinstance(given, (int, np.integer)):
+            pad_id = given
+        elif pad_id is None:
+            pad_id = given.eos_token_id  # it pads as well: no label and no attention reaches the padding
+        if pad_id is None:
+            raise DataError("the tokenizer has neither padding nor end token: pass the padding token id as a number")
+        self.pad_id = int(pad_id)
         self.max_length = int(max_length)
-        self.strategy = as_strategy(strategy)
+        self.strategy = plan.as_strategy(strategy)
         self.isolate = bool(isolate)
 
     def __call__(self, features: Sequence[Sample]) -> dict[str, torch.Tensor]:
@@ -116,7 +86,13 @@ class DynamicPackCollator:
             for i in row:
                 start = end
                 end += lengths[i]
-                ids[r, start:end], labels[r, start:end] = _ids_and_labels(features[i])
+                ids[r, start:end] = features[i]["input_ids"]
+                own = features[i].get("labels")
+                if own is not None and len(own) != lengths[i]:
+                    numbers = f"{lengths[i]} input_ids but {len(own)} labels"
+                    raise DataError(f"a sample has {numbers}: they must be equally many")
+                labels[r, start:end] = ids[r, start:end] if own is None else own
+                labels[r, start] = IGNORE_INDEX  # only the end of its neighbour would predict it
                 attended[r, start:end] = 1
                 positions[r, start:] = np.arange(width - start)
             if not one_sample_a_row:
@@ -129,26 +105,6 @@ class DynamicPackCollator:
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
-def _pad_id(tokenizer_or_pad_id: PreTrainedTokenizerBase | int) -> int:
-    if isinstance(tokenizer_or_pad_id, (int, np.integer)):
-        return int(tokenizer_or_pad_id)
-    for name in ("pad_token_id", "eos_token_id"):
-        if getattr(tokenizer_or_pad_id, name, None) is not None:
-            return int(getattr(tokenizer_or_pad_id, name))
-    raise DataError("the tokenizer has neither a padding nor an end token: pass the padding token id as a number")
-
-
-def _ids_and_labels(feature: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Copies of the ids and labels as arrays, the first label hidden."""
-    ids = np.array(feature["input_ids"], dtype=np.int64)
-    labels = feature.get("labels")
-    labels = np.array(ids if labels is None else labels, dtype=np.int64)
-    if ids.shape != labels.shape:
-        raise DataError(f"a sample has {ids.size} input_ids but {labels.size} labels: they must be equally many")
-    labels[:1] = IGNORE_INDEX
-    return ids, labels
-
-
 # ---- accounting ----------------------------------------------------------------------------------------------------
 def padding_report(
     lengths: Iterable[int],
@@ -157,7 +113,6 @@ def padding_report(
     strategies: Iterable[Strategy] | None = None,
     *,
     accumulation_steps: int | None = None,
-    tokens_per_micro_batch: int | None = None,
 ) -> pd.DataFrame:
     """Account for what each strategy makes of a data set, samples taken in the order given.
 
@@ -173,15 +128,13 @@ def padding_report(
     window = batch_size * (accumulation_steps or 1)
     alone = None if accumulation_steps else batch_size
     accounts = []
-    for strategy in map(as_strategy, strategies or PaddingStrategy):
+    for strategy in map(plan.as_strategy, strategies or PaddingStrategy):
         shapes = []
         for start in range(0, len(lengths), window):
             step = lengths[start : start + window]
-            plans = plan_micro_batches(
-                step, max_length, strategy, batch_size=alone, tokens_per_micro_batch=tokens_per_micro_batch
-            )
-            shapes += [shape_of(rows, step, max_length, strategy) for rows in plans]
-        accounts.append({"strategy": strategy_name(strategy), **_account(shapes, lengths)})
+            for rows in plan.plan_micro_batches(step, max_length, strategy, batch_size=alone):
+                shapes.append(shape_of(rows, step, max_length, strategy))
+        accounts.append({"strategy": plan.strategy_name(strategy), **_account(shapes, lengths)})
     return pd.DataFrame(accounts)
 
 

@@ -10,8 +10,7 @@ model length of 16 (the example of the paper's figure) can be laid out as
     flat           1 row  of 36 = 36 slots     one row, no padding at all
 
 The samples of an optimizer step never change, only the rectangle they fill: the schedule, the number of steps and, with
-`isolate=True`, the loss and the gradient are those of unpacked training. A batch is packed by itself (the paper), or
-all batches that are accumulated into one step are packed together, which pads less still (`plan_micro_batches`).
+`isolate=True`, the loss and the gradient are those of unpacked training.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -36,11 +35,10 @@ class PaddingStrategy(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> "PaddingStrategy":
-        name = str(value).lower().replace("-", "_")
-        for member in cls:
-            if member.value == name:
-                return member
-        raise DataError(f"unknown padding strategy {value!r}: choose one of {', '.join(cls)}")
+        member = cls.__members__.get(str(value).upper().replace("-", "_"))
+        if member is None:
+            raise DataError(f"unknown padding strategy {value!r}: choose one of {', '.join(cls)}")
+        return member
 
 
 OwnStrategy = Callable[[list[int], int], Rows]  # (lengths, max_length) -> rows
@@ -70,38 +68,25 @@ def plan_rows(lengths: Iterable[int], max_length: int, strategy: Strategy = "dyn
     for a sample longer than `max_length` (truncate it first) or shorter than one token, and for a plan that breaks the
     rules above.
 
-    >>> lengths = [4, 3, 5, 11, 7, 6]
-    >>> plan_rows(lengths, max_length=16)
+    >>> plan_rows([4, 3, 5, 11, 7, 6], max_length=16)  # rows of 3 + 4 + 5, 6 + 7 and 11 tokens
     [[1, 0, 2], [5, 4], [3]]
-    >>> [[lengths[i] for i in row] for row in plan_rows(lengths, max_length=16)]
-    [[3, 4, 5], [6, 7], [11]]
     """
     strategy = as_strategy(strategy)
     lengths = list(map(int, lengths))
-    _check_lengths(lengths, None if strategy is PaddingStrategy.FLAT else max_length)
+    check_lengths(lengths, None if strategy is PaddingStrategy.FLAT else max_length)
     if not lengths:
         return []
-    if callable(strategy):
-        return _checked_plan(strategy(lengths, max_length), lengths, max_length, strategy_name(strategy))
     if strategy is PaddingStrategy.FLAT:
         return [list(range(len(lengths)))]
     if strategy is PaddingStrategy.DYNAMIC_PACK:
-        return _next_fit_ascending(lengths, max_length)
+        return next_fit_ascending(lengths, max_length)
     if strategy is PaddingStrategy.BALANCED_PACK:
-        return _fewest_balanced_rows(lengths, max_length)
-    return [[i] for i in range(len(lengths))]
-
-
-def _check_lengths(lengths: list[int], max_length: int | None) -> None:
-    for i, n in enumerate(lengths):
-        if n < 1:
-            raise DataError(f"sample {i} has {n} tokens: drop empty samples before packing")
-        if max_length is not None and n > max_length:
-            raise DataError(f"sample {i} has {n} tokens, more than max_length {max_length}: truncate or drop it first")
-
-
-def _checked_plan(plan: Iterable[Iterable[int]], lengths: list[int], max_length: int, name: str) -> Rows:
-    rows = [list(map(int, row)) for row in plan]
+        return fewest_balanced_rows(lengths, max_length)
+    if not callable(strategy):
+        return [[i] for i in range(len(lengths))]
+    # A user's own plan is checked: a sample lost or seen twice would train another model, and nothing would say so.
+    rows = [list(map(int, row)) for row in strategy(lengths, max_length)]
+    name = strategy_name(strategy)
     if sorted(chain.from_iterable(rows)) != list(range(len(lengths))):
         raise DataError(f"{name} planned {rows}: each of the samples 0 to {len(lengths) - 1} must be in it once")
     if _longest(rows, lengths) > max_length:
@@ -109,7 +94,15 @@ def _checked_plan(plan: Iterable[Iterable[int]], lengths: list[int], max_length:
     return rows
 
 
-# ---- packing -------------------------------------------------------------------------------------------------------
+def check_lengths(lengths: list[int], max_length: int | None) -> None:
+    """Raise DataError for an empty sample, and for one that is longer than `max_length`."""
+    for i, n in enumerate(lengths):
+        if n < 1:
+            raise DataError(f"sample {i} has {n} tokens: drop empty samples before packing")
+        if max_length is not None and n > max_length:
+            raise DataError(f"sample {i} has {n} tokens, more than max_length {max_length}: truncate or drop it first")
+
+
 def _tokens(row: Iterable[int], lengths: Sequence[int]) -> int:
     return sum(lengths[i] for i in row)
 
@@ -122,7 +115,9 @@ def _longest_samples_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
-def _next_fit_ascending(lengths: list[int], max_length: int) -> Rows:
+# ---- packing -------------------------------------------------------------------------------------------------------
+def next_fit_ascending(lengths: list[int], max_length: int) -> Rows:
+    """The paper's pack: the shortest sample left goes into the last row, or opens a new one where it does not fit."""
     rows: Rows = []
     used = max_length + 1  # "full", so that the first sample opens a row
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -134,23 +129,23 @@ def _next_fit_ascending(lengths: list[int], max_length: int) -> Rows:
     return rows
 
 
-def _best_fit_descending(lengths: list[int], max_length: int) -> Rows:
+def best_fit_descending(lengths: list[int], max_length: int) -> Rows:
+    """The longest sample left goes into the fullest row that has room for it, or opens a new one."""
     rows: Rows = []
     free: list[int] = []
     for i in _longest_samples_first(lengths):
         fitting = [r for r, room in enumerate(free) if room >= lengths[i]]
-        if fitting:
-            row = min(fitting, key=free.__getitem__)
-        else:
-            row = len(rows)
+        if not fitting:
+            fitting = [len(rows)]
             rows.append([])
             free.append(max_length)
+        row = min(fitting, key=free.__getitem__)
         rows[row].append(i)
         free[row] -= lengths[i]
     return rows
 
 
-def _longest_to_emptiest(lengths: list[int], n_rows: int) -> Rows:
+def longest_to_emptiest(lengths: list[int], n_rows: int) -> Rows:
     """Longest-processing-time rule: the longest sample left goes to the emptiest of `n_rows` rows."""
     rows: Rows = [[] for _ in range(n_rows)]
     heap = [(0, r) for r in range(n_rows)]
@@ -161,36 +156,32 @@ def _longest_to_emptiest(lengths: list[int], n_rows: int) -> Rows:
     return rows
 
 
-def _fewest_balanced_rows(lengths: list[int], max_length: int) -> Rows:
+def fewest_balanced_rows(lengths: list[int], max_length: int) -> Rows:
     """Fewest rows first (from the lower bound up to what the greedy packers need), then the shortest longest row."""
     n_rows = -(-sum(lengths) // max_length)
-    greedy: list[Rows] = []  # planned where it comes to that
     while True:
         # No longest row is below the mean or the longest sample; two per mille above the mean are not chased.
         goal = max(min(1.002 * sum(lengths) / n_rows, max_length), max(lengths))
-        rows = _level(_longest_to_emptiest(lengths, n_rows), lengths, goal)
-        if _longest(rows, lengths) <= goal:
-            return rows  # most batches, at once
-        if not greedy:
-            greedy = [_next_fit_ascending(lengths, max_length), _best_fit_descending(lengths, max_length)]
-        plans = [rows]
-        for plan in greedy:
-            if len(plan) == n_rows:
-                plans.append(_level(plan, lengths, goal))
-        rows = min(plans, key=lambda plan: _longest(plan, lengths))
-        if _longest(rows, lengths) <= max_length:
-            return rows
+        plans = [level(longest_to_emptiest(lengths, n_rows), lengths, goal)]
+        # Most batches have their plan now. Only for the others is it worth the time to plan greedily as well.
+        if _longest(plans[0], lengths) > goal:
+            for plan in (next_fit_ascending(lengths, max_length), best_fit_descending(lengths, max_length)):
+                if len(plan) == n_rows:
+                    plans.append(level(plan, lengths, goal))
+        best = min(plans, key=lambda plan: _longest(plan, lengths))
+        if _longest(best, lengths) <= max_length:
+            return best
         n_rows += 1
 
 
-def _level(rows: Rows, lengths: list[int], goal: float) -> Rows:
+def level(rows: Rows, lengths: list[int], goal: float) -> Rows:
     """Shorten the longest row, in place, by dividing it and another row anew between the two, until it is `goal`."""
     loads = [_tokens(row, lengths) for row in rows]
     while max(loads) > goal:
         longest = max(loads)
         source = loads.index(longest)
         for target in sorted(range(len(rows)), key=loads.__getitem__):
-            large, small = _halves(rows[source] + rows[target], lengths)
+            large, small = halves(rows[source] + rows[target], lengths)
             load = _tokens(large, lengths)
             if load < longest and target != source:
                 rows[source] = large
@@ -203,20 +194,19 @@ def _level(rows: Rows, lengths: list[int], goal: float) -> Rows:
     return rows
 
 
-def _halves(samples: list[int], lengths: list[int]) -> tuple[list[int], list[int]]:
+def halves(samples: list[int], lengths: list[int]) -> tuple[list[int], list[int]]:
     """Two groups with sums as near to each other as can be, the larger one first.
 
-    Bit n of `sums[k]` is set when some of the first k samples have n tokens together: a number of a few thousand bits,
-    so that the best of all 2^k divisions is found with k shifts. For samples of 3, 4 and 6 tokens the bits are
-
-        {0}   {0, 3}   {0, 3, 4, 7}   {0, 3, 4, 6, 7, 9, 10, 13}
-
-    and of the last set 6 is the largest that is at most half of 13. 6 is not among {0, 3, 4, 7}, so the third sample
-    is needed for it; the 0 tokens then left can be had without the other two.
-
-    >>> _halves([0, 1, 2], [3, 4, 6])
+    >>> halves([0, 1, 2], [3, 4, 6])
     ([1, 0], [2])
     """
+    # Bit n of `sums[k]` is set when some of the first k samples have n tokens together: a number of a few thousand
+    # bits, so that the best of all 2^k divisions is found with k shifts. For samples of 3, 4 and 6 tokens the bits are
+    #
+    #     {0}   {0, 3}   {0, 3, 4, 7}   {0, 3, 4, 6, 7, 9, 10, 13}
+    #
+    # and of the last set 6 is the largest that is at most half of 13. 6 is not among {0, 3, 4, 7}, so the third sample
+    # is needed for it; the 0 tokens then left can be had without the other two.
     sums = [1]
     for i in samples:
         sums.append(sums[-1] | (sums[-1] << lengths[i]))
@@ -248,7 +238,7 @@ def plan_micro_batches(
 
     With `batch_size` the samples are cut into batches of that many, in order, and each is packed by itself (the paper).
     Without, they are packed all together, and the rows dealt to micro-batches of at most `tokens_per_micro_batch` slots
-    (default: two rows of `max_length`): the same samples in the step, less padding, and a bounded peak of memory.
+    (default: two rows of `max_length`): less padding, and a bounded peak of memory.
 
     The number of micro-batches is a multiple of `ranks`, filled up with empty ones where need be; rank r takes every
     `ranks`-th from r on. Raises DataError as `plan_rows`, and for a budget that cannot hold the longest row.
@@ -257,7 +247,8 @@ def plan_micro_batches(
     lengths = list(map(int, lengths))
     plans: list[Rows] = []
     if batch_size is None:
-        plans = _plan_window(lengths, max_length, strategy, tokens_per_micro_batch or 2 * max_length, ranks)
+        budget = tokens_per_micro_batch or 2 * max_length
+        plans = pack_window(lengths, max_length, strategy, budget, ranks) if lengths else []
     else:
         for start in range(0, len(lengths), batch_size):
             rows = plan_rows(lengths[start : start + batch_size], max_length, strategy)
@@ -267,16 +258,15 @@ def plan_micro_batches(
     return plans
 
 
-def _plan_window(
+def pack_window(
     lengths: list[int], max_length: int, strategy: PaddingStrategy | OwnStrategy, budget: int, ranks: int
 ) -> list[Rows]:
-    if not lengths:
-        return []
+    """Micro-batches of all samples of a step together, each of at most `budget` slots."""
     if strategy is PaddingStrategy.FLAT:  # one row a micro-batch, as long as the budget allows
-        _check_lengths(lengths, min(budget, max_length))
-        return [[row] for row in _fewest_balanced_rows(lengths, budget)]
+        check_lengths(lengths, min(budget, max_length))
+        return [[row] for row in fewest_balanced_rows(lengths, budget)]
     rows = plan_rows(lengths, max_length, strategy)
-    widths = [max_length if strategy is PaddingStrategy.TRADITIONAL else _tokens(row, lengths) for row in rows]
+    widths = [shape_of([row], lengths, max_length, strategy)[1] for row in rows]
     if max(widths) > budget:
         raise DataError(f"a row of {max(widths)} tokens is more than {budget} tokens_per_micro_batch: raise it")
     groups: list[Rows] = []  # rows of falling width, so that each group is padded to its first
@@ -284,7 +274,7 @@ def _plan_window(
     for r in _longest_samples_first(widths):
         if room < 1:
             groups.append([])
-            room = budget // max(widths[r], 1)
+            room = budget // max(widths[r], 1)  # a plan of a user's own may have empty rows
         groups[-1].append(rows[r])
         room -= 1
     # Halve the groups of most rows until every rank gets equally many, which keeps all ranks busy.

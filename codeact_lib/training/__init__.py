@@ -1,12 +1,10 @@
-"""Stage 04: fine-tune on the chosen rows, survive a kill, measure what it cost.
-
-The public names are imported on first use: `codeact plan` asks `memory` and `launch` for numbers and must not wait the
-seconds that torch takes to import.
-"""
+"""Stage 04: fine-tune on the chosen rows, survive a kill, measure what it cost."""
 
 from importlib import import_module
 from typing import Any
 
+# Imported on first use: `codeact plan` asks `memory` and `launch` for numbers and must not wait the seconds that torch
+# takes to import.
 _HOMES = {
     "PROFILE_KEYS": "settings",
     "SeededOrder": "steps",

@@ -16,11 +16,9 @@ from codeact_lib.processes import block_imports, end_with, exit_fast
 
 
 def unused_libraries(arguments: Mapping[str, Any]) -> list[str]:
-    """What the Trainer would import because it is installed, and this training does not use.
-
-    Measured on two cores, `from transformers import Trainer` takes 3.1 s without the three and 6.1 s with them (through
-    PEFT, bitsandbytes brings PyTorch's compiler); and their memory is not the training's.
-    """
+    """What the Trainer would import because it is installed, and this training does not use."""
+    # Measured on two cores, `from transformers import Trainer` takes 3.1 s without the three and 6.1 s with them
+    # (through PEFT, bitsandbytes brings PyTorch's compiler); and their memory is not the training's.
     tuning = arguments.get("tuning", "full")
     unused = ["datasets"]
     if tuning == "full":
@@ -37,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--with-parent", type=int, metavar="PID", help="end when that process ends")
     options = parser.parse_args(argv)
     logging.set_verbosity_error()
-    logging.disable_progress_bar()  # the progress lines are our own
+    # The progress lines are our own, and what libraries print would go into them.
+    logging.disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)
     if options.with_parent:
         end_with(options.with_parent)

@@ -17,9 +17,12 @@ from codeact_lib.artifacts import read_json, sha256_file, write_json
 from codeact_lib.errors import ArtifactError
 
 SEALED = "codeact_checkpoint.json"
-STATE = "log_book"  # the recorder's key in the seal; its name of old, so that checkpoints of old are gone on from
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # each library has its own for a full disk
-HASH_UP_TO = 2**30  # bytes: hashing 80 GB takes longer than the steps it protects
+# The recorder's key in the seal: its name of old, so that checkpoints of old are gone on from.
+STATE = "log_book"
+# Each library has its own error for a full disk.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+# Bytes. Hashing 80 GB takes longer than the steps it protects.
+HASH_UP_TO = 2**30
 
 
 def seal_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -27,25 +30,20 @@ def seal_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            files[path.relative_to(folder).as_posix()] = _stamp(path)
+            files[path.relative_to(folder).as_posix()] = size_and_hash(path)
     write_json(folder / SEALED, {"files": files, STATE: state})
 
 
-def _stamp(path: Path) -> list[int | str | None]:
+def size_and_hash(path: Path) -> list[int | str | None]:
     """Size in bytes and sha256, the latter only up to `HASH_UP_TO`."""
     size = path.stat().st_size
     return [size, sha256_file(path) if size <= HASH_UP_TO else None]
 
 
-def sealed_state(folder: Path) -> dict[str, Any]:
-    """The recorder's state in a checkpoint."""
-    return read_json(folder / SEALED)[STATE]
-
-
 def latest_checkpoint(folder: str | Path, identity: str) -> Path | None:
     """The newest complete checkpoint of this very training, or None; unusable ones are removed and named."""
     for path in checkpoints_in(folder):
-        problem = _problem(path, identity)
+        problem = problem_of(path, identity)
         if problem is None:
             return path
         print(f"{path.name} is not used: {problem}", flush=True)
@@ -58,7 +56,7 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
     return sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
 
-def _problem(folder: Path, identity: str) -> str | None:
+def problem_of(folder: Path, identity: str) -> str | None:
     """Why this checkpoint cannot be resumed from; None when it can."""
     try:
         seal = read_json(folder / SEALED)
@@ -69,20 +67,15 @@ def _problem(folder: Path, identity: str) -> str | None:
     for name, stamp in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _stamp(folder / name) != stamp:
+        if size_and_hash(folder / name) != stamp:
             return f"{name} is damaged"
     return None if owner == identity else "it belongs to a training with other data or arguments"
 
 
-def remove_old_checkpoints(folder: Path, keep: int | None) -> None:
-    """Keep the newest `keep` checkpoints (None: all). To be called when the newest one is sealed, not before."""
-    for path in checkpoints_in(folder)[keep:] if keep else []:
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def unwritten(partial: Path, name: str, checkpoints: str | Path, error: Exception) -> ArtifactError:
     """The error for a checkpoint or model that could not be written; the half-written folder is removed."""
-    shutil.rmtree(partial, ignore_errors=True)  # which frees its space
+    # Half a checkpoint may be what fills the disk.
+    shutil.rmtree(partial, ignore_errors=True)
     earlier = checkpoints_in(checkpoints)
     onward = f"goes on from {earlier[0].name}" if earlier else "begins anew, no earlier checkpoint is there"
     free = shutil.disk_usage(partial.parent).free / 1e9
@@ -102,14 +95,15 @@ def save_model(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Pat
     if trainer.is_world_process_zero():
         shutil.rmtree(partial, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.model.config.use_cache = True  # it was off for training only
+    # It was off for training only, and would make generation recompute every token.
+    trainer.model.config.use_cache = True
     try:
         trainer.save_model(str(partial))
         if trainer.is_world_process_zero():
-            (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; the arguments are in the manifest
+            # A pickle, which runs code when it is loaded; the arguments are in the manifest.
+            (partial / "training_args.bin").unlink(missing_ok=True)
             tokenizer.save_pretrained(partial)
-            # A folder replaces only an empty one.
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # a folder replaces only an empty one
             os.replace(partial, folder)
     except WRITE_ERRORS as error:
         raise unwritten(partial, "the finished model", trainer.args.output_dir, error) from error

@@ -1,5 +1,4 @@
-"""Whether packed samples stay apart: checked on the user's own model and data, in the place and precision they are
-trained in, just before the first step."""
+"""Whether packed samples stay apart: checked on the user's own model and data, just before the first step."""
 
 from collections.abc import Sequence
 
@@ -8,9 +7,8 @@ from transformers import PreTrainedModel
 
 from codeact_lib.errors import ModelError
 from codeact_lib.modeling.load import evaluation_mode
-from codeact_lib.packing.collate import DynamicPackCollator
+from codeact_lib.packing.collate import DynamicPackCollator, Sample
 from codeact_lib.prompts import IGNORE_INDEX
-from codeact_lib.training.steps import Sample
 
 # Difference of a sample's loss that rounding explains. A neighbour that is seen moves it by far more.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
@@ -22,7 +20,7 @@ def isolation_error(model: PreTrainedModel, collator: DynamicPackCollator, sampl
 
     `model(**batch)` must return a loss (`use_supervised_loss`, or any Hugging Face causal language model).
     """
-    alone = DynamicPackCollator(collator.pad_id, collator.max_length, "dynamic", isolate=True)
+    alone = DynamicPackCollator(collator.pad_id, collator.max_length, "dynamic")
     # With the labels of its neighbours hidden, the loss of a packed batch is that of one sample.
     hidden: list[Sample] = [{**sample, "labels": [IGNORE_INDEX] * len(sample["labels"])} for sample in samples]
     errors = []
@@ -40,22 +38,21 @@ def check_isolation(
 ) -> float | None:
     """Refuse to train where packing would change the training; return the `isolation_error` that was measured.
 
-    The three shortest samples are packed as the collator does it, in the model's own attention and in the precision
-    `dtype` it computes in. Nothing is tested (None) when samples may see each other (`isolate=False`). Raises
-    ModelError on a mismatch.
+    `dtype` is the precision that the model computes in. Nothing is tested (None) when samples may see each other
+    (`isolate=False`). Raises ModelError on a mismatch.
     """
     if not collator.isolate:
         return None
+    # The three shortest share a row if any do, and cost next to nothing.
     shortest = sorted(samples, key=lambda sample: len(sample["input_ids"]))[:3]
     training = model.training
     evaluation_mode(model)
     error = isolation_error(model, collator, shortest)
     model.train(training)
-    tolerance = TOLERANCE[dtype]
-    if not error <= tolerance:  # also when it is not a number
+    if not error <= TOLERANCE[dtype]:  # also when it is not a number
         raise ModelError(
             f"packed samples do not train as unpacked ones: their losses differ by {error:.4f} (rounding explains "
-            f"{tolerance}). attn_implementation {model.config._attn_implementation!r} does not keep samples apart in "
-            "this model: take 'sdpa' or 'eager', strategy 'dynamic', or isolate: false if that is what you want"
+            f"{TOLERANCE[dtype]}). attn_implementation {model.config._attn_implementation!r} does not keep samples "
+            "apart in this model: take 'sdpa' or 'eager', strategy 'dynamic', or isolate: false if that is wanted"
         )
     return error

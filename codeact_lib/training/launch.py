@@ -26,17 +26,22 @@ def fine_tune_in_child(
 ) -> TrainReport:
     """Run `fine_tune(**arguments)` in a fresh process and hand each progress line it prints to `say`.
 
-    A notebook's kernel holds memory of its own and must not be what is measured. The child ends when this process
-    does; what libraries write to its standard error goes to `training.log` in the output folder. `launcher`
-    "accelerate" starts it through `accelerate launch`, on all GPUs that `accelerate_config` names: "ddp" or "fsdp2",
-    which ship with the package, the path of your own file, or None for the machine's default.
+    The child ends when this process does; what libraries write to its standard error goes to `training.log` in the
+    output folder. `launcher` "accelerate" starts it through `accelerate launch`, on all GPUs that `accelerate_config`
+    names: "ddp" or "fsdp2", which ship with the package, the path of your own file, or None for the machine's default.
 
     Raises ModelError with the last line of the log, ProfileError for an unknown `accelerate_config`.
     """
+    # In a process of its own, because a notebook's kernel holds memory that must not be measured as the training's.
     output_dir = make_folder(arguments["output_dir"])
     config = output_dir / "train.json"
     log = output_dir / "training.log"
-    write_json(config, {name: _plain(value) for name, value in arguments.items()})
+    plain = {}
+    for name, value in arguments.items():
+        if isinstance(value, PromptTemplate):
+            value = value.name
+        plain[name] = str(value) if isinstance(value, os.PathLike) else value
+    write_json(config, plain)
     command = ["-m", "codeact_lib.training", "--config", str(config), "--with-parent", str(os.getpid())]
     if launcher == "accelerate":
         chosen = ["--config_file", str(accelerate_config_path(accelerate_config))] if accelerate_config else []
@@ -50,13 +55,6 @@ def fine_tune_in_child(
         reason = (own or lines)[-1].removeprefix("error: ")
         raise ModelError(f"training ended with exit code {status}: {reason}")
     return TrainReport(**read_json(output_dir / "train_metrics.json"))
-
-
-def _plain(value: object) -> object:
-    """Paths and templates as the text that names them."""
-    if isinstance(value, PromptTemplate):
-        return value.name
-    return str(value) if isinstance(value, os.PathLike) else value
 
 
 def accelerate_config_path(name_or_path: str | Path) -> Path:

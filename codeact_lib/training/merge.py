@@ -1,10 +1,7 @@
-"""Join a LoRA adapter with its base model, and prove that the result answers as the two did.
-
-A QLoRA adapter has learnt to correct the base model as it looks in 4 bits. It belongs onto those weights, unpacked
-again to floating point; onto the original ones it would correct rounding errors that are not there.
-"""
+"""Join a LoRA adapter with its base model, and prove that the result answers as the two did."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +14,12 @@ from codeact_lib.modeling.load import adapter_base, evaluation_mode, load_base_m
 TOLERANCE = 1e-2  # of the largest logit: rounding of a merged weight, far below what the wrong base does
 
 
-def merge_adapter(
-    adapter: str | Path, output_dir: str | Path, *, tuning: str | None = None, dtype: str | torch.dtype = "float32"
-) -> float:
+def merge_adapter(adapter: str | Path, output_dir: str | Path, *, tuning: str | None = None) -> float:
     """Write the merged model and its tokenizer to `output_dir`; return the largest difference of a logit.
 
-    `tuning` is "lora" or "qlora", by default what the training's `train_metrics.json` beside the adapter says. The
-    logits of base and adapter before and of the merged model after are compared on fixed tokens, relative to the
-    largest. Raises ModelError when they differ by more than a hundredth, and writes nothing then; ArtifactError when
-    `adapter` holds none, or `output_dir` exists.
+    `tuning` is "lora" or "qlora", by default what the training's `train_metrics.json` beside the adapter says. Raises
+    ModelError when the logits of base and adapter and those of the merged model differ, on fixed tokens, by more than a
+    hundredth of the largest, and writes nothing then; ArtifactError when `adapter` holds none, or `output_dir` exists.
     """
     adapter = Path(adapter)
     output_dir = Path(output_dir)
@@ -40,23 +34,31 @@ def merge_adapter(
             "lora or qlora"
         )
     path, revision = adapter_base(adapter)
-    options: dict[str, Any] = {"revision": revision, "dtype": dtype, "attn_implementation": "sdpa", "tuning": tuning}
-    before = _logits(load_base_model(path, adapter=adapter, **options))
-    merged = load_base_model(path, adapter=adapter, dequantize=True, **options).merge_and_unload()
-    error = float((_logits(merged) - before).abs().max() / before.abs().max())
+    options: dict[str, Any] = {
+        "revision": revision,
+        "adapter": adapter,
+        "tuning": tuning,
+        "attn_implementation": "sdpa",
+    }
+    load = partial(load_base_model, path, **options)
+    before = fixed_logits(load())
+    # A QLoRA adapter has learnt to correct the base model as it looks in 4 bits. It belongs onto those weights,
+    # unpacked again to floating point; onto the original ones it would correct rounding errors that are not there.
+    merged = load(dequantize=True).merge_and_unload()
+    error = float((fixed_logits(merged) - before).abs().max() / before.abs().max())
     if not error <= TOLERANCE:
         raise ModelError(f"the merged model's logits differ by {error:.1%} of the largest: is tuning {tuning!r} right?")
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    unfinished = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
     merged.config.use_cache = True  # it was off for training only
-    merged.save_pretrained(partial)
-    load_tokenizer(adapter).save_pretrained(partial)
-    partial.rename(output_dir)
+    merged.save_pretrained(unfinished)
+    load_tokenizer(adapter).save_pretrained(unfinished)
+    unfinished.rename(output_dir)
     return error
 
 
 @torch.no_grad()
-def _logits(model: PreTrainedModel) -> torch.Tensor:
+def fixed_logits(model: PreTrainedModel) -> torch.Tensor:
     """Logits of fixed tokens, in float32."""
     evaluation_mode(model)
     generator = torch.Generator().manual_seed(0)

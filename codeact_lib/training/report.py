@@ -59,9 +59,6 @@ class TrainReport:
     hardware: dict[str, Any]
     memory_plan: dict[str, Any] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass
 class TrainRecorder:
@@ -90,18 +87,12 @@ class TrainRecorder:
         """Bring `seconds` up to date."""
         self.seconds = time.monotonic() - self.started
 
-    def leave_out(self, seconds: float) -> None:
-        """Take time that was no training, such as that of writing a checkpoint, off the clock."""
-        self.started += seconds
-
     def see_memory(self, memory: PeakMemory) -> None:
         """Take over the peak up to now, where it is higher than that of the attempts before."""
         self.peak_memory_bytes = max(self.peak_memory_bytes, memory.bytes())
         self.peak_memory_kind = memory.kind
-        reserved = memory.reserved_bytes()
-        if reserved is not None:
-            reserved = max(self.peak_reserved_bytes or 0, reserved)
-        self.peak_reserved_bytes = reserved
+        if memory.reserved_bytes() is not None:
+            self.peak_reserved_bytes = max(self.peak_reserved_bytes or 0, memory.reserved_bytes() or 0)
 
     def count(self, counts: Mapping[str, int]) -> None:
         """Add what a step holds."""
@@ -109,7 +100,8 @@ class TrainRecorder:
             self.seen[name] = self.seen.get(name, 0) + number
 
     def finish_step(self, loss: Any, learning_rate: float) -> None:
-        """Note a step; its loss stays a tensor where it is (no wait for the device)."""
+        """Note a step."""
+        # Its loss stays a tensor on the device: a number would have to be waited for, in every step.
         self.losses.append(loss)
         self.learning_rates.append(learning_rate)
         self.supervised.append(self.seen["supervised"])
@@ -122,8 +114,9 @@ class TrainRecorder:
                 raise ModelError(f"the loss is {loss} at step {step}: lower learning_rate, or drop fp16")
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON takes it; the clock of this process means nothing to the next one."""
+        """What a checkpoint keeps, as JSON takes it."""
         self.settle()
+        # The monotonic clock of this process means nothing to the next one.
         return {**asdict(self), "started": 0.0}
 
     def final_loss(self) -> float:
@@ -135,7 +128,7 @@ class TrainRecorder:
         points = []
         for start in range(0, len(self.losses), every):
             window = self.losses[start : start + every]
-            step = start + len(window)
-            point = {"step": step, "loss": float(np.mean(window)), "supervised_tokens": self.supervised[step - 1]}
-            points.append({**point, "learning_rate": self.learning_rates[step - 1]})
+            last = start + len(window) - 1
+            point = {"step": last + 1, "loss": float(np.mean(window)), "supervised_tokens": self.supervised[last]}
+            points.append({**point, "learning_rate": self.learning_rates[last]})
         return points

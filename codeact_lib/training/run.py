@@ -1,6 +1,6 @@
 """Fine-tune a base model on instructions with any padding strategy, survive a kill, and measure what it cost.
 
-    python -m codeact_lib.training --config train.json          # train.json: the arguments of fine_tune, by name
+    python -m codeact_lib.training --config train.json          # the arguments of fine_tune, by name
     accelerate launch --config_file fsdp2.yaml -m codeact_lib.training --config train.json      # several GPUs or nodes
 
 A training killed at any moment goes on from its last complete checkpoint when started again with the same arguments,
@@ -14,25 +14,27 @@ import copy
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from codeact_lib.artifacts import atomic_write, locked, sha256_file, sha256_json, write_json
+from codeact_lib.artifacts import atomic_write, locked, read_json, sha256_file, sha256_json, write_json
 from codeact_lib.errors import ModelError
 from codeact_lib.measure import environment_facts, model_flops, peak_flops_per_second
 from codeact_lib.modeling.attention import FLASH, SEGMENTS, check_segment_support, flash_attention_runs_here
 from codeact_lib.modeling.load import load_base_model, load_tokenizer, resolve_path
+from codeact_lib.modeling.loss import causal_lm
 from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.packing.plan import PaddingStrategy, strategy_name
 from codeact_lib.prompts import PromptTemplate
 from codeact_lib.training import memory
-from codeact_lib.training.checkpoints import latest_checkpoint, save_model, sealed_state
+from codeact_lib.training.checkpoints import SEALED, STATE, latest_checkpoint, save_model
 from codeact_lib.training.report import TrainRecorder, TrainReport
 from codeact_lib.training.settings import TrainSettings, make_arguments, weight_dtype
 from codeact_lib.training.steps import OptimizerSteps, TokenizedRows, read_rows, tokenize_rows
@@ -43,15 +45,13 @@ NOT_IN_IDENTITY = ("save_steps", "save_total_limit", "logging_steps")
 LOCK = ".training.lock"  # in the output folder
 
 
-@dataclass(frozen=True)
-class TrainingPlan:
-    """All that is known before a weight is read: samples, steps, and what memory they need."""
+class TrainingPlan(NamedTuple):
+    """All that is known before a weight is read: samples, steps, and whether they fit."""
 
     args: TrainingArguments
     tokenizer: PreTrainedTokenizerBase
     rows: TokenizedRows
     steps: OptimizerSteps
-    needs: dict[str, float]  # bytes of memory by purpose, as `memory_estimate`
     memory_plan: dict[str, Any] | None = None  # None where the device's memory is not known
 
 
@@ -65,13 +65,10 @@ def fine_tune(
 ) -> TrainReport:
     """Fine-tune `model_path` on the rows of `train_jsonl` and write the model and its metrics into `output_dir`.
 
-    Rows whose prompt fills `max_length` or that have no text are left out and counted. `options` are the other fields
-    of `TrainSettings`; every other keyword is a `transformers.TrainingArguments` one. Starting again after a kill
-    resumes; starting again with other arguments starts anew.
+    `options` are the other fields of `TrainSettings`; every other keyword is a `transformers.TrainingArguments` one.
+    Starting again after a kill resumes; starting again with other arguments starts anew.
 
-    Raises:
-        DataError, ModelError, ProfileError, ArtifactError: with a remedy, before training where the cause can be seen
-            before.
+    Raises DataError, ModelError, ProfileError or ArtifactError with a remedy, before training where that can be known.
     """
     settings = TrainSettings.from_keywords(
         train_jsonl=train_jsonl, model_path=model_path, output_dir=output_dir, template=template, **options
@@ -95,10 +92,8 @@ def fine_tune(
 
 
 # ---- before a weight is read ---------------------------------------------------------------------------------------
-
-
 def plan_training(settings: TrainSettings, args: TrainingArguments) -> TrainingPlan:
-    """Tokenise, choose the layout that fits the memory there is, and refuse what memory or disk cannot hold."""
+    """Tokenise, choose the layout that fits the memory there is, say so, and refuse what memory or disk cannot hold."""
     tokenizer = load_tokenizer(settings.model_path, settings.revision)
     rows = read_rows(settings.train_jsonl)
     estimate = memory_of(settings, args)
@@ -109,36 +104,31 @@ def plan_training(settings: TrainSettings, args: TrainingArguments) -> TrainingP
 
     @cache
     def planned(layout: memory.BatchLayout) -> TrainingPlan:
-        """The training when its samples are taken in this layout."""
-        # Copied, because new TrainingArguments would set up device and process group once more.
-        own = copy.copy(args)
-        own.per_device_train_batch_size = layout.per_device_train_batch_size
-        own.gradient_accumulation_steps = layout.gradient_accumulation_steps
-        collator = DynamicPackCollator(tokenizer, layout.max_length, settings.strategy, settings.isolate)
-        steps = OptimizerSteps(
-            tokenized(layout.max_length).samples,
-            collator,
-            own,
-            packing_scope=settings.packing_scope,
-            tokens_per_micro_batch=settings.tokens_per_micro_batch,
-        )
-        needs = estimate(steps.largest_micro_batch())
-        return TrainingPlan(own, tokenizer, tokenized(layout.max_length), steps, needs)
+        return plan_layout(settings, args, layout, tokenizer, tokenized(layout.max_length))
 
-    asked = memory.BatchLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, settings.max_length)
+    def needs(layout: memory.BatchLayout) -> dict[str, float]:
+        return estimate(planned(layout).steps.largest_micro_batch())
+
+    def peak(layout: memory.BatchLayout) -> float:
+        return sum(needs(layout).values())
+
+    layout = memory.BatchLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, settings.max_length)
     available = settings.device_memory or memory.free_gpu_memory(args)
+    memory_plan: dict[str, Any] | None = None
     if available is None:
-        plan = planned(asked)
+        line = memory.check_memory(needs(layout), float(psutil.virtual_memory().available), "this machine")
     else:
         batches = settings.packing_scope == "batch"
-        fitted = memory.fit_layout(asked, lambda it: sum(planned(it).needs.values()), available, "the device", batches)
-        plan = replace(planned(fitted.layout), memory_plan=fitted.plan)
-    check_resources(settings, plan)
-    return plan
+        layout, memory_plan = memory.fit_layout(layout, peak, available, "the device", batches)
+        line = memory.plan_line(memory_plan, "the device")
+    if args.process_index == 0:
+        memory.check_disk(settings.output_dir, needs(layout), args.save_total_limit, memory.sharding_ranks(args))
+        print(line, flush=True)
+    return planned(layout)._replace(memory_plan=memory_plan)
 
 
 def memory_of(settings: TrainSettings, args: TrainingArguments) -> Callable[[float], dict[str, float]]:
-    """`memory_estimate` of this training as a function of the slots of its largest micro-batch."""
+    """Bytes of memory by purpose of this training, as a function of the slots of its largest micro-batch."""
     return memory.memory_by_slots(
         resolve_path(settings.model_path),
         revision=settings.revision,
@@ -153,31 +143,29 @@ def memory_of(settings: TrainSettings, args: TrainingArguments) -> Callable[[flo
     )
 
 
-def check_resources(settings: TrainSettings, plan: TrainingPlan) -> None:
-    """Print what memory the training will need; raise when it or the disk cannot do."""
-    if plan.memory_plan:
-        line = memory.plan_line(plan.memory_plan, "the device")
-    else:
-        line = memory.check_memory(plan.needs, *memory.available_memory(plan.args))
-    if plan.args.process_index == 0:
-        memory.check_disk(settings.output_dir, plan.needs, plan.args.save_total_limit, memory.sharding_ranks(plan.args))
-        print(line, flush=True)
+def plan_layout(
+    settings: TrainSettings,
+    args: TrainingArguments,
+    layout: memory.BatchLayout,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: TokenizedRows,
+) -> TrainingPlan:
+    """The training when its samples are taken in this layout."""
+    # Copied, because new TrainingArguments would set up device and process group once more.
+    args = copy.copy(args)
+    args.per_device_train_batch_size = layout.per_device_train_batch_size
+    args.gradient_accumulation_steps = layout.gradient_accumulation_steps
+    collator = DynamicPackCollator(tokenizer, layout.max_length, settings.strategy, settings.isolate)
+    steps = OptimizerSteps(rows.samples, collator, args, settings.packing_scope, settings.tokens_per_micro_batch)
+    return TrainingPlan(args, tokenizer, rows, steps)
 
 
 def identity(settings: TrainSettings, plan: TrainingPlan) -> str:
-    """sha256 of what decides the result: only a training of the same one goes on from a checkpoint.
-
-    Of the layout only max_length is in it: the others change how a step is cut, not what is learnt.
-    """
-    data = [
-        settings.template.sha256,
-        strategy_name(settings.strategy),
-        settings.isolate,
-        plan.steps.collator.max_length,
-        settings.loss_normalization,
-        {"packing_scope": settings.packing_scope, "tokens_per_micro_batch": settings.tokens_per_micro_batch},
-        settings.overlong,
-    ]
+    """sha256 of what decides the result: only a training of the same one goes on from a checkpoint."""
+    packing = {name: getattr(settings, name) for name in ("packing_scope", "tokens_per_micro_batch")}
+    data = [settings.template.sha256, strategy_name(settings.strategy), settings.isolate]
+    # Of the layout only max_length is in it: the others change how a step is cut, not what is learnt.
+    data += [plan.steps.collator.max_length, settings.loss_normalization, packing, settings.overlong]
     model = [str(settings.model_path), settings.revision, settings.tuning, settings.lora()]
     arguments = settings.training_arguments
     return sha256_json(
@@ -192,8 +180,6 @@ def identity(settings: TrainSettings, plan: TrainingPlan) -> str:
 
 
 # ---- the model and its trainer -------------------------------------------------------------------------------------
-
-
 def load(settings: TrainSettings, plan: TrainingPlan) -> PackedTrainer:
     """The model, with the attention that was asked for or the fastest one that serves, and what was trained before."""
     args = plan.args
@@ -213,18 +199,17 @@ def load(settings: TrainSettings, plan: TrainingPlan) -> PackedTrainer:
     with args.main_process_first(local=False):  # it removes checkpoints that cannot be used
         checkpoint = latest_checkpoint(settings.output_dir / "checkpoints", recorder.identity)
     if checkpoint is not None:
-        recorder = TrainRecorder(**sealed_state(checkpoint))
+        recorder = TrainRecorder(**read_json(checkpoint / SEALED)[STATE])
         if args.process_index == 0:
             print(f"resuming from {checkpoint.name}", flush=True)
-    how = settings.loss_normalization
-    return PackedTrainer(model, args, plan.steps, recorder, checkpoint=checkpoint, loss_normalization=how)
+    return PackedTrainer(model, args, plan.steps, recorder, checkpoint, settings.loss_normalization)
 
 
 def choose_attention(model: PreTrainedModel, strategy: object, isolate: bool, args: TrainingArguments) -> None:
     """Switch to the fastest attention that keeps packed samples apart here; the model comes with "sdpa"."""
     if not isolate or strategy in (PaddingStrategy.TRADITIONAL, PaddingStrategy.DYNAMIC):
         return  # nothing to keep apart, and plain causal attention has the fastest kernel
-    core = getattr(model, "get_base_model", lambda: model)()
+    core = causal_lm(model)
     if flash_attention_runs_here(args.bf16 or args.fp16):
         core.set_attn_implementation(FLASH)
         return
@@ -236,43 +221,34 @@ def choose_attention(model: PreTrainedModel, strategy: object, isolate: bool, ar
 
 
 # ---- after training ------------------------------------------------------------------------------------------------
-
-
 def make_report(settings: TrainSettings, plan: TrainingPlan, trainer: PackedTrainer) -> TrainReport:
     """What was measured and what it was measured of."""
     recorder = trainer.recorder
-    model = trainer.model
     args = plan.args
     seen = recorder.seen
-    seconds = recorder.seconds
-    flops = model_flops(model, seen["tokens"], seen["pairs"])
-    peak = peak_flops_per_second(args.bf16 or args.fp16)
     n_samples = len(plan.rows.samples)
+    flops = model_flops(trainer.model, seen["tokens"], seen["pairs"])
+    peak = peak_flops_per_second(args.bf16 or args.fp16)
+    measured = ("seconds", "peak_memory_bytes", "peak_memory_kind", "peak_reserved_bytes", "isolation_error")
     return TrainReport(
-        seconds=seconds,
+        **{name: getattr(recorder, name) for name in measured},
+        **{name: getattr(settings, name) for name in ("isolate", "packing_scope", "tuning")},
         optimizer_steps=len(recorder.losses),
         n_samples=n_samples,
         epochs=seen["samples"] / n_samples,
-        samples_per_second=seen["samples"] / seconds,
-        supervised_tokens=seen["supervised"],
-        supervised_tokens_per_second=seen["supervised"] / seconds,
+        samples_per_second=seen["samples"] / recorder.seconds,
         tokens=seen["tokens"],
         slots=seen["slots"],
-        padding_rate=1 - seen["tokens"] / seen["slots"],
         rows=seen["rows"],
-        peak_memory_bytes=recorder.peak_memory_bytes,
-        peak_memory_kind=recorder.peak_memory_kind,
-        peak_reserved_bytes=recorder.peak_reserved_bytes,
+        supervised_tokens=seen["supervised"],
+        supervised_tokens_per_second=seen["supervised"] / recorder.seconds,
+        padding_rate=1 - seen["tokens"] / seen["slots"],
         model_flops=flops,
-        model_flops_utilization=None if peak is None else flops / (seconds * peak * args.world_size),
+        model_flops_utilization=None if peak is None else flops / (recorder.seconds * peak * args.world_size),
         final_loss=recorder.final_loss(),
         loss_curve=recorder.curve(max(1, int(args.logging_steps))),
         strategy=strategy_name(settings.strategy),
-        isolate=settings.isolate,
-        packing_scope=settings.packing_scope,
-        isolation_error=recorder.isolation_error,
-        tuning=settings.tuning,
-        attn_implementation=model.config._attn_implementation,
+        attn_implementation=trainer.model.config._attn_implementation,
         template_sha256=settings.template.sha256,
         dropped=plan.rows.dropped,
         truncated=plan.rows.truncated,
@@ -285,19 +261,18 @@ def make_report(settings: TrainSettings, plan: TrainingPlan, trainer: PackedTrai
 
 def write_results(settings: TrainSettings, report: TrainReport) -> None:
     """The model card, the metrics, and the checkpoints gone: everything is written, they are not needed any more."""
-    title = f"{Path(settings.model_path).name}, {report.strategy}"
-    data = {"title": title, **(settings.described_as or {})}
-    loader = PackageLoader("codeact_lib")
-    templates = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
+    data = dict(settings.described_as or {})
+    title = data.pop("title", f"{Path(settings.model_path).name}, {report.strategy}")
+    templates = Environment(loader=PackageLoader("codeact_lib"), undefined=StrictUndefined, keep_trailing_newline=True)
     card = templates.get_template("model_card.md.j2").render(
         report=report,
         base_model=settings.model_path,
         revision=settings.revision,
-        title=data.pop("title"),
+        title=title,
         data=data,
         arguments=settings.training_arguments,
     )
     with atomic_write(settings.output_dir / "model" / "README.md") as file:
         file.write(card)
-    write_json(settings.output_dir / "train_metrics.json", report.to_dict())
+    write_json(settings.output_dir / "train_metrics.json", asdict(report))
     shutil.rmtree(settings.output_dir / "checkpoints", ignore_errors=True)

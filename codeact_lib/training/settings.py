@@ -67,31 +67,23 @@ class TrainSettings(ProfileSettings):
     ) -> Self:
         """The record of a call: names looked up, and what is no field kept for `TrainingArguments`.
 
-        Raises:
-            DataError: unknown `template` or `strategy`.
-            ProfileError: unknown `loss_normalization`.
+        Raises DataError for an unknown `template` or `strategy`, ProfileError for an unknown `loss_normalization`.
         """
         names = {field.name for field in fields(cls)} - {"training_arguments"}
-        own = {name: value for name, value in others.items() if name in names}
-        rest = {name: value for name, value in others.items() if name not in names}
+        own = {name: others.pop(name) for name in names & others.keys()}
         if own.get("loss_normalization", "step") not in ("step", "micro_batch"):
             raise ProfileError(f"unknown loss_normalization {own['loss_normalization']!r}: choose step or micro_batch")
         return cls(
             output_dir=make_folder(output_dir),
             template=get_template(template),
             strategy=as_strategy(strategy),
-            training_arguments=rest,
+            training_arguments=others,
             **own,
         )
 
     def lora(self) -> dict[str, Any]:
         """The `lora_` keywords of `load_base_model`."""
-        return {
-            "lora_r": self.lora_r,
-            "lora_alpha": self.lora_alpha,
-            "lora_dropout": self.lora_dropout,
-            "lora_target_modules": list(self.lora_target_modules),
-        }
+        return {name: getattr(self, name) for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")}
 
 
 # The arguments of fine_tune that a profile gives under the same name; the second part are those of TrainingArguments.
@@ -117,11 +109,13 @@ def make_arguments(folder: str | Path, given: Mapping[str, Any]) -> TrainingArgu
     defaults = {
         "save_strategy": "steps",
         "save_total_limit": 2,
-        "logging_strategy": "no",  # the recorder keeps every step's loss itself
-        "logging_nan_inf_filter": False,  # it would wait for the device after every micro-batch
+        # The recorder keeps every step's loss itself, and the filter waits for the device after every micro-batch.
+        "logging_strategy": "no",
+        "logging_nan_inf_filter": False,
         "report_to": [],
         "disable_tqdm": True,
-        "ddp_find_unused_parameters": False,  # every micro-batch, even an empty one, reaches every weight
+        # Every micro-batch, even an empty one, reaches every weight.
+        "ddp_find_unused_parameters": False,
         "remove_unused_columns": False,
         "use_cpu": device == "cpu",
         "dataloader_pin_memory": device == "cuda",
@@ -141,7 +135,8 @@ def half_dtype(args: TrainingArguments) -> torch.dtype | None:
 
 
 def weight_dtype(tuning: str, args: TrainingArguments) -> torch.dtype:
-    """Trained weights stay in float32 (mixed precision computes in less); frozen ones need no more than the compute."""
+    """In what precision the weights are held."""
+    # Trained ones stay in float32 (mixed precision computes in less); frozen ones need no more than the compute.
     if tuning == "full":
         return torch.float32
     return half_dtype(args) or torch.float32

@@ -6,26 +6,22 @@ samples, so that all padding strategies and all numbers of devices train the sam
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from codeact_lib.errors import ArtifactError, DataError, ProfileError
-from codeact_lib.packing.collate import DynamicPackCollator, fit_samples
+from codeact_lib.packing.collate import DynamicPackCollator, Sample
 from codeact_lib.packing.plan import plan_micro_batches, shape_of
 from codeact_lib.prompts import IGNORE_INDEX, PromptTemplate, tokenize_example
 
-PACKING_SCOPES = ("batch", "window")
-
-Sample = Mapping[str, Any]  # `input_ids` and `labels`, equally long
 
 # ---- samples -------------------------------------------------------------------------------------------------------
-
-
 class TokenizedRows(NamedTuple):
     """What `tokenize_rows` makes of a training file."""
 
@@ -63,34 +59,32 @@ def tokenize_rows(
 ) -> TokenizedRows:
     """Token ids and labels of the usable rows, counts of the others by reason, and how many responses were cut.
 
-    `overlong` "truncate" cuts the response of a row longer than `max_length`, "drop" leaves the row out. Rows whose
-    prompt alone fills `max_length` have nothing to learn from and are left out too. DataError, which names `source`,
-    when nothing is left.
+    `overlong` "truncate" cuts the response of a row longer than `max_length` (the paper), "drop" leaves the row out.
+    Rows whose prompt alone fills `max_length` have nothing to learn from and are left out too. DataError, which names
+    `source`, when nothing is left, and for another `overlong`.
     """
-    usable = []
-    for row in rows:
-        # One token more than allowed, by which `fit_samples` knows what is too long.
-        example = tokenize_example(tokenizer, template, row["instruction"], row["response"], max_length + 1)
-        if example["status"] != "empty":
-            usable.append(example)
-    fitted, counts = fit_samples(usable, max_length, overlong)
-    dropped = {"empty": len(rows) - len(usable), "prompt_too_long": counts["unsupervised"]}
-    if overlong == "drop":
-        dropped["overlong"] = counts["overlong"]
-    if not fitted:
-        raise DataError(f"{source}: none of {len(rows)} rows can be trained on ({dropped}): raise max_length?")
+    if overlong not in ("truncate", "drop"):
+        raise DataError(f"unknown overlong {overlong!r}: choose truncate or drop")
+    kept = ("ok", "truncated") if overlong == "truncate" else ("ok",)
     samples = []
-    # As arrays they take a ninth of the memory: 4 bytes a token, where a list of Python's numbers takes 36.
-    for sample in fitted:
-        arrays = {name: np.array(values, dtype=np.int32) for name, values in sample.items()}
-        samples.append(arrays)
-    return TokenizedRows(samples, dropped, counts["truncated"])
+    found: Counter[str] = Counter()
+    for row in rows:
+        example = tokenize_example(tokenizer, template, row["instruction"], row["response"], max_length)
+        found[example["status"]] += 1
+        if example["status"] in kept:
+            # As arrays they take a ninth of the memory: 4 bytes a token, where a list of Python's numbers takes 36.
+            ids = np.array(example["input_ids"], dtype=np.int32)
+            samples.append({"input_ids": ids, "labels": np.array(example["labels"], dtype=np.int32)})
+    dropped = {"empty": found["empty"], "prompt_too_long": found["prompt_too_long"]}
+    if overlong == "drop":
+        dropped["overlong"] = found.pop("truncated", 0)
+    if not samples:
+        raise DataError(f"{source}: none of {len(rows)} rows can be trained on ({dropped}): raise max_length?")
+    return TokenizedRows(samples, dropped, found["truncated"])
 
 
 # ---- steps ---------------------------------------------------------------------------------------------------------
-
-
-class SeededOrder(torch.utils.data.Sampler):
+class SeededOrder:
     """A new permutation every epoch, a function of (number of samples, seed, epoch) and of nothing else."""
 
     def __init__(self, n_samples: int, seed: int) -> None:
@@ -98,15 +92,13 @@ class SeededOrder(torch.utils.data.Sampler):
         self.seed = seed
         self.epoch = 0
 
-    def __len__(self) -> int:
-        return self.n_samples
-
     def __iter__(self) -> Iterator[int]:
         # Trainings of neighbouring seeds share no order, up to 100,003 epochs.
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         return iter(torch.randperm(self.n_samples, generator=generator).tolist())
 
     def set_epoch(self, epoch: int) -> None:
+        """The epoch whose order is asked for next."""
         self.epoch = epoch
 
 
@@ -128,9 +120,8 @@ class OptimizerSteps(torch.utils.data.Dataset):
     """A data set whose item (epoch, step) is what one process trains on in that optimizer step.
 
     In packing_scope "batch" the samples of a step are packed in batches of `per_device_train_batch_size`; in "window"
-    all together, into micro-batches of at most `tokens_per_micro_batch` slots. Every process plans the whole step and
-    lays out its own micro-batches, so nothing has to be communicated. The last step of an epoch has the samples that
-    are left. Raises ProfileError for an unknown `packing_scope`.
+    all together, into micro-batches of at most `tokens_per_micro_batch` slots. The last step of an epoch has the
+    samples that are left. Raises ProfileError for an unknown `packing_scope`.
     """
 
     def __init__(
@@ -138,12 +129,11 @@ class OptimizerSteps(torch.utils.data.Dataset):
         samples: Sequence[Sample],
         collator: DynamicPackCollator,
         args: TrainingArguments,
-        *,
         packing_scope: str = "batch",
         tokens_per_micro_batch: int | None = None,
     ) -> None:
-        if packing_scope not in PACKING_SCOPES:
-            raise ProfileError(f"unknown packing_scope {packing_scope!r}: choose {' or '.join(PACKING_SCOPES)}")
+        if packing_scope not in ("batch", "window"):
+            raise ProfileError(f"unknown packing_scope {packing_scope!r}: choose batch or window")
         self.samples = samples
         self.collator = collator
         self.ranks = args.world_size
@@ -153,8 +143,9 @@ class OptimizerSteps(torch.utils.data.Dataset):
         self.batch_size = batch_size if packing_scope == "batch" else None
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.order = SeededOrder(len(samples), args.seed if args.data_seed is None else args.data_seed)
-        self.drawn: list[int] = []  # the order of its epoch, once that was asked for
-        # Plans made ahead by `largest_micro_batch`; each is handed out once and forgotten.
+        # The order of its epoch, once that was asked for, and the plans that `largest_micro_batch` made ahead; each is
+        # handed out once and forgotten.
+        self.drawn: list[int] = []
         self.planned: dict[tuple[int, int], StepPlan] = {}
         self.lengths = [len(sample["input_ids"]) for sample in samples]
         self.supervised = [int((np.asarray(sample["labels"])[1:] != IGNORE_INDEX).sum()) for sample in samples]
@@ -166,15 +157,23 @@ class OptimizerSteps(torch.utils.data.Dataset):
     def __getitem__(self, place: tuple[int, int]) -> Step:
         plan = self.plan(*place)
         samples = [self.samples[i] for i in plan.indices]
+        # Every process plans the whole step and lays out its own share, so that nothing has to be communicated.
         own = plan.micro_batches[self.rank :: self.ranks]
-        micro_batches = [self.collator.lay_out(samples, rows) for rows in own]
-        return {"micro_batches": micro_batches, "counts": self._counts(plan)}
+        lengths = [self.lengths[i] for i in plan.indices]
+        counts = {
+            "samples": len(plan.indices),
+            "rows": sum(map(len, plan.micro_batches)),
+            "slots": sum(self.slots(plan)),
+            "tokens": sum(lengths),
+            "supervised": sum(self.supervised[i] for i in plan.indices),
+            "pairs": sum(n * n for n in lengths),
+        }
+        return {"micro_batches": [self.collator.lay_out(samples, rows) for rows in own], "counts": counts}
 
     def plan(self, epoch: int, step: int) -> StepPlan:
         """Which samples the step takes and how they are packed."""
-        ahead = self.planned.pop((epoch, step), None)
-        if ahead is not None:
-            return ahead
+        if (epoch, step) in self.planned:
+            return self.planned.pop((epoch, step))
         if not self.drawn or self.order.epoch != epoch:
             self.order.set_epoch(epoch)
             self.drawn = list(self.order)
@@ -190,18 +189,16 @@ class OptimizerSteps(torch.utils.data.Dataset):
         return StepPlan(indices, micro_batches)
 
     def largest_micro_batch(self) -> int:
-        """Slots of the largest micro-batch of the first epoch: what decides the peak of memory.
-
-        The plans are kept for the training, which begins with that epoch.
-        """
+        """Slots of the largest micro-batch of the first epoch: what decides the peak of memory."""
+        # The plans are kept for the training, which begins with that epoch.
         slots = 0
         for step in range(len(self)):
             plan = self.plan(0, step)
             self.planned[0, step] = plan
-            slots = max(slots, *self._slots(plan))
+            slots = max(slots, *self.slots(plan))
         return slots
 
-    def _slots(self, plan: StepPlan) -> list[int]:
+    def slots(self, plan: StepPlan) -> list[int]:
         """Tokens with padding of each micro-batch."""
         lengths = [self.lengths[i] for i in plan.indices]
         slots = []
@@ -209,17 +206,6 @@ class OptimizerSteps(torch.utils.data.Dataset):
             height, width = shape_of(rows, lengths, self.collator.max_length, self.collator.strategy)
             slots.append(height * width)
         return slots
-
-    def _counts(self, plan: StepPlan) -> dict[str, int]:
-        lengths = [self.lengths[i] for i in plan.indices]
-        return {
-            "samples": len(plan.indices),
-            "rows": sum(map(len, plan.micro_batches)),
-            "slots": sum(self._slots(plan)),
-            "tokens": sum(lengths),
-            "supervised": sum(self.supervised[i] for i in plan.indices),
-            "pairs": sum(n * n for n in lengths),
-        }
 
 
 class StepSampler(torch.utils.data.Sampler):

@@ -5,6 +5,7 @@ sum over all of them divided by the supervised tokens of the step; gradients are
 """
 
 import copy
+import shutil
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from codeact_lib.measure import PeakMemory
 from codeact_lib.modeling.loss import use_supervised_loss
 from codeact_lib.processes import Progress
-from codeact_lib.training.checkpoints import WRITE_ERRORS, remove_old_checkpoints, seal_checkpoint, unwritten
+from codeact_lib.training.checkpoints import WRITE_ERRORS, checkpoints_in, seal_checkpoint, unwritten
 from codeact_lib.training.isolation import check_isolation
 from codeact_lib.training.report import TrainRecorder
 from codeact_lib.training.settings import half_dtype
@@ -40,13 +41,12 @@ class PackedTrainer(Trainer):
         args: TrainingArguments,
         steps: OptimizerSteps,
         recorder: TrainRecorder,
-        *,
         checkpoint: Path | None = None,
         loss_normalization: str = "step",
     ) -> None:
         self.keep_checkpoints = args.save_total_limit
         args = copy.copy(args)
-        # Accumulation is inside the step now, and old checkpoints go when the new one is sealed, not before.
+        # Accumulation is inside the step, and `_save_checkpoint` removes the older checkpoints.
         args.gradient_accumulation_steps = 1
         args.save_total_limit = None
         super().__init__(model=use_supervised_loss(model), args=args, train_dataset=steps.samples)
@@ -68,7 +68,8 @@ class PackedTrainer(Trainer):
             self.recorder.see_memory(self.memory)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """One item a step. Each process lays out its own share of it, so nothing is left for accelerate to divide."""
+        """One item a step, over all epochs."""
+        # The Trainer's own would have accelerate deal the items to the processes; here each lays out its share itself.
         return torch.utils.data.DataLoader(
             self.steps,
             batch_size=1,
@@ -79,12 +80,14 @@ class PackedTrainer(Trainer):
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], int | None]:
+        """The next step, and by how many tokens its loss is divided."""
         step = next(epoch_iterator)
         self.recorder.count(step["counts"])
         # Without the number the loss is the micro-batch's mean, and the Trainer divides by the accumulation steps.
         return [step], step["counts"]["supervised"] if self.loss_normalization == "step" else None
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: int | None = None) -> torch.Tensor:
+        """Forward and backward over all micro-batches of this process; the loss of the whole step."""
         micro_batches = inputs["micro_batches"]
         self.current_gradient_accumulation_steps = len(micro_batches)
         total = torch.zeros((), device=self.args.device)
@@ -99,7 +102,8 @@ class PackedTrainer(Trainer):
         return 0  # counted for the whole training, from the lengths of its samples
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # The clock is read before and put forward after: neither this attempt nor the next one counts the writing.
+        # The clock is read before and put forward after: neither this attempt nor the next one counts the writing. What
+        # the Trainer would remove by `save_total_limit` stays until the new one is sealed.
         began = time.monotonic()
         self.recorder.stop()
         self.recorder.see_memory(self.memory)
@@ -111,9 +115,10 @@ class PackedTrainer(Trainer):
                 seal_checkpoint(folder, self.recorder.state())
         except WRITE_ERRORS as error:
             raise unwritten(folder, folder.name, folder.parent, error) from error
-        if self.is_world_process_zero():
-            remove_old_checkpoints(folder.parent, self.keep_checkpoints)
-        self.recorder.leave_out(time.monotonic() - began)
+        if self.is_world_process_zero() and self.keep_checkpoints:
+            for older in checkpoints_in(folder.parent)[self.keep_checkpoints :]:
+                shutil.rmtree(older, ignore_errors=True)
+        self.recorder.started += time.monotonic() - began
 
 
 class StepCallback(TrainerCallback):
@@ -127,14 +132,13 @@ class StepCallback(TrainerCallback):
         trainer = self.trainer
         steps = trainer.steps
         dtype = half_dtype(args) or trainer.model.dtype
+        # Here and not before: the model is where it trains now, in the precision that it trains in.
         with trainer.compute_loss_context_manager():  # mixed precision, where it is on
-            error = check_isolation(trainer.model, steps.collator, steps.samples, dtype)
-        trainer.recorder.isolation_error = error
+            trainer.recorder.isolation_error = check_isolation(trainer.model, steps.collator, steps.samples, dtype)
         trainer.recorder.begin()
         say = print if trainer.is_world_process_zero() else None
-        self.progress = StepProgress(
-            "training", state.max_steps, "steps", say, initial=state.global_step, note=self.measured
-        )
+        done = state.global_step
+        self.progress = StepProgress("training", state.max_steps, "steps", say, initial=done, note=self.measured)
 
     def on_pre_optimizer_step(self, *given: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
@@ -151,7 +155,7 @@ class StepCallback(TrainerCallback):
         recorder = self.trainer.recorder
         recorder.settle()
         recorder.stop()
-        loss = float(np.mean(recorder.losses[-20:]))
+        loss = np.mean(recorder.losses[-20:])
         speed = recorder.seen["supervised"] / recorder.seconds
         return f"loss {loss:.4f}  {speed:,.0f} supervised tokens/s  {clock(recorder.seconds)} elapsed"
 

@@ -1,6 +1,7 @@
 """The embedded mini profile: its data teach, its benchmark is held out, its base model is what its recipe says."""
 
 import ast
+import builtins
 import hashlib
 import itertools
 import json
@@ -10,11 +11,10 @@ import re
 import pytest
 
 from codeact_lib.errors import DataError
-from codeact_lib.mini import BENCHMARKS, CORPORA, base_model_dir, build_benchmark, build_corpus
+from codeact_lib.mini import BENCHMARKS, CORPORA, MINI_BASE_DIR, build_benchmark, build_corpus
 from codeact_lib.mini.benchmark import run_program
-from codeact_lib.mini.corpus import evol_pairs, normalised_body, oss_pairs, pretraining_texts
+from codeact_lib.mini.corpus import evol_pairs, oss_pairs, pretraining_texts, short_functions
 from codeact_lib.mini.operations import OPERATIONS, is_held_out, sample_chain, sample_program
-from codeact_lib.mini.stdlib import short_functions
 from codeact_lib.mini.text import STYLES, write_function
 
 
@@ -132,6 +132,18 @@ def test_benchmark_chains_are_all_held_out_and_training_chains_never():
         assert not any(is_held_out(sample_program(rng, steps).chain_names) for _ in range(300))
 
 
+def normalised_body(source: str) -> str:
+    """The first function of `source` without names, docstring and layout: equal if equal things are written alike."""
+    function = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef))
+    if ast.get_docstring(function) is not None:
+        function.body = function.body[1:]
+    names: dict[str, str] = {}
+    for node in ast.walk(ast.Module(function.body, [])):
+        if isinstance(node, ast.Name) and node.id not in dir(builtins):
+            node.id = names.setdefault(node.id, f"v{len(names)}")
+    return ast.dump(ast.Module(function.body, []))
+
+
 def test_no_training_text_shares_a_normalised_body_with_the_benchmark(benchmarks, corpora):
     held_out = set()
     for tasks in benchmarks.values():
@@ -155,7 +167,7 @@ def test_normalised_bodies_ignore_names_and_docstrings_but_not_constants():
 
 
 def test_the_shipped_base_model_is_small_safe_and_matches_its_recipe():
-    folder = base_model_dir()
+    folder = MINI_BASE_DIR
     files = {path.name for path in folder.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "recipe.json", "README.md"} <= files
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8 * 2**20
@@ -172,7 +184,7 @@ def test_the_first_steps_of_the_recipe_reach_the_recorded_loss(tmp_path):
     from codeact_lib.mini import build_base_model
 
     facts = build_base_model(tmp_path / "model", steps=50)
-    recorded = json.loads((base_model_dir() / "recipe.json").read_text())["loss_curve"][0]
+    recorded = json.loads((MINI_BASE_DIR / "recipe.json").read_text())["loss_curve"][0]
     assert facts["steps"] == recorded["step"] == 50
     assert facts["last_loss"] == pytest.approx(recorded["loss"], abs=0.05)
 

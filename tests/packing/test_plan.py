@@ -17,7 +17,7 @@ from tiny_models import tiny_tokenizer
 
 from codeact_lib.errors import DataError
 from codeact_lib.packing import plan as planning
-from codeact_lib.packing.collate import DynamicPackCollator, fit_samples, padding_report
+from codeact_lib.packing.collate import DynamicPackCollator, padding_report
 from codeact_lib.packing.plan import PaddingStrategy, plan_micro_batches, plan_rows
 
 thousands = settings(max_examples=1500, deadline=None)
@@ -208,26 +208,6 @@ def test_on_real_lengths_balanced_pack_leaves_next_to_no_padding_and_plans_in_no
     for part in parts:
         plan_rows(part, 2048, "balanced_pack")
     assert (time.process_time() - started) / len(parts) < 1e-4
-
-
-# ---- samples that are too long -------------------------------------------------------------------------------------
-
-
-def prompted(n_prompt, n_response):
-    ids = list(range(10, 10 + n_prompt + n_response))
-    return {"input_ids": ids, "labels": [-100] * n_prompt + ids[n_prompt:]}
-
-
-def test_a_sample_that_is_too_long_loses_its_end_or_is_left_out_and_both_are_counted():
-    samples = [prompted(3, 4), prompted(3, 9), prompted(12, 3)]
-    kept, counts = fit_samples(samples, 10)
-    assert [sample["input_ids"] for sample in kept] == [list(range(10, 17)), list(range(10, 20))]
-    assert counts == {"truncated": 1, "overlong": 0, "unsupervised": 1}
-    kept, counts = fit_samples(samples, 10, "drop")
-    assert kept == samples[:1] and counts == {"truncated": 0, "overlong": 1, "unsupervised": 1}
-    assert len(samples[1]["input_ids"]) == 12, "the samples given are not changed"
-    with pytest.raises(DataError, match="truncate or drop"):
-        fit_samples(samples, 10, "split")
 
 
 # ---- collators -----------------------------------------------------------------------------------------------------

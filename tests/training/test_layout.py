@@ -10,7 +10,7 @@ from codeact_lib.errors import ModelError
 from codeact_lib.modeling.load import load_base_model
 from codeact_lib.pipeline.estimates import Costs, Machine, model_shape
 from codeact_lib.training import fine_tune
-from codeact_lib.training.memory import SHORTEST, BatchLayout, fit_layout, memory_estimate, plan_line, smaller_layouts
+from codeact_lib.training.memory import SHORTEST, BatchLayout, fit_layout, memory_by_slots, plan_line, smaller_layouts
 
 T4 = 15.6e9
 
@@ -77,8 +77,8 @@ def test_activations_are_estimated_as_autograd_keeps_them(tmp_path, tuning):
         hidden = model.get_base_model().model if tuning == "lora" else model.model
         output = hidden(input_ids=ids, use_cache=False).last_hidden_state
     assert output.requires_grad
-    slots = {"tuning": tuning, "targets": targets, "lora_r": 1}
-    none, all_ = (memory_estimate(tmp_path, slots=n, **slots)["activations"] for n in (0, ids.numel()))
+    estimate = memory_by_slots(tmp_path, tuning=tuning, targets=targets, lora_r=1)
+    none, all_ = (estimate(slots)["activations"] for slots in (0, ids.numel()))
     assert 0.7 < (all_ - none) / sum(kept.values()) < 1.6
 
 
