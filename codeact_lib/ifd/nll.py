@@ -2,14 +2,9 @@
 
     sums = sum_nll(model, [Sequence(0, "direct", ids, start), ...])   # nats, one float a sequence
 
-A batch of one leaves most of a machine idle, and logits at every position are most of the memory. So here
-
-* sequences are sorted by length and cut into batches of at most `tokens_per_batch` slots, padded on the right without
-  an attention mask: a causal model never looks right;
-* the head works at scored positions only, block by block of the vocabulary (`modeling.loss.head_loss`), so memory
-  grows neither with the vocabulary nor with the length;
-* a batch that does not fit in memory is halved, and no batch of the size that failed is tried again;
-* processes that `torchrun` or `accelerate launch` started share the batches.
+A batch of one leaves most of a machine idle, and logits at every position are most of the memory. So sequences are
+sorted by length and cut into batches, the head works at scored positions only (`modeling.loss.head_loss`), a batch that
+does not fit in memory is halved, and processes that `torchrun` or `accelerate` started share the batches.
 """
 
 from __future__ import annotations
@@ -18,11 +13,12 @@ import hashlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,7 +54,7 @@ class Sequence:
         """Tokens that count in the sum."""
         return len(self.ids) - self.start
 
-    @property
+    @cached_property
     def key(self) -> Key:
         """Identity of the sum: the row, the pass, and a hash of the tokens and of where scoring starts."""
         digest = hashlib.blake2b(np.asarray([self.start, *self.ids], dtype="<i8").tobytes(), digest_size=8)
@@ -73,77 +69,74 @@ def sum_nll(
     shards: SumShards | None = None,
     progress: bool = False,
 ) -> list[float | None]:
-    """Sum of the NLL of each sequence's scored tokens, in nats.
+    """Sum of the NLL of each sequence's scored tokens, in nats and in their order; what `shards` know is read there.
 
-    Args:
-        model: a causal language model, on whatever device and in whatever precision. The NLL of a token is computed in
-            float32 and added up in float64.
-        sequences: what to score.
-        tokens_per_batch: slots of a batch, padding included; None takes `TOKENS_PER_BATCH` of the device.
-        shards: files to read known sums from and to append new ones to.
-        progress: say every 5 seconds how far it is.
-
-    Returns:
-        The sums, in order; NaN where the model gave none, None where memory did not suffice for that sequence alone.
-        Under torchrun or accelerate every process must make the same call, and gets the whole list.
+    NaN where the model gave none, None where memory did not suffice for that sequence alone. Under torchrun or
+    accelerate every process must make the same call, and gets the whole list.
     """
     core = causal_lm(model)
-    shards = shards or SumShards(None, "")
-    team = _launched_processes(_device(core))
+    team = _launched_processes(core)
     rank = team.process_index if team else 0
     n_processes = team.num_processes if team else 1
-    known = shards.read()
+    say = print if progress and rank == 0 else None
+    sums: dict[Key, float | None] = {}
+    if shards:
+        sums.update(shards.read())
     if team:
         team.wait_for_everyone()  # nobody appends before all have read: they must agree on what is left
-    sums: dict[int, float | None] = {}
-    for i, sequence in enumerate(sequences):
-        if sequence.key in known:
-            sums[i] = known[sequence.key]
-    plain_head = _has_plain_head(core)
-    slots = tokens_per_batch or TOKENS_PER_BATCH.get(_device(core).type, TOKENS_PER_BATCH["cuda"])
-    if not plain_head:
-        slots = min(slots, max(1, MAX_LOGITS // core.config.vocab_size))
-    # Planned over all sequences, known or not: a resumed call forms the same batches and so gets the same digits.
-    batches = plan_batches([len(sequence.ids) for sequence in sequences], slots)
-    remaining = [[i for i in batch if i not in sums] for batch in batches]
-    share = [batch for batch in remaining if batch][rank::n_processes]
-    report = _Progress(sequences, share, print if progress and rank == 0 else None)
-    report.announce(remaining, n_processes)
-    with _inference(core), report:
-        write = partial(shards.append, process=rank)
-        mine = _score_share(core, sequences, share, plain_head, write, report)
+    with _inference(core):
+        plain_head = _has_plain_head(core)
+        slots = tokens_per_batch or TOKENS_PER_BATCH.get(_device(core).type, TOKENS_PER_BATCH["cuda"])
+        if not plain_head:
+            slots = min(slots, max(1, MAX_LOGITS // core.config.vocab_size))
+        remaining = _missing_batches(sequences, sums.keys(), slots)
+        n_left = len({sequence.row for sequence in chain.from_iterable(remaining)})
+        n_rows = len({sequence.row for sequence in sequences})
+        if say and n_left < n_rows:
+            say(f"IFD: {n_rows - n_left:,} of {n_rows:,} rows were scored before")
+        if say and team:
+            say(f"IFD: {n_processes} processes; this is the share of the first")
+        found = _score_share(core, remaining[rank::n_processes], plain_head, shards, rank, say)
     if team:
         from accelerate.utils import gather_object
 
-        mine = dict(gather_object(list(mine.items())))
-    sums |= mine
-    return [sums[i] for i in range(len(sequences))]
+        found = dict(gather_object(list(found.items())))
+    sums |= found
+    return [sums[sequence.key] for sequence in sequences]
 
 
 def _score_share(
     core: PreTrainedModel,
-    sequences: list[Sequence],
-    share: list[list[int]],
+    share: list[list[Sequence]],
     plain_head: bool,
-    write: Callable[[dict[Key, float], float], object],
-    report: _Progress,
-) -> dict[int, float | None]:
+    shards: SumShards | None,
+    rank: int,
+    say: Callable[[str], object] | None,
+) -> dict[Key, float | None]:
     """The sums of this process's batches, each written as soon as it is there."""
-    sums: dict[int, float | None] = {}
+    sums: dict[Key, float | None] = {}
+    passes_left = Counter(sequence.row for sequence in chain.from_iterable(share))
+    # A long row takes longer than a short one: what is left is reckoned by tokens, and rows are told beside them.
+    n_tokens = sum(len(sequence.ids) for sequence in chain.from_iterable(share))
 
-    def forward(batch: list[int]) -> list[float]:
-        return _forward_nll(core, [sequences[i] for i in batch], plain_head)
+    def forward(batch: list[Sequence]) -> list[float]:
+        return _forward_nll(core, batch, plain_head)
 
-    started = time.monotonic()
-    for batch, values in score_batches(forward, share, sequences):
-        found = {}
-        for i, value in zip(batch, values, strict=True):
-            sums[i] = value
-            if value is not None:  # what memory did not suffice for is tried again by the next call
-                found[sequences[i].key] = value
-        write(found, time.monotonic() - started)
-        report.add(batch)
+    def rows() -> str:
+        done = sum(left == 0 for left in passes_left.values())
+        seconds = max(time.monotonic() - report.started, 1e-9)
+        return f"{done:,}/{len(passes_left):,} rows, {done / seconds:,.0f} rows/s, {report.rate:,.0f} tokens/s"
+
+    with Progress("IFD", n_tokens, "tokens", say, note=rows) as report:
         started = time.monotonic()
+        for batch, values in score_batches(forward, share):
+            found = dict(zip([sequence.key for sequence in batch], values, strict=True))
+            sums |= found
+            if shards:
+                shards.append(found, time.monotonic() - started, rank)
+            passes_left.subtract(sequence.row for sequence in batch)
+            report.advance(sum(len(sequence.ids) for sequence in batch))
+            started = time.monotonic()
     return sums
 
 
@@ -151,13 +144,14 @@ def _score_share(
 def plan_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
     """Cut sequences, longest first, into batches of at most `tokens_per_batch` slots once padded.
 
-    Longest first, because then a batch that does not fit in memory shows at once, and the estimate of the time left
-    errs on the safe side. A sequence over the budget stands alone.
+    A sequence over the budget stands alone.
 
     >>> plan_batches([3, 9, 4, 5], 10)
     [[1], [3, 2], [0]]
     """
     batches: list[list[int]] = []
+    # Longest first, because then a batch that does not fit in memory shows at once, and the estimate of the time left
+    # errs on the safe side.
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens_per_batch:
             batches[-1].append(i)
@@ -166,19 +160,30 @@ def plan_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
     return batches
 
 
+def _missing_batches(sequences: list[Sequence], known: Collection[Key], slots: int) -> list[list[Sequence]]:
+    """The batches of what has no sum yet, without what has."""
+    missing = []
+    # Planned over all sequences, known or not: a resumed call forms the same batches and so gets the same digits.
+    for batch in plan_batches([len(sequence.ids) for sequence in sequences], slots):
+        left = [sequences[i] for i in batch if sequences[i].key not in known]
+        if left:
+            missing.append(left)
+    return missing
+
+
 def score_batches(
-    score: Callable[[list[int]], list[float]], batches: list[list[int]], sequences: list[Sequence]
-) -> Iterator[tuple[list[int], list[float] | list[None]]]:
+    score: Callable[[list[Sequence]], list[float]], batches: list[list[Sequence]]
+) -> Iterator[tuple[list[Sequence], list[float] | list[None]]]:
     """Yield (batch, sums) of every batch, in halves where memory does not suffice.
 
-    `score` takes a list of sequence numbers and returns their sums, or raises what PyTorch raises when memory is out.
-    Then half as many slots are the most that is tried from there on, until a single sequence fails: its sum is None.
+    `score` returns the sums of a batch, or raises what PyTorch raises when memory is out. Then half as many slots are
+    the most that is tried from there on, until a single sequence fails: its sum is None.
     """
     waiting = deque(batches)
     limit = float("inf")
     while waiting:
         batch = waiting.popleft()
-        slots = len(batch) * max(len(sequences[i].ids) for i in batch)
+        slots = len(batch) * max(len(sequence.ids) for sequence in batch)
         sums = None
         if slots <= limit or len(batch) == 1:
             sums = unless_out_of_memory(score, batch)
@@ -194,9 +199,9 @@ def score_batches(
 
 # ---- one forward pass ------------------------------------------------------------------------------------------------
 def _forward_nll(core: PreTrainedModel, batch: list[Sequence], plain_head: bool) -> list[float]:
-    """Sums of a batch by one forward pass: right padding, no mask, no cache.
+    """Sums of a batch by one forward pass, by the head at the scored places or by the model's own logits, all of them.
 
-    With a plain head the head sees the scored places only; else the model's own logits are taken, all of them.
+    Padded on the right and without an attention mask: a causal model never looks right.
     """
     padded = np.zeros((len(batch), max(len(sequence.ids) for sequence in batch)), dtype=np.int64)
     for i, sequence in enumerate(batch):
@@ -212,7 +217,8 @@ def _forward_nll(core: PreTrainedModel, batch: list[Sequence], plain_head: bool)
     else:
         logits = core(input_ids=ids, use_cache=False).logits[row, position]
         losses = F.cross_entropy(logits.float(), target.to(logits.device), reduction="none")
-    return np.bincount(row, weights=losses.cpu().numpy(), minlength=len(batch)).tolist()  # float64
+    # Losses are float32; their sum, by weights of NumPy's bincount, is float64.
+    return np.bincount(row, weights=losses.cpu().numpy(), minlength=len(batch)).tolist()
 
 
 def _has_plain_head(core: PreTrainedModel) -> bool:
@@ -222,10 +228,9 @@ def _has_plain_head(core: PreTrainedModel) -> bool:
     its configuration. Where it does more, its own logits are used.
     """
     ids = (torch.arange(8, device=_device(core)) % core.config.vocab_size)[None]
-    with _inference(core):
-        own = core(input_ids=ids, use_cache=False).logits.float()
-        hidden = core.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        plain = core.get_output_embeddings()(hidden).float().to(own.device)
+    own = core(input_ids=ids, use_cache=False).logits.float()
+    hidden = core.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    plain = core.get_output_embeddings()(hidden).float().to(own.device)
     return bool((own - plain).abs().max() <= 1e-3 * own.abs().max())
 
 
@@ -246,57 +251,11 @@ def _inference(core: PreTrainedModel) -> Iterator[None]:
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------
-def _launched_processes(device: torch.device) -> PartialState | None:
+def _launched_processes(core: PreTrainedModel) -> PartialState | None:
     """accelerate's state of the processes that were launched together; None where this one is alone."""
     if int(os.environ.get("WORLD_SIZE", 1)) < 2:
         return None
     from accelerate import PartialState
 
-    return PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))  # the slowest share may take long
-
-
-# ---- progress --------------------------------------------------------------------------------------------------------
-class _Progress(Progress):
-    """Rows done, once all their passes are; the time left is reckoned by tokens, which is what time goes by."""
-
-    def __init__(
-        self, sequences: list[Sequence], batches: list[list[int]], say: Callable[[str], object] | None
-    ) -> None:
-        self.sequences = sequences
-        self.passes_left: Counter[int] = Counter()
-        self.tokens = 0
-        self.tokens_left = 0
-        for batch in batches:
-            self.passes_left.update(sequences[i].row for i in batch)
-            self.tokens_left += sum(len(sequences[i].ids) for i in batch)
-        super().__init__("IFD", len(self.passes_left), "rows", say, note=self.rates)
-
-    def announce(self, remaining: list[list[int]], n_processes: int) -> None:
-        """Say what need not be scored again, and whose share is reported."""
-        rows = {sequence.row for sequence in self.sequences}
-        left = {self.sequences[i].row for batch in remaining for i in batch}
-        if self.say and len(left) < len(rows):
-            self.say(f"IFD: {len(rows) - len(left):,} of {len(rows):,} rows were scored before")
-        if self.say and n_processes > 1:
-            self.say(f"IFD: {n_processes} processes; this is the share of the first")
-
-    def add(self, batch: list[int]) -> None:
-        """Count a batch of sequences."""
-        rows_done = 0
-        for i in batch:
-            sequence = self.sequences[i]
-            self.tokens += len(sequence.ids)
-            self.tokens_left -= len(sequence.ids)
-            self.passes_left[sequence.row] -= 1
-            rows_done += self.passes_left[sequence.row] == 0
-        self.advance(rows_done)
-
-    def rates(self) -> str:
-        """Rows and tokens a second."""
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        return f"{self.rate:,.0f} rows/s, {self.tokens / seconds:,.0f} tokens/s"
-
-    @property
-    def seconds_left(self) -> float:
-        """Seconds that the tokens left take."""
-        return self.tokens_left * (time.monotonic() - self.started) / max(self.tokens, 1)
+    # A day: gloo and NCCL give up after 30 and 10 minutes, and the slowest share may take longer than that.
+    return PartialState(cpu=_device(core).type == "cpu", timeout=timedelta(days=1))

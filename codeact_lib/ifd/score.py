@@ -8,9 +8,7 @@ Above 1: it misleads, and the pair is probably mismatched.
 
     scores = score_ifd(model, tokenizer, examples, "deepseek-coder", max_length=2048, shard_dir="ifd/shards")
 
-Rows become token sequences (two a row, with and without its prompt), sequences become sums, sums become a frame. How
-they are summed fast is told in `nll`, how a killed call is resumed in `resume`; several GPUs share the work when the
-call is made under torchrun or accelerate, see `launch`.
+Rows become token sequences, two a row (here), sequences become sums (`nll`, `resume`), sums become a frame (here).
 """
 
 from __future__ import annotations
@@ -69,7 +67,6 @@ def score_ifd(
     *,
     max_length: int,
     preset: str = "corrected",
-    kind: str = "ppl_ratio",
     tokens_per_batch: int | None = None,
     shard_dir: str | Path | None = None,
     progress: bool = False,
@@ -77,18 +74,16 @@ def score_ifd(
     """Score every example.
 
     Args:
-        model: a causal language model, on whatever device and in whatever precision, with or without adapters; NLLs are
-            computed in float32 from its hidden states and added up in float64.
-        tokenizer: its tokenizer; no padding token is needed.
+        model, tokenizer: a causal language model, on whatever device and in whatever precision, with or without
+            adapters. NLLs are computed in float32 and added up in float64; no padding token is needed.
         examples: frame or list of dicts with `example_id, instruction, response`; the ids must differ.
         template: name in `prompts.TEMPLATES` or a `PromptTemplate`; not used by `preset="authors"`.
         max_length: tokens of prompt and answer together; a longer answer is cut (status `truncated`).
         preset: `corrected`: prompt and answer tokenised apart, so that both passes score the same tokens, a start
             token before the answer of the direct pass, so that its first token counts in both, and a status in place of
             a silent 0. `authors`: what the released code does, see `_authors_passes`.
-        kind: which ratio fills the column `ifd`, see `ifd_from_nll`.
         tokens_per_batch: slots of a batch, padding included; None for what suits the device. Speed and memory only: no
-            score depends on it. A batch that does not fit in memory is halved, down to one row.
+            score depends on it.
         shard_dir: folder for the append-only files. A second call with the same model and texts reads them and scores
             only what is missing; other models and changed texts in the same folder do no harm. In processes that
             torchrun or accelerate launched together, each makes this call, scores its share, and returns all rows.
@@ -114,12 +109,15 @@ def score_ifd(
         question, answer = (row[key] if isinstance(row[key], str) else "" for key in ("instruction", "response"))
         passes = to_passes(tokenizer, template, question, answer, max_length)
         statuses.append(passes.status)
-        for name, (ids, start) in (("conditioned", passes.conditioned), ("direct", passes.direct)):
-            if ids:
-                sequences.append(Sequence(i, name, np.array(ids, np.int32), start, row["example_id"]))
-    shards = SumShards(shard_dir, model_fingerprint(model)) if shard_dir is not None else None
+        if passes.conditioned:
+            ids = np.array(passes.conditioned, np.int32)
+            sequences.append(Sequence(i, "conditioned", ids, passes.n_prompt, row["example_id"]))
+            sequences.append(Sequence(i, "direct", np.array(passes.direct, np.int32), 1, row["example_id"]))
+    shards = None
+    if shard_dir is not None:
+        shards = SumShards(shard_dir, model_fingerprint(model))
     sums = sum_nll(model, sequences, tokens_per_batch=tokens_per_batch, shards=shards, progress=progress)
-    return _assemble(rows, statuses, sequences, sums, preset, kind)
+    return _assemble(rows, statuses, sequences, sums, preset)
 
 
 class Agreement(TypedDict):
@@ -180,17 +178,13 @@ def _checked_rows(examples: Rows) -> list[Mapping[Any, Any]]:
 
 
 # ---- token sequences -------------------------------------------------------------------------------------------------
-class _Pass(NamedTuple):
-    ids: list[int]
-    start: int  # the first token that is scored
-
-
 class _Passes(NamedTuple):
-    """The two passes over a row, without ids where nothing can be scored, and its status."""
+    """The token ids of both passes over a row, none where nothing can be scored, and its status."""
 
     status: str
-    conditioned: _Pass = _Pass([], 1)
-    direct: _Pass = _Pass([], 1)
+    conditioned: list[int] = []
+    n_prompt: int = 1  # tokens of `conditioned` that are not scored
+    direct: list[int] = []  # of which the first is not scored
 
 
 def _corrected_passes(
@@ -212,7 +206,7 @@ def _corrected_passes(
         return _Passes("prompt_too_long")
     status = "truncated" if len(answer) > room else "ok"
     answer = answer[:room]
-    return _Passes(status, _Pass(prompt + answer, len(prompt)), _Pass([start, *answer], 1))
+    return _Passes(status, prompt + answer, len(prompt), [start, *answer])
 
 
 def _authors_passes(
@@ -235,7 +229,7 @@ def _authors_passes(
     answer, _ = _cut(tokenizer, response, max_length - n_prompt + 1)
     if len(joint) <= n_prompt or len(answer) < 2:
         return _Passes("nan")  # the mean over no token
-    return _Passes("truncated" if was_cut else "ok", _Pass(joint, n_prompt), _Pass(answer, 1))
+    return _Passes("truncated" if was_cut else "ok", joint, n_prompt, answer)
 
 
 def _cut(tokenizer: Tokenizer, text: str, max_length: int) -> tuple[list[int], bool]:
@@ -246,17 +240,10 @@ def _cut(tokenizer: Tokenizer, text: str, max_length: int) -> tuple[list[int], b
     return tokenizer(text, truncation=True, max_length=max_length)["input_ids"], True
 
 
-# ---- result ----------------------------------------------------------------------------------------------------------
 def _assemble(
-    rows: list[Mapping[Any, Any]],
-    statuses: list[str],
-    sequences: list[Sequence],
-    sums: list[float | None],
-    preset: str,
-    kind: str,
+    rows: list[Mapping[Any, Any]], statuses: list[str], sequences: list[Sequence], sums: list[float | None], preset: str
 ) -> pd.DataFrame:
     """Both passes of each row side by side; a row is as good as the worse of its passes."""
-    statuses = list(statuses)
     nll = {name: np.full(len(rows), np.nan) for name in ("conditioned", "direct")}
     n_scored = {name: np.zeros(len(rows), dtype=np.int64) for name in ("conditioned", "direct")}
     for sequence, value in zip(sequences, sums, strict=True):
@@ -271,7 +258,7 @@ def _assemble(
     # The authors' passes may score different numbers of tokens: both sums are stated for the conditioned one's n,
     # which leaves the two means, and so either ratio, as they are.
     direct = nll["direct"] * np.where(n == n_scored["direct"], 1.0, n / np.maximum(n_scored["direct"], 1))
-    ifd = ifd_from_nll(nll["conditioned"], direct, n, kind)
+    ifd = ifd_from_nll(nll["conditioned"], direct, n)
     status = np.array(statuses, dtype=object)
     if preset == "authors":
         ifd = np.where(np.isfinite(ifd) | (status == "empty"), ifd, 0.0)
