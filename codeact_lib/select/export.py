@@ -33,22 +33,13 @@ def check_outputs(out: Path, exports: Sequence[str]) -> None:
 
 
 def write_chosen(
-    data: str | Path,
-    revision: str | None,
-    chosen: pd.DataFrame,
-    columns: Columns,
-    out: Path,
-    exports: Sequence[str],
+    data: str | Path, revision: str | None, chosen: pd.DataFrame, columns: Columns, out: Path, exports: Sequence[str]
 ) -> list[Path]:
     """Write the rows of `data` that `chosen` names (see `Selection.chosen`), and the exports; returns the files."""
     wanted = set(chosen["row"])
     originals = {number: row for number, row in read_rows(data, revision) if number in wanted}
-    rows = [originals[number] for number in chosen["row"]]
-    records = []
-    for row, cluster, ifd, reason in zip(
-        rows, chosen["cluster"].tolist(), chosen["ifd"].tolist(), chosen["reason"], strict=True
-    ):
-        records.append({**row, "codeact_cluster": cluster, "codeact_ifd": ifd, "codeact_reason": reason})
+    added = chosen[["cluster", "ifd", "reason"]].set_axis(ADDED_COLUMNS, axis=1).to_dict("records")
+    records = [{**originals[number], **extra} for number, extra in zip(chosen["row"], added, strict=True)]
     if out.suffix == ".parquet":
         _write_parquet(out, records)
     elif out.suffix == ".json":
@@ -57,7 +48,7 @@ def write_chosen(
         write_jsonl(out, plain(records))
     files = [out]
     for layout in exports:
-        conversations = [conversation(row, columns) for row in rows]
+        conversations = [conversation(originals[number], columns) for number in chosen["row"]]
         files += export(layout, conversations, out.with_name(f"{out.stem}-{layout}"), out.stem)
     return files
 
@@ -90,24 +81,14 @@ def export(layout: str, conversations: list[list[Message]], folder: str | Path, 
             file.write(f"{entry}    field_messages: messages\n    roles_to_train: [assistant]\n")
         return [lines, folder / "dataset.yml"]
     if layout == "llama-factory":
+        info: dict[str, Any] = {"file_name": "train.json", "formatting": "sharegpt"}
+        info["columns"] = {"messages": "messages"}
+        # Its defaults are ShareGPT's words (`from`, `value`, `human`, `gpt`); these are OpenAI's.
+        info["tags"] = {f"{word}_tag": word for word in ("role", "content", "user", "assistant", "system")}
         write_json(folder / "train.json", whole)
-        write_json(folder / "dataset_info.json", {name: _LLAMA_FACTORY})
+        write_json(folder / "dataset_info.json", {name: info})
         return [folder / "train.json", folder / "dataset_info.json"]
     raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(EXPORTS)}")
-
-
-_LLAMA_FACTORY = {
-    "file_name": "train.json",
-    "formatting": "sharegpt",
-    "columns": {"messages": "messages"},
-    "tags": {
-        "role_tag": "role",
-        "content_tag": "content",
-        "user_tag": "user",
-        "assistant_tag": "assistant",
-        "system_tag": "system",
-    },
-}
 
 
 def _write_parquet(out: Path, records: list[dict[str, Any]]) -> None:
@@ -127,16 +108,14 @@ def _write_parquet(out: Path, records: list[dict[str, Any]]) -> None:
 
 def plain(value: Any) -> Any:
     """A value as JSON has it: parquet and hub rows hold arrays, numbers and dates of their own."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, dict):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
         return [plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, date):
-        return value.isoformat()
-    if value is None or isinstance(value, (str, int, float, bool)):
+    if value is None or isinstance(value, (str, int, float)):
         return value
-    return str(value)
+    return value.isoformat() if isinstance(value, date) else str(value)

@@ -27,19 +27,14 @@ SHOWN_CHARACTERS = 220  # of an instruction on a card
 def write_selection_report(path: str | Path, selection: Selection) -> Path:
     """Write the page of a selection to `path`; returns the path."""
     page = html_template("selection.html.j2").render(
-        source=selection.validation.source,
-        summary=_summary(selection),
+        selection=selection,
+        facts=_facts(selection),
         fates=_fates(selection),
         dropped=selection.validation.dropped.head(SHOWN_DROPPED).to_dict("records"),
-        n_dropped=len(selection.validation.dropped),
         cards=_cards(selection),
-        diagnostics=selection.diagnostics,
         policies=selection.comparison.summary.to_dict("records"),
-        overlap=selection.comparison.overlap[selection.settings.policy].to_dict(),
-        policy=selection.settings.policy,
         leaks=selection.leak_counts().to_dict("records"),
         worst_leaks=_worst_leaks(selection),
-        unchecked=selection.unchecked,
         drawings=_drawings(selection),
         provenance=_provenance(selection),
     )
@@ -48,40 +43,18 @@ def write_selection_report(path: str | Path, selection: Selection) -> Path:
     return Path(path)
 
 
-def _summary(selection: Selection) -> list[str]:
-    """The findings in sentences, most important first, and what a reader should know before trusting them."""
-    settings = selection.settings
+def _facts(selection: Selection) -> dict[str, Any]:
+    """The numbers of the first section."""
     scored = selection.scored
-    kept = len(selection.chosen)
-    read = selection.validation.n_read
     usable = scored[scored["status"].isin(USABLE)]
-    misleading = int((usable["ifd"] >= 1).sum())
-    sentences = [
-        f"{kept:,} of {read:,} rows were chosen ({kept / read:.0%}), policy {settings.policy}, "
-        f"ratio {settings.ratio:g}.",
-        f"{len(selection.validation.dropped):,} rows could not be used; {len(scored) - len(usable):,} have no score.",
-        f"{misleading:,} rows have IFD of 1 or more: their instruction does not help to predict the answer.",
-    ]
-    if misleading > len(usable) / 2:
-        sentences[-1] += (
-            " As these are more than half of the scored rows, doubt the scorer first: is the model strong enough for "
-            f"such texts, and is {settings.template} its template?"
-        )
-    if kept:
-        chosen = scored.iloc[selection.comparison.chosen[settings.policy]]
-        sentences.append(
-            f"Median IFD {usable['ifd'].median():.2f} among the scored, {chosen['ifd'].median():.2f} among the chosen "
-            f"rows; median answer {usable['n_response_tokens'].median():.0f} and "
-            f"{chosen['n_response_tokens'].median():.0f} tokens."
-        )
-    cut = selection.diagnostics["cut_instructions"]
-    if cut:
-        share = cut / len(scored)
-        sentences.append(f"{cut:,} instructions ({share:.1%}) are longer than the embedding model reads and were cut.")
-    counts = selection.leak_counts()
-    for line in counts[(counts["set"] == "chosen") & (counts["leaking_rows"] > 0)].itertuples():
-        sentences.append(f"{line.leaking_rows:,} chosen rows hold tasks of {line.benchmark}: see Benchmark leaks.")
-    return sentences
+    chosen = scored.iloc[selection.comparison.chosen[selection.settings.policy]]
+    return {
+        "kept": len(chosen),
+        "scored": len(scored),
+        "usable": len(usable),
+        "misleading": int((usable["ifd"] >= 1).sum()),
+        "medians": [frame[name].median() for name in ("ifd", "n_response_tokens") for frame in (usable, chosen)],
+    }
 
 
 def _kinds(reasons: pd.Series) -> pd.Series:

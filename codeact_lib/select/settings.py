@@ -61,33 +61,20 @@ def checked_settings(given: dict[str, Any]) -> SelectSettings:
 
 @dataclass
 class Selection:
-    """Result of `select_rows`.
-
-    Attributes:
-        settings: what was asked for.
-        columns: which key of a row was taken for what.
-        validation: what reading the set left out.
-        examples: the usable rows, `example_id, instruction, response, dataset, row`.
-        scored: usable rows that were not dropped as leaks, with `cluster, x, y` and the columns of the scorer.
-        table: for each of `scored` whether it was kept and why, see `sampling.choose`.
-        cards, diagnostics: see `embedding.cluster_cards`, and what K-Means and its checks gave.
-        leaks: benchmark -> leaking rows; unchecked: benchmark -> why it was not looked at.
-        comparison: the other policies at the same budget.
-        files: everything that was written for the user.
-    """
+    """Result of `select_rows`."""
 
     settings: SelectSettings
-    columns: Columns
-    validation: ValidationReport
-    examples: pd.DataFrame
-    scored: pd.DataFrame
-    table: pd.DataFrame
-    cards: pd.DataFrame
-    diagnostics: dict[str, Any]
-    leaks: dict[str, pd.DataFrame]
-    unchecked: dict[str, str]
-    comparison: PolicyComparison
-    files: list[Path] = field(default_factory=list)
+    columns: Columns  # which key of a row was taken for what
+    validation: ValidationReport  # what reading the set left out
+    examples: pd.DataFrame  # the usable rows: `example_id, instruction, response, dataset, row`
+    scored: pd.DataFrame  # those not dropped as leaks, with `cluster, x, y` and the columns of the scorer
+    table: pd.DataFrame  # for each of `scored` whether it was kept and why, see `sampling.choose`
+    cards: pd.DataFrame  # see `embedding.cluster_cards`
+    diagnostics: dict[str, Any]  # what K-Means and its checks gave
+    leaks: dict[str, pd.DataFrame]  # benchmark -> leaking rows
+    unchecked: dict[str, str]  # benchmark -> why it was not looked at
+    comparison: PolicyComparison  # the other policies at the same budget
+    files: list[Path] = field(default_factory=list)  # everything that was written for the user
 
     @property
     def chosen(self) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +38,7 @@ from codeact_lib.config import MINI_MODEL
 from codeact_lib.data.instructions import ValidationReport, columns_of, load_instructions
 from codeact_lib.data.overlap import LEAK_COLUMNS, drop_leaks, find_leaks
 from codeact_lib.data.rows import Columns
-from codeact_lib.embedding import MINIBATCH_ABOVE, cluster_rows
+from codeact_lib.embedding import cluster_rows
 from codeact_lib.errors import CodeActError, DataError
 from codeact_lib.evaluation.benchmarks import load_benchmark
 from codeact_lib.ifd import score_rows
@@ -100,31 +100,33 @@ def _select(data: str | Path, settings: SelectSettings, kept: _KeptResults) -> S
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel("ERROR")
     columns = settings.columns or columns_of(data, settings.data_revision)
-    source = _read(data, columns, settings, kept)
-    leaks = _find_leaks(source, settings, kept)
-    pool = source.examples
+    reading = {name: getattr(settings, name) for name in ("limit", "max_characters", "near_duplicates")}
+    source_key = sha256_json([kept.identity(data, settings.data_revision), vars(columns), reading])
+    examples, validation = _read(data, columns, reading, settings.data_revision, source_key, kept)
+    leaks, unchecked = _find_leaks(examples, source_key, settings, kept)
+    pool = examples
     if settings.drop_leaks:
-        pool = drop_leaks(pool, pd.concat([*leaks.found.values(), pd.DataFrame(columns=LEAK_COLUMNS)]))
+        pool = drop_leaks(pool, pd.concat([*leaks.values(), pd.DataFrame(columns=LEAK_COLUMNS)]))
     if pool.empty:
         raise DataError(f"{data}: every usable row holds a benchmark task. Choose without --drop-leaks.")
     # The ids are in the key: other benchmarks may drop other rows of the same source.
-    pool_key = sha256_json([source.key, pool["example_id"].tolist()])
-    clusters = _cluster(pool, pool_key, settings, kept)
+    pool_key = sha256_json([source_key, pool["example_id"].tolist()])
+    clusters, cards, diagnostics = _cluster(pool, pool_key, settings, kept)
     scores = _score(pool, pool_key, settings, kept)
-    scored = scores.merge(clusters.frame, on="example_id", validate="one_to_one")
+    scored = scores.merge(clusters, on="example_id", validate="one_to_one")
     how = {"preset": settings.preset, "quota": settings.quota}
     others = [policy for policy in POLICIES if policy not in (settings.policy, "full", "hard")]
     return Selection(
         settings=settings,
         columns=columns,
-        validation=source.validation,
-        examples=source.examples,
+        validation=validation,
+        examples=examples,
         scored=scored,
         table=choose(settings.policy, scored, settings.ratio, settings.seed, **how),
-        cards=clusters.cards,
-        diagnostics=clusters.diagnostics,
-        leaks=leaks.found,
-        unchecked=leaks.unchecked,
+        cards=cards,
+        diagnostics=diagnostics,
+        leaks=leaks,
+        unchecked=unchecked,
         comparison=compare_policies(scored, settings.ratio, [settings.policy, *others], settings.seed, **how),
     )
 
@@ -157,21 +159,15 @@ class _KeptResults:
         return digest
 
 
-class _Source(NamedTuple):
-    examples: pd.DataFrame
-    validation: ValidationReport
-    key: str
-
-
-def _read(data: str | Path, columns: Columns, settings: SelectSettings, kept: _KeptResults) -> _Source:
-    options = {name: getattr(settings, name) for name in ("limit", "max_characters", "near_duplicates")}
-    key = sha256_json([kept.identity(data, settings.data_revision), vars(columns), options])
+def _read(
+    data: str | Path, columns: Columns, reading: dict[str, Any], revision: str | None, key: str, kept: _KeptResults
+) -> tuple[pd.DataFrame, ValidationReport]:
     path = kept.path("examples", key)
     dropped_path = kept.path("dropped", key)
     name = Path(data).name
     if not kept.have(path, f"read {name}"):
         keys = {f"{kind}_column": value for kind, value in vars(columns).items()}
-        examples, report = load_instructions(data, revision=settings.data_revision, **keys, **options)
+        examples, report = load_instructions(data, revision=revision, **keys, **reading)
         write_frame(dropped_path, report.dropped)
         write_frame(path, examples.assign(row=report.rows))  # last: who finds it finds the other
     examples = read_frame(path)
@@ -179,48 +175,43 @@ def _read(data: str | Path, columns: Columns, settings: SelectSettings, kept: _K
     n_read = len(examples) + len(dropped)
     validation = ValidationReport(name, n_read, len(examples), dropped, tuple(examples["row"]))
     kept.say(f"  {validation}")
-    return _Source(examples, validation, key)
+    return examples, validation
 
 
-class _Leaks(NamedTuple):
-    found: dict[str, pd.DataFrame]
-    unchecked: dict[str, str]
-
-
-def _find_leaks(source: _Source, settings: SelectSettings, kept: _KeptResults) -> _Leaks:
-    leaks = _Leaks({}, {})
+def _find_leaks(
+    examples: pd.DataFrame, source_key: str, settings: SelectSettings, kept: _KeptResults
+) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """By benchmark the rows that hold its tasks, and by benchmark why it was not looked at."""
+    leaks = {}
+    unchecked = {}
     for name in settings.benchmarks:
         try:
             benchmark = load_benchmark(name)
         except CodeActError as error:
-            leaks.unchecked[name] = str(error)
+            unchecked[name] = str(error)
             kept.say(f"leaks of {name} are not looked for: {error}")
             continue
-        path = kept.path("leaks", sha256_json([source.key, benchmark.sha256]))
+        path = kept.path("leaks", sha256_json([source_key, benchmark.sha256]))
         if not kept.have(path, f"leaks of {name}"):
-            write_frame(path, find_leaks(source.examples, benchmark.tasks))
-        leaks.found[benchmark.name] = read_frame(path)
-    return leaks
+            write_frame(path, find_leaks(examples, benchmark.tasks))
+        leaks[benchmark.name] = read_frame(path)
+    return leaks, unchecked
 
 
-class _Clusters(NamedTuple):
-    frame: pd.DataFrame
-    cards: pd.DataFrame
-    diagnostics: dict[str, Any]
-
-
-def _cluster(pool: pd.DataFrame, pool_key: str, settings: SelectSettings, kept: _KeptResults) -> _Clusters:
+def _cluster(
+    pool: pd.DataFrame, pool_key: str, settings: SelectSettings, kept: _KeptResults
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """The cluster of each row, the cards of the clusters, and what was found when they were made."""
     model, n_clusters, random_state = settings.embedding_model, settings.n_clusters, settings.cluster_random_state
     key = sha256_json([pool_key, kept.identity(model, None), n_clusters, random_state, settings.preset])
     path = kept.path("clusters", key)
     cards_path = kept.path("cards", key)
     facts_path = kept.path("clustering", key, ".json")
     if not kept.have(path, f"embed with {model} and cluster"):
-        above = None if settings.preset == "authors" else MINIBATCH_ABOVE
-        shard_dir = kept.folder / "embeddings"
-        found = cluster_rows(
-            pool["instruction"], model, n_clusters, random_state, minibatch_above=above, shard_dir=shard_dir
-        )
+        options: dict[str, Any] = {"shard_dir": kept.folder / "embeddings"}
+        if settings.preset == "authors":
+            options["minibatch_above"] = None  # their code runs K-Means on all rows, however many
+        found = cluster_rows(pool["instruction"], model, n_clusters, random_state, **options)
         if found.n_cut:
             kept.say(f"  {found.n_cut:,} instructions are longer than the embedding model reads: their end is not seen")
         tables = {"by_k": found.by_k.to_dict("records"), "stability": found.stability.to_dict("records")}
@@ -229,7 +220,7 @@ def _cluster(pool: pd.DataFrame, pool_key: str, settings: SelectSettings, kept: 
         write_frame(cards_path, found.cards)
         write_json(facts_path, plain({**found.diagnostics, "cut_instructions": found.n_cut, **tables}))
         write_frame(path, found.frame(pool["example_id"]))  # last: who finds it finds the others
-    return _Clusters(read_frame(path), read_frame(cards_path), read_json(facts_path))
+    return read_frame(path), read_frame(cards_path), read_json(facts_path)
 
 
 def _score(pool: pd.DataFrame, pool_key: str, settings: SelectSettings, kept: _KeptResults) -> pd.DataFrame:
@@ -240,15 +231,11 @@ def _score(pool: pd.DataFrame, pool_key: str, settings: SelectSettings, kept: _K
         return read_frame(path)
     # Neither the size of a batch nor the number of processes is in the key: no score depends on them.
     same = ("revision", "dtype", "max_length", "preset", "tokens_per_batch", "processes")
-    options = {name: getattr(settings, name) for name in same}
-
-    def say(line: str) -> None:
-        kept.say(f"  {line}")
-
-    shard_dir = kept.folder / "ifd"
-    scores = score_rows(pool, settings.model, settings.template, shard_dir=shard_dir, say=say, **options)
+    options: dict[str, Any] = {name: getattr(settings, name) for name in same}
+    options |= {"shard_dir": kept.folder / "ifd", "say": lambda line: kept.say(f"  {line}")}
+    scores = score_rows(pool, settings.model, settings.template, **options)
     counts = [f"{count:,} {status}" for status, count in scores["status"].value_counts().items()]
-    say(", ".join(counts))
+    kept.say(f"  {', '.join(counts)}")
     if "oom" not in set(scores["status"]):  # such a row is tried again by the next call
         write_frame(path, scores)
     return scores
