@@ -37,8 +37,6 @@ SHARD_ROWS = 1_024  # texts whose embeddings one file holds: what a kill costs
 KEYWORDS = 6  # on a card, at most
 KS = (5, 10, 20, 30)  # numbers of clusters to compare
 SEEDS = (42, 0, 1, 2)  # random starts to compare
-# What the released code asks scikit-learn for, on all rows however many: `cluster_embeddings(embeddings, **AUTHORS)`.
-AUTHORS = {"n_clusters": 10, "random_state": 42, "n_init": 1, "minibatch_above": None}
 
 
 class ClusterDiagnostics(TypedDict):
@@ -53,10 +51,10 @@ class ClusterDiagnostics(TypedDict):
 
 @dataclass(frozen=True)
 class Clustering:
-    """Result of `cluster_embeddings`: labels (n,) int64, centroids (k, d) float32, and diagnostics."""
+    """Result of `cluster_embeddings`."""
 
-    labels: np.ndarray
-    centroids: np.ndarray
+    labels: np.ndarray  # (n,) int64
+    centroids: np.ndarray  # (k, d) float32
     diagnostics: ClusterDiagnostics
 
 
@@ -101,9 +99,7 @@ def cluster_rows(
     # What follows judges the clusters and decides nothing: a dozen more K-Means, on at most DIAGNOSTIC_ROWS rows.
     seeds = dict.fromkeys([random_state, *SEEDS])  # no seed twice, the one in use first
     return ClusterResult(
-        clustering.labels,
-        clustering.centroids,
-        clustering.diagnostics,
+        **vars(clustering),
         embeddings=embeddings,
         n_cut=count_truncated(texts, embedder),
         seconds=seconds,
@@ -157,11 +153,10 @@ def embed_instructions(
     A UserWarning says which share of them is longer than the model reads; `count_truncated` gives the number.
 
     Args:
-        texts: the texts.
         model: a name for `load_embedder`, or what it returned.
         batch_size: texts at a time; speed and memory only.
-        shard_dir: folder for one file per `SHARD_ROWS` texts. A second call with the same texts and model reads what
-            is there and embeds what is missing; a kill loses at most one file's worth.
+        shard_dir: folder for one file per `SHARD_ROWS` texts: a second call with the same texts and model reads what
+            is there and embeds what is missing.
     """
     embedder = load_embedder(model) if isinstance(model, str) else model
     texts = list(texts)
@@ -227,17 +222,12 @@ def cluster_embeddings(
     embeddings: np.ndarray,
     n_clusters: int = 10,
     random_state: int = 42,
-    n_init: int | str = "auto",
     *,
     minibatch_above: int | None = MINIBATCH_ABOVE,
 ) -> Clustering:
-    """K-Means with the authors' settings (k = 10, random_state 42), MiniBatchKMeans above `minibatch_above` rows.
+    """K-Means on (n, d) finite numbers, n clusters at most; MiniBatchKMeans above `minibatch_above` rows (None: never).
 
-    Args:
-        embeddings: (n, d) finite numbers.
-        n_clusters: lowered to n where there are fewer rows.
-        random_state, n_init: scikit-learn's; `auto` is one k-means++ start.
-        minibatch_above: None runs K-Means on all rows however many, as the authors do (`**AUTHORS`).
+    Raises DataError for a number that is not finite, naming its row.
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from threadpoolctl import threadpool_limits
@@ -249,10 +239,13 @@ def cluster_embeddings(
     if len(bad):
         raise DataError(f"{len(bad):,} embeddings are not finite, the first in row {bad[0]}. Embed in float32.")
     n_clusters = min(n_clusters, len(embeddings))
+    # The released code's settings (k = 10, random_state 42, n_init 1: "auto" is one k-means++ start too), but for the
+    # small batches: it clusters all rows however many.
+    options = {"n_clusters": n_clusters, "random_state": random_state, "n_init": "auto"}
     if minibatch_above is None or len(embeddings) <= minibatch_above:
-        kmeans = KMeans(n_clusters, random_state=random_state, n_init=n_init)
+        kmeans = KMeans(**options)
     else:
-        kmeans = MiniBatchKMeans(n_clusters, random_state=random_state, n_init=n_init, batch_size=10_240)
+        kmeans = MiniBatchKMeans(**options, batch_size=10_240)
     # One thread, so that the order of additions, and with it the label of a row half-way between two centroids, is the
     # same in every run on a machine. Another machine may still differ: labels are stored, not recomputed.
     with threadpool_limits(limits=1):
@@ -271,13 +264,11 @@ def cluster_embeddings(
 def _silhouette(embeddings: np.ndarray, labels: np.ndarray, random_state: int) -> float | None:
     from sklearn.metrics import silhouette_score
 
-    if len(embeddings) > SILHOUETTE_ROWS:
-        rows = np.random.default_rng(random_state).choice(len(embeddings), SILHOUETTE_ROWS, replace=False)
-        embeddings = embeddings[rows]
-        labels = labels[rows]
+    drawn = _drawn(len(embeddings), SILHOUETTE_ROWS, random_state)
+    labels = labels[drawn]
     if not 1 < len(np.unique(labels)) < len(labels):
         return None  # not defined for one cluster, or for a cluster per row
-    return float(silhouette_score(embeddings, labels))
+    return float(silhouette_score(embeddings[drawn], labels))
 
 
 def silhouette_by_k(embeddings: np.ndarray, ks: Sequence[int] = KS, random_state: int = 42) -> pd.DataFrame:
@@ -285,7 +276,7 @@ def silhouette_by_k(embeddings: np.ndarray, ks: Sequence[int] = KS, random_state
 
     Frame `k, silhouette, inertia, smallest, largest` (the last two: rows in a cluster); a k of all rows is left out.
     """
-    sample = _sample(np.asarray(embeddings), random_state)
+    sample = np.asarray(embeddings)[np.sort(_drawn(len(embeddings), DIAGNOSTIC_ROWS, random_state))]
     lines = []
     for k in ks:
         if k < len(sample):
@@ -301,23 +292,21 @@ def cluster_stability(embeddings: np.ndarray, n_clusters: int = 10, seeds: Seque
     """
     from sklearn.metrics import adjusted_rand_score
 
-    sample = _sample(np.asarray(embeddings), random_state=0)
+    sample = np.asarray(embeddings)[np.sort(_drawn(len(embeddings), DIAGNOSTIC_ROWS, 0))]
     labels = {seed: cluster_embeddings(sample, n_clusters, seed).labels for seed in seeds}
     pairs = [(a, b, float(adjusted_rand_score(labels[a], labels[b]))) for a, b in combinations(seeds, 2)]
     return pd.DataFrame(pairs, columns=["seed_a", "seed_b", "adjusted_rand_index"])
 
 
-def _sample(rows: np.ndarray, random_state: int) -> np.ndarray:
-    if len(rows) <= DIAGNOSTIC_ROWS:
-        return rows
-    return rows[np.sort(np.random.default_rng(random_state).choice(len(rows), DIAGNOSTIC_ROWS, replace=False))]
+def _drawn(n: int, size: int, random_state: int) -> np.ndarray:
+    """Numbers of a fixed random sample of `size` of n rows; all of them in order where there are no more."""
+    if n <= size:
+        return np.arange(n)
+    return np.random.default_rng(random_state).choice(n, size, replace=False)
 
 
 def project_2d(embeddings: np.ndarray) -> np.ndarray:
-    """The two directions in which the embeddings vary most (PCA), for a map. (n, d) -> (n, 2) float32.
-
-    A map of 384 dimensions in two shows neighbourhoods roughly; overlap on it does not mean overlap in truth.
-    """
+    """The two directions in which the embeddings vary most (PCA), for a map. (n, d) -> (n, 2) float32."""
     # By the covariance (d, d), whose cost does not grow with the rows as that of a decomposition of all of them does.
     centred = np.asarray(embeddings, dtype=np.float64)
     centred = centred - centred.mean(axis=0)

@@ -9,7 +9,6 @@ from hypothesis.extra.numpy import arrays
 
 from codeact_lib import embedding
 from codeact_lib.embedding import (
-    AUTHORS,
     cluster_cards,
     cluster_embeddings,
     cluster_rows,
@@ -128,7 +127,7 @@ def test_the_authors_settings_are_plain_k_means_on_all_rows(blobs):
     from sklearn.cluster import KMeans
 
     expected = KMeans(n_clusters=10, random_state=42, n_init=1).fit_predict(blobs[0])
-    assert cluster_embeddings(blobs[0], **AUTHORS).labels.tolist() == expected.tolist()
+    assert cluster_embeddings(blobs[0], minibatch_above=None).labels.tolist() == expected.tolist()
 
 
 def test_the_number_of_blobs_has_the_best_silhouette(blobs):

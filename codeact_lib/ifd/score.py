@@ -35,19 +35,12 @@ Rows: TypeAlias = "pd.DataFrame | Iterable[Mapping[str, Any]]"
 
 
 def ifd_from_nll(nll_conditioned: Any, nll_direct: Any, n_tokens: Any, kind: str = "ppl_ratio") -> Any:
-    """IFD from stored sums.
+    """IFD from stored sums in nats over the same `n_tokens` answer tokens, as float64; scalars or (n,) arrays.
 
-    Two quantities go by this name, and they rank differently: `ppl_ratio` is the paper's, `loss_ratio`
-    (`nll_conditioned / nll_direct`) that of Cherry LLM's later code and of data-juicer.
-
-    Args:
-        nll_conditioned, nll_direct: sums in nats over the same answer tokens; scalars or (n,) arrays.
-        n_tokens: number of those tokens; where it is 0 the result is NaN.
-        kind: which ratio.
-
-    Returns:
-        float64 scalar or (n,) array.
+    NaN where `n_tokens` is 0. `kind`: "ppl_ratio", the paper's, or "loss_ratio", of the mean losses.
     """
+    # Two quantities go by this name, and they rank differently: the second is what Cherry LLM's later code and
+    # data-juicer call IFD.
     conditioned = np.asarray(nll_conditioned, dtype=np.float64)
     direct = np.asarray(nll_direct, dtype=np.float64)
     n = np.asarray(n_tokens, dtype=np.float64)
@@ -79,15 +72,13 @@ def score_ifd(
         examples: frame or list of dicts with `example_id, instruction, response`; the ids must differ.
         template: name in `prompts.TEMPLATES` or a `PromptTemplate`; not used by `preset="authors"`.
         max_length: tokens of prompt and answer together; a longer answer is cut (status `truncated`).
-        preset: `corrected`: prompt and answer tokenised apart, so that both passes score the same tokens, a start
-            token before the answer of the direct pass, so that its first token counts in both, and a status in place of
-            a silent 0. `authors`: what the released code does, see `_authors_passes`.
+        preset: `corrected` or `authors`, see `_corrected_passes` and `_authors_passes`.
         tokens_per_batch: slots of a batch, padding included; None for what suits the device. Speed and memory only: no
             score depends on it.
         shard_dir: folder for the append-only files. A second call with the same model and texts reads them and scores
             only what is missing; other models and changed texts in the same folder do no harm. In processes that
             torchrun or accelerate launched together, each makes this call, scores its share, and returns all rows.
-        progress: say rows done, rows/s, tokens/s and time left, every 5 seconds.
+        progress: say every 5 seconds how far it is.
 
     Returns:
         Frame `example_id, n_response_tokens, nll_conditioned, nll_direct, ifd, status` in the order of `examples`.
@@ -135,24 +126,17 @@ def scorer_agreement(
 ) -> Agreement:
     """How far the scores of one model can stand for those of another, on examples that both have scored.
 
-    A model of 1B scores five times as fast as one of 7B. Whether it chooses the same rows is a question of the data and
-    the two models: score a sample with both and see.
-
-    Args:
-        scores, reference: frames of `score_ifd` over the same examples in the same order.
-        choose: function from such a frame to the numbers of the rows chosen, e.g.
-            `lambda frame: ifd_sample(frame["ifd"], 0.4)`.
-
-    Raises:
-        DataError: the frames are not about the same examples.
+    `scores, reference`: frames of `score_ifd` over the same examples in the same order, else DataError. `choose` takes
+    such a frame and gives the numbers of the rows chosen: `lambda frame: ifd_sample(frame["ifd"], 0.4)`.
     """
+    # A model of 1B scores five times as fast as one of 7B. Whether it chooses the same rows is a question of the data
+    # and the two models, so a sample is scored with both.
     from scipy.stats import spearmanr
 
     if scores["example_id"].tolist() != reference["example_id"].tolist():
         raise DataError("Both models must have scored the same examples in the same order.")
     both = scores["status"].isin(USABLE).to_numpy() & reference["status"].isin(USABLE).to_numpy()
-    ours = scores[both].reset_index(drop=True)
-    theirs = reference[both].reset_index(drop=True)
+    ours, theirs = (frame[both].reset_index(drop=True) for frame in (scores, reference))
     chosen = set(choose(ours))
     wanted = set(choose(theirs))
     return {
@@ -191,6 +175,8 @@ def _corrected_passes(
     tokenizer: Tokenizer, template: str | PromptTemplate, instruction: str, response: str, max_length: int
 ) -> _Passes:
     """The prompt of training, the answer tokenised alone; the end-of-sequence token is not part of the answer."""
+    # Apart, so that both passes score the same tokens; after a start token in the direct pass, so that the answer's
+    # first token counts in both.
     # What says "a text begins here": BOS, else the end token that separated documents in pre-training.
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if start is None:
@@ -212,13 +198,10 @@ def _corrected_passes(
 def _authors_passes(
     tokenizer: Tokenizer, template: str | PromptTemplate, instruction: str, response: str, max_length: int
 ) -> _Passes:
-    """What the authors' released code scores, with a prompt of its own (for comparison; docs/deviations.md).
-
-    The prompt's length is counted with special tokens. Prompt and answer are tokenised jointly, so tokens may merge
-    across the boundary; the direct pass tokenises the answer alone and cannot score its first token (which is BOS,
-    where there is one). The two passes may therefore score different tokens. A pass without any scored token makes the
-    row fail.
-    """
+    """What the authors' released code scores, with a prompt of its own (for comparison; docs/deviations.md)."""
+    # The prompt's length is counted with special tokens. Prompt and answer are tokenised jointly, so tokens may merge
+    # across the boundary; the direct pass tokenises the answer alone and cannot score its first token (which is BOS,
+    # where there is one). So the two passes may score different tokens.
     if not instruction or not response:
         return _Passes("empty")
     prompt = TEMPLATES["ifd-authors"].prompt(instruction)

@@ -22,18 +22,8 @@ import numpy as np
 import pandas as pd
 import transformers
 
-from codeact_lib.artifacts import (
-    MINI_BASE_DIR,
-    HashCache,
-    atomic_write,
-    locked,
-    make_folder,
-    read_frame,
-    read_json,
-    sha256_json,
-    write_frame,
-    write_json,
-)
+from codeact_lib import artifacts
+from codeact_lib.artifacts import read_frame, sha256_json, write_frame
 from codeact_lib.config import MINI_MODEL
 from codeact_lib.data.instructions import ValidationReport, columns_of, load_instructions
 from codeact_lib.data.overlap import LEAK_COLUMNS, drop_leaks, find_leaks
@@ -64,12 +54,11 @@ def select_rows(
     Args:
         data: a file, a built-in set or a hub data set, as in `data.load_instructions`.
         out: file for the chosen rows (.jsonl, .json or .parquet), in order of selection: their original columns and
-            `codeact_cluster, codeact_ifd, codeact_reason`.
+            `export.ADDED_COLUMNS`.
         report: HTML file that shows what was chosen and what was dropped.
         exports: any of `export.EXPORTS`; each is a folder `<out>-<layout>` beside `out`.
         work_dir: where the steps keep their results, `<out>.work` by default. It also holds `rows.csv`: every row of
             the source with its fate.
-        say: takes each line of progress.
         settings: the fields of `SelectSettings`; `model` has no default.
 
     Raises:
@@ -79,9 +68,9 @@ def select_rows(
     checked = checked_settings(settings)
     out = Path(out)
     check_outputs(out, exports)
-    kept = _KeptResults(make_folder(work_dir or f"{out}.work"), say)
+    kept = _KeptResults(artifacts.make_folder(work_dir or f"{out}.work"), say)
     busy = f"Another process is choosing rows in {kept.folder}: wait for it, stop it, or take another --work-dir."
-    with locked(kept.folder / ".lock", busy):
+    with artifacts.locked(kept.folder / ".lock", busy):
         selection = _select(data, checked, kept)
         chosen = selection.chosen
         selection.files += write_chosen(data, checked.data_revision, chosen, selection.columns, out, exports)
@@ -150,10 +139,10 @@ class _KeptResults:
 
     def identity(self, name: str | Path, revision: str | None) -> str | list[str | None]:
         """What identifies a data set or model: the content of a file or folder, or a hub id and its revision."""
-        path = MINI_BASE_DIR if name == MINI_MODEL else Path(name)
+        path = artifacts.MINI_BASE_DIR if name == MINI_MODEL else Path(name)
         if not path.exists():
             return [str(name), revision]
-        hashes = HashCache(self.folder / ".hashes.json")
+        hashes = artifacts.HashCache(self.folder / ".hashes.json")
         digest = hashes(path)
         hashes.save()
         return digest
@@ -215,12 +204,12 @@ def _cluster(
         if found.n_cut:
             kept.say(f"  {found.n_cut:,} instructions are longer than the embedding model reads: their end is not seen")
         tables = {"by_k": found.by_k.to_dict("records"), "stability": found.stability.to_dict("records")}
-        with atomic_write(kept.path("centroids", key, ".npy"), "wb") as file:
+        with artifacts.atomic_write(kept.path("centroids", key, ".npy"), "wb") as file:
             np.save(file, found.centroids)
         write_frame(cards_path, found.cards)
-        write_json(facts_path, plain({**found.diagnostics, "cut_instructions": found.n_cut, **tables}))
+        artifacts.write_json(facts_path, plain({**found.diagnostics, "cut_instructions": found.n_cut, **tables}))
         write_frame(path, found.frame(pool["example_id"]))  # last: who finds it finds the others
-    return read_frame(path), read_frame(cards_path), read_json(facts_path)
+    return read_frame(path), read_frame(cards_path), artifacts.read_json(facts_path)
 
 
 def _score(pool: pd.DataFrame, pool_key: str, settings: SelectSettings, kept: _KeptResults) -> pd.DataFrame:
