@@ -90,7 +90,7 @@ def cluster_rows(
 
     The parameters are those of `embed_instructions` and `cluster_embeddings`, its parts.
     """
-    embedder = load_embedder(model) if isinstance(model, str) else model
+    embedder = load_embedder(model)
     texts = list(instructions)
     started = time.perf_counter()
     embeddings = _embed(texts, embedder, batch_size, shard_dir)
@@ -111,13 +111,15 @@ def cluster_rows(
 
 
 # ---- embeddings ------------------------------------------------------------------------------------------------------
-def load_embedder(name: str) -> SentenceTransformer:
+def load_embedder(name: str | SentenceTransformer) -> SentenceTransformer:
     """A sentence-transformers model by packaged name, local folder or hub id (`org/name` or `org/name@revision`).
 
-    Raises ModelError if it cannot be had.
+    What is a model already is returned. Raises ModelError if it cannot be had.
     """
     from sentence_transformers import SentenceTransformer
 
+    if not isinstance(name, str):
+        return name
     path, revision = split_revision(name)
     if name in PACKAGED_MODELS:
         path = str(packaged_folder(name))
@@ -125,6 +127,7 @@ def load_embedder(name: str) -> SentenceTransformer:
         return SentenceTransformer(
             path,
             revision=pinned_revision(path, revision),
+            # Neither code of a repository nor pickled weights, which are code to those who read them.
             trust_remote_code=False,
             local_files_only=Path(path).is_dir(),
             model_kwargs={"use_safetensors": True},
@@ -158,7 +161,7 @@ def embed_instructions(
         shard_dir: folder for one file per `SHARD_ROWS` texts: a second call with the same texts and model reads what
             is there and embeds what is missing.
     """
-    embedder = load_embedder(model) if isinstance(model, str) else model
+    embedder = load_embedder(model)
     texts = list(texts)
     cut = count_truncated(texts, embedder)
     if cut:
@@ -180,6 +183,7 @@ def _embed(texts: list[str], embedder: SentenceTransformer, batch_size: int, sha
 
     if shard_dir is None:
         return encode(texts)
+    # Not JSONL, as the scores have: a vector of 384 numbers is 1.5 KB in a file of numpy's and 8 KB as text.
     of_model = hashlib.sha256(_fingerprint(embedder))
     found = []
     for start in range(0, len(texts), SHARD_ROWS):
@@ -312,7 +316,8 @@ def project_2d(embeddings: np.ndarray) -> np.ndarray:
     centred = centred - centred.mean(axis=0)
     _, vectors = np.linalg.eigh(centred.T @ centred)
     axes = vectors[:, ::-1][:, :2]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])  # the sign is free: fix it
+    # The sign of an axis is free: the largest entry is made positive, so that two runs draw the same map.
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])
     return (centred @ axes).astype(np.float32)
 
 
@@ -321,36 +326,29 @@ def cluster_cards(
 ) -> pd.DataFrame:
     """What each cluster is about: its size, its words, and the instructions nearest to its centre.
 
-    Returns:
-        Frame `cluster, size, keywords (list), examples (list)`, one row a cluster, empty clusters left out.
+    Frame `cluster, size, keywords (list), examples (list)`, one row a cluster, empty clusters left out.
     """
-    texts = np.asarray(list(instructions), dtype=object)
-    distance = ((np.asarray(embeddings) - clustering.centroids[clustering.labels]) ** 2).sum(axis=1)
-    keywords = _keywords(texts, clustering.labels)
-    cards = []
-    for cluster in np.unique(clustering.labels):
-        rows = np.flatnonzero(clustering.labels == cluster)
-        nearest = rows[np.argsort(distance[rows], kind="stable")][:n_examples]
-        cards.append((int(cluster), len(rows), keywords.get(cluster, []), texts[nearest].tolist()))
-    return pd.DataFrame(cards, columns=["cluster", "size", "keywords", "examples"])
-
-
-def _keywords(texts: np.ndarray, labels: np.ndarray) -> dict[int, list[str]]:
-    """cluster -> its most telling words, by p * log(p / q): p the word's share here, q its share everywhere."""
     from sklearn.feature_extraction.text import CountVectorizer
 
+    texts = np.asarray(list(instructions), dtype=object)
+    distance = ((np.asarray(embeddings) - clustering.centroids[clustering.labels]) ** 2).sum(axis=1)
     pattern = r"(?u)\b[^\W\d_]{3,}\b"
     counter = CountVectorizer(stop_words="english", token_pattern=pattern, max_features=5_000, binary=True)
     try:
         counts = counter.fit_transform(texts)
+        words = counter.get_feature_names_out()
     except ValueError:  # no word of three letters in the whole set
-        return {}
-    words = counter.get_feature_names_out()
-    overall = np.asarray(counts.mean(axis=0)).ravel()
-    keywords = {}
-    for cluster in np.unique(labels):
-        here = np.asarray(counts[labels == cluster].mean(axis=0)).ravel()
-        weight = here * np.log(np.maximum(here, 1e-12) / overall)
-        telling = np.argsort(-weight, kind="stable")[:KEYWORDS]
-        keywords[cluster] = [words[i] for i in telling if weight[i] > 0]
-    return keywords
+        counts = np.zeros((len(texts), 0))
+        words = []
+    everywhere = np.asarray(counts.mean(axis=0)).ravel()
+    cards = []
+    for cluster in np.unique(clustering.labels):
+        rows = np.flatnonzero(clustering.labels == cluster)
+        nearest = rows[np.argsort(distance[rows], kind="stable")][:n_examples]
+        # The most telling words, by p * log(p / q): p a word's share here, q its share everywhere. The ratio alone
+        # would choose words that occur once.
+        here = np.asarray(counts[rows].mean(axis=0)).ravel()
+        weight = here * np.log(np.maximum(here, 1e-12) / everywhere)
+        keywords = [words[i] for i in np.argsort(-weight, kind="stable")[:KEYWORDS] if weight[i] > 0]
+        cards.append((int(cluster), len(rows), keywords, texts[nearest].tolist()))
+    return pd.DataFrame(cards, columns=["cluster", "size", "keywords", "examples"])

@@ -239,34 +239,22 @@ def _own_choice(policy: str, frame: pd.DataFrame, budget: int, seed: int, traina
     return chosen
 
 
-_KEPT = {
-    "full": "all rows",
-    "cdas": "among the hardest {share} of its cluster",
-    "random": "drawn at random",
-    "longest": "among the longest responses",
-    "ifd": "among the hardest of all rows",
-    "stratified": "drawn at random in its cluster",
-    "easy": "among the easiest of all rows",
-    "middle": "of middle difficulty",
-    "hard": "among the hardest of all rows",
-}
-_DROPPED = {
-    "full": "not trainable",
-    "cdas": "below its cluster's quota",
-    "random": "not drawn",
-    "longest": "shorter than the chosen rows",
-    "ifd": "below the quota",
-    "stratified": "not drawn",
-    "easy": "harder than the chosen rows",
-    "middle": "harder or easier than the chosen rows",
-    "hard": "below the quota",
+_WHY = {  # policy: why a row was kept, and why it was dropped
+    "full": ("all rows", "not trainable"),
+    "cdas": ("among the hardest {share} of its cluster", "below its cluster's quota"),
+    "random": ("drawn at random", "not drawn"),
+    "longest": ("among the longest responses", "shorter than the chosen rows"),
+    "ifd": ("among the hardest of all rows", "below the quota"),
+    "stratified": ("drawn at random in its cluster", "not drawn"),
+    "easy": ("among the easiest of all rows", "harder than the chosen rows"),
+    "middle": ("of middle difficulty", "harder or easier than the chosen rows"),
+    "hard": ("among the hardest of all rows", "below the quota"),
 }
 
 
 def _reasons(policy: str, table: pd.DataFrame, keep: np.ndarray, ratio: float, preset: str) -> np.ndarray:
     """Words for each row; a row that the policy could not look at says so, rather than that it lost."""
-    kept = _KEPT.get(policy, f"chosen by {policy}")
-    dropped = _DROPPED.get(policy, f"not chosen by {policy}")
+    kept, dropped = _WHY.get(policy, (f"chosen by {policy}", f"not chosen by {policy}"))
     reason = np.where(keep, kept.format(share=f"{ratio:.0%}"), dropped).astype(object)
     status = table["status"].to_numpy()
     if policy in ("cdas", "ifd", *BANDS):
@@ -284,18 +272,15 @@ def _reasons(policy: str, table: pd.DataFrame, keep: np.ndarray, ratio: float, p
 class PolicyComparison:
     """Result of `compare_policies`.
 
-    Attributes:
-        chosen: policy -> (m,) row numbers in order of selection.
-        summary: frame, one line a policy: `policy, rows`; quantiles `ifd_5, ifd_50, ifd_95` and `tokens_5,
-            tokens_50, tokens_95` of what it took (of IFD where it is finite, of the responses' tokens); `misleading`
-            (share with IFD >= 1); `clusters` (share of the clusters that give at least one row), `least_covered`
-            and `most_covered` (smallest and largest share of a cluster's rows that was taken).
-        overlap: frame policy x policy: share of the line's rows that the column's policy takes too.
+    `summary` has one line a policy: `policy, rows`; quantiles `ifd_5, ifd_50, ifd_95` and `tokens_5, tokens_50,
+    tokens_95` of what it took (of IFD where it is finite, of the responses' tokens); `misleading`, the share with
+    IFD >= 1; `clusters` (share of the clusters that give at least one row), `least_covered` and `most_covered`
+    (smallest and largest share of a cluster's rows that was taken).
     """
 
-    chosen: dict[str, np.ndarray]
+    chosen: dict[str, np.ndarray]  # policy -> (m,) row numbers in order of selection
     summary: pd.DataFrame
-    overlap: pd.DataFrame
+    overlap: pd.DataFrame  # policy x policy: share of the line's rows that the column's policy takes too
 
 
 def compare_policies(
@@ -340,10 +325,9 @@ def _quantiles(name: str, values: np.ndarray) -> dict[str, float]:
 
 # ---- the training set ------------------------------------------------------------------------------------------------
 def write_training_set(path: str | Path, examples: pd.DataFrame, selection: pd.DataFrame) -> int:
-    """Write the kept rows as JSONL `{example_id, instruction, response}`, in order of selection. Returns their
-    number.
+    """Write the kept rows as JSONL `{example_id, instruction, response}`, in order of selection; returns their number.
 
-    examples: frame with the texts. selection: what `choose` gave for the same ids.
+    `examples`: frame with the texts. `selection`: what `choose` gave for the same ids.
     """
     kept = selection.loc[selection["keep"]].sort_values("rank")["example_id"]
     texts = examples.set_index("example_id").loc[kept, ["instruction", "response"]]

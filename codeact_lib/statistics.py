@@ -2,6 +2,9 @@
 
 HumanEval has 164 tasks: at 60% one standard error is 3.8 points. A difference of two points between two arms is one
 that a coin would often make. statsmodels does the arithmetic, so that nothing here has to be believed.
+
+A run is {task id: verdict}; `tests` says which status counts where a verdict is a dict. Runs that were not judged on
+the same tasks are an EvaluationError.
 """
 
 from __future__ import annotations
@@ -51,15 +54,8 @@ def paired_test(a_verdicts: Run, b_verdicts: Run, tests: str = "plus") -> dict[s
     Tasks that both runs solve, or both fail, say nothing about which is better. Of the others, under the hypothesis
     that the runs are equally good, each falls to either side with probability 1/2.
 
-    Args:
-        a_verdicts, b_verdicts: two runs.
-        tests: which status of a dict counts.
-
     Returns:
         {"n", "both", "neither", "b", "c", "p_value"}: `b` tasks only the first run solves, `c` only the second.
-
-    Raises:
-        EvaluationError: the runs were not judged on the same tasks.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
@@ -84,13 +80,9 @@ def sign_flip_test(a_runs: Runs, b_runs: Runs, tests: str = "plus") -> dict[str,
 
     Args:
         a_runs, b_runs: a run, or a list of runs (seeds); the two lists may differ in length.
-        tests: which status of a dict counts.
 
     Returns:
         {"n", "b", "c", "p_value"}: `b` tasks that the first arm solves more often, `c` the second.
-
-    Raises:
-        EvaluationError: the runs were not judged on the same tasks.
     """
     a_seeds = _seeds(a_runs)
     b_seeds = _seeds(b_runs)
@@ -121,15 +113,11 @@ def paired_bootstrap(
 
     Args:
         a_runs, b_runs: a run, or a list of runs (seeds); the two lists may differ in length.
-        tests: which status of a dict counts.
         level, n_resamples, seed: coverage, draws, and the seed of the draws.
 
     Returns:
         {"n", "difference", "low", "high"}: tasks, pass@1 of the first less that of the second, and its interval; all
         three as numbers in [-1, 1].
-
-    Raises:
-        EvaluationError: the runs were not judged on the same tasks.
     """
     difference = _differences(_seeds(a_runs), _seeds(b_runs), tests)
     low, high = _bootstrap(difference, level, n_resamples, seed)
@@ -144,9 +132,6 @@ def seed_average(
     Returns:
         {"n", "seeds", "mean", "sd", "low", "high"}: `mean` over seeds, `sd` their sample standard deviation (None
         for one seed: it says nothing about the luck of training), and the bootstrap interval of the mean over tasks.
-
-    Raises:
-        EvaluationError: no run, or runs that were not judged on the same tasks.
     """
     seeds = _seeds(runs)
     tasks = _common_tasks(seeds)

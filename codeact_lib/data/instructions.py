@@ -41,22 +41,15 @@ _UNDECODED = re.compile("[\udc80-\udcff]")  # what `errors="surrogateescape"` ma
 class ValidationReport:
     """What reading an instruction set left out.
 
-    Attributes:
-        source: name of the file, built-in set or hub data set.
-        n_read: rows looked at, good and bad (with a limit, reading stops there).
-        n_usable: rows in the frame.
-        dropped: frame `file, row, reason`, in order of row. `row` counts from 1 (in JSONL it is the line number).
-            A reason reads `kind: detail`; the kinds are `not JSON`, `not UTF-8`, `not an object`, `wrong
-            number of fields`, `missing key`, `not text`, `not a chat`, `no first turn`, `empty`, `too
-            long`, `duplicate`, `near duplicate`.
-        rows: the row of the source that each row of the frame came from.
+    A reason reads `kind: detail`; the kinds are `not JSON`, `not UTF-8`, `not an object`, `wrong number of fields`,
+    `missing key`, `not text`, `not a chat`, `no first turn`, `empty`, `too long`, `duplicate`, `near duplicate`.
     """
 
-    source: str
-    n_read: int
-    n_usable: int
-    dropped: pd.DataFrame
-    rows: tuple[int, ...] = ()
+    source: str  # name of the file, built-in set or hub data set
+    n_read: int  # rows looked at, good and bad (with a limit, reading stops there)
+    n_usable: int  # rows in the frame
+    dropped: pd.DataFrame  # `file, row, reason`, in order of row, which counts from 1 (in JSONL: the line number)
+    rows: tuple[int, ...] = ()  # the row of the source that each row of the frame came from
 
     def counts(self) -> dict[str, int]:
         """Number of dropped rows by kind of reason: `{"empty": 2}`."""
@@ -103,18 +96,16 @@ def load_instructions(
         limit: keep the first `limit` usable rows.
         max_characters: drop a row whose two texts together are longer.
         drop_duplicates: drop a row whose two texts, blanks at the ends aside, equal those of an earlier one.
-        near_duplicates: drop a row that has at least this share (Jaccard index, in (0, 1]) of its five-token sequences
-            in common with an earlier one; `None` does not look. About a millisecond a row.
+        near_duplicates: drop a row that has at least this share of its five-token sequences in common with an earlier
+            one, see `overlap.NearDuplicates`. About a millisecond a row.
         invalid_rows: "drop" leaves out and reports a row that cannot be used, "error" raises for the first such row.
 
     Returns:
-        `(examples, report)`: a frame `example_id, instruction, response, dataset` in the order of the source, and a
-        `ValidationReport`. `example_id` is `<dataset>-<row>`, so an id leads back to its row; built-in sets and
-        files with an `example_id` in every row keep their own.
+        A frame `example_id, instruction, response, dataset` in the order of the source, and a report. `example_id` is
+        `<dataset>-<row>`, so an id leads back to its row; where every row has an `example_id` of its own, that is kept.
 
     Raises:
-        DataError: the source is missing, unreadable, or holds no usable row; or, with `invalid_rows="error"`, a row
-            is no text.
+        DataError: the source is missing, unreadable, or holds no usable row; or see `invalid_rows`.
     """
     source = Path(path).name if _is_file(path) else str(path)
     dataset = dataset or Path(path).stem
@@ -131,6 +122,7 @@ def load_instructions(
             keys = list(row)
         try:
             instruction, response = _checked_texts(row, columns, max_characters)
+            # Without the blanks at their ends: two rows that differ in those only teach the same.
             first = seen.setdefault((instruction.strip(), response.strip()), number)
             if drop_duplicates and first != number:
                 raise Unusable(f"duplicate: same texts as row {first}")
@@ -145,9 +137,9 @@ def load_instructions(
     _check_rows(path, usable, dropped, keys, invalid_rows)
     examples = pd.DataFrame(usable)
     rows = tuple(examples["row"].tolist())
+    # Ids of the source's own only where they tell every row apart: later stages join by them.
     own_ids = [good["example_id"] for good in usable]
     fit = all(isinstance(own, str) and own and not _SURROGATE.search(own) for own in own_ids)
-    # Ids of the source's own only where they tell every row apart: later stages join by them.
     if not fit or len(set(own_ids)) < len(own_ids):
         examples["example_id"] = [f"{dataset}-{row}" for row in rows]
     examples["dataset"] = dataset
@@ -185,7 +177,8 @@ def _checked_texts(row: Any, columns: Columns, max_characters: int | None) -> tu
         if _UNDECODED.search(text):
             raise Unusable(f"not UTF-8: {name}")
         if _SURROGATE.search(text):
-            raise Unusable(f"not text: {name} holds half a surrogate pair")  # no tokenizer and no file takes it
+            # JSON can write one, no tokenizer and no UTF-8 file takes it.
+            raise Unusable(f"not text: {name} holds half a surrogate pair")
     length = sum(map(len, texts))
     if max_characters is not None and length > max_characters:
         raise Unusable(f"too long: {length:,} characters, {max_characters:,} are allowed")
@@ -255,13 +248,15 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
                 row = json.loads(line.rstrip(b"\n").decode("utf-8-sig"))
             except UnicodeDecodeError as error:
                 row = Unusable(f"not UTF-8: byte {error.start} of the line")
-            except (ValueError, RecursionError) as error:  # the second: a line of 100,000 brackets
+            except (ValueError, RecursionError) as error:
+                # The second is what Python's parser makes of a line of 100,000 brackets.
                 row = Unusable(f"not JSON: {error}")
             yield number, row
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
-    """A list of objects; bytes that are not UTF-8 spoil the row that holds them, not the file."""
+    """A list of objects."""
+    # Bytes that are not UTF-8 become surrogates, and so spoil the row that holds them, not the file.
     try:
         rows = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
     except RecursionError as error:

@@ -53,6 +53,7 @@ def detect_columns(keys: Collection[str]) -> Columns | None:
     def first_of(*names: str) -> str | None:
         return next((name for name in names if name in keys), None)
 
+    # A chat before columns: sets of chats often carry their first prompt in a column of its own beside it.
     messages = first_of(*MESSAGES_NAMES)
     if messages:
         return Columns(messages=messages)
@@ -94,7 +95,8 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     if key not in row:
         raise Unusable(f"missing key: {key}")
     value = row[key]
-    if value is None or (isinstance(value, float) and value != value):  # null; how CSV and parquet give no text
+    # null in JSON, NaN in the columns of a frame: nobody wrote a text there.
+    if value is None or (isinstance(value, float) and value != value):
         return ""
     if not isinstance(value, str):
         raise Unusable(f"not text: {key} is {type(value).__name__}")
@@ -105,6 +107,7 @@ def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
     """Messages under OpenAI's names, from those or from ShareGPT's (`from`/`value`, `human`/`gpt`)."""
     if key not in row:
         raise Unusable(f"missing key: {key}")
+    # Parquet and the hub give lists as arrays.
     if not isinstance(row[key], (list, tuple, np.ndarray)):
         raise Unusable(f"not a chat: {key} is {type(row[key]).__name__}")
     messages: list[Message] = []

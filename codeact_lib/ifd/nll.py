@@ -1,6 +1,6 @@
 """Summed negative log-likelihoods of many token sequences under one causal language model.
 
-    sums = sum_nll(model, [Sequence(0, "direct", ids, start), ...])   # nats, one float a sequence
+    sums = sum_nll(model, [Sequence(0, "direct", ids, start), ...], ...)   # nats, one float a sequence
 
 A batch of one leaves most of a machine idle, and logits at every position are most of the memory. So sequences are
 sorted by length and cut into batches, the head works at scored positions only (`modeling.loss.head_loss`), a batch that
@@ -61,13 +61,12 @@ class Sequence:
         return f"{self.example_id}", self.name, digest.hexdigest()
 
 
+Forward = Callable[[list[Sequence]], list[float]]  # the sums of a batch, in one pass
+Say = Callable[[str], object] | None  # None for silence
+
+
 def sum_nll(
-    model: nn.Module,
-    sequences: list[Sequence],
-    *,
-    tokens_per_batch: int | None = None,
-    shards: SumShards | None = None,
-    progress: bool = False,
+    model: nn.Module, sequences: list[Sequence], tokens_per_batch: int | None, shards: SumShards | None, progress: bool
 ) -> list[float | None]:
     """Sum of the NLL of each sequence's scored tokens, in nats and in their order; what `shards` know is read there.
 
@@ -79,9 +78,7 @@ def sum_nll(
     rank = team.process_index if team else 0
     n_processes = team.num_processes if team else 1
     say = print if progress and rank == 0 else None
-    sums: dict[Key, float | None] = {}
-    if shards:
-        sums.update(shards.read())
+    sums: dict[Key, float | None] = dict(shards.read()) if shards else {}
     if team:
         team.wait_for_everyone()  # nobody appends before all have read: they must agree on what is left
     with _inference(core):
@@ -96,7 +93,8 @@ def sum_nll(
             say(f"IFD: {n_rows - n_left:,} of {n_rows:,} rows were scored before")
         if say and team:
             say(f"IFD: {n_processes} processes; this is the share of the first")
-        found = _score_share(core, remaining[rank::n_processes], plain_head, shards, rank, say)
+        share = remaining[rank::n_processes]
+        found = _score_share(share, lambda batch: _forward_nll(core, batch, plain_head), shards, rank, say)
     if team:
         from accelerate.utils import gather_object
 
@@ -106,21 +104,13 @@ def sum_nll(
 
 
 def _score_share(
-    core: PreTrainedModel,
-    share: list[list[Sequence]],
-    plain_head: bool,
-    shards: SumShards | None,
-    rank: int,
-    say: Callable[[str], object] | None,
+    share: list[list[Sequence]], forward: Forward, shards: SumShards | None, rank: int, say: Say
 ) -> dict[Key, float | None]:
     """The sums of this process's batches, each written as soon as it is there."""
     sums: dict[Key, float | None] = {}
     passes_left = Counter(sequence.row for sequence in chain.from_iterable(share))
     # A long row takes longer than a short one: what is left is reckoned by tokens, and rows are told beside them.
     n_tokens = sum(len(sequence.ids) for sequence in chain.from_iterable(share))
-
-    def forward(batch: list[Sequence]) -> list[float]:
-        return _forward_nll(core, batch, plain_head)
 
     def rows() -> str:
         done = sum(left == 0 for left in passes_left.values())
@@ -172,7 +162,7 @@ def _missing_batches(sequences: list[Sequence], known: Collection[Key], slots: i
 
 
 def score_batches(
-    score: Callable[[list[Sequence]], list[float]], batches: list[list[Sequence]]
+    score: Forward, batches: list[list[Sequence]]
 ) -> Iterator[tuple[list[Sequence], list[float] | list[None]]]:
     """Yield (batch, sums) of every batch, in halves where memory does not suffice.
 
@@ -199,15 +189,13 @@ def score_batches(
 
 # ---- one forward pass ------------------------------------------------------------------------------------------------
 def _forward_nll(core: PreTrainedModel, batch: list[Sequence], plain_head: bool) -> list[float]:
-    """Sums of a batch by one forward pass, by the head at the scored places or by the model's own logits, all of them.
-
-    Padded on the right and without an attention mask: a causal model never looks right.
-    """
+    """Sums of a batch by one forward pass: the head at the scored places, or all logits where it is not plain."""
+    # Padded on the right and without an attention mask: a causal model never looks right.
     padded = np.zeros((len(batch), max(len(sequence.ids) for sequence in batch)), dtype=np.int64)
     for i, sequence in enumerate(batch):
         padded[i, : len(sequence.ids)] = sequence.ids
     row = np.repeat(np.arange(len(batch)), [sequence.n_scored for sequence in batch])
-    # what stands at position t predicts token t + 1
+    # What stands at position t predicts token t + 1.
     position = np.concatenate([np.arange(sequence.start - 1, len(sequence.ids) - 1) for sequence in batch])
     target = torch.from_numpy(padded[row, position + 1])
     ids = torch.from_numpy(padded).to(_device(core))
@@ -217,16 +205,14 @@ def _forward_nll(core: PreTrainedModel, batch: list[Sequence], plain_head: bool)
     else:
         logits = core(input_ids=ids, use_cache=False).logits[row, position]
         losses = F.cross_entropy(logits.float(), target.to(logits.device), reduction="none")
-    # Losses are float32; their sum, by weights of NumPy's bincount, is float64.
+    # Each loss is float32; NumPy's bincount adds weights up in float64.
     return np.bincount(row, weights=losses.cpu().numpy(), minlength=len(batch)).tolist()
 
 
 def _has_plain_head(core: PreTrainedModel) -> bool:
-    """Whether the model's logits are its head applied to its decoder's output, and nothing more.
-
-    Some models cap or scale them afterwards; what a model does is seen on eight tokens, not guessed from the names in
-    its configuration. Where it does more, its own logits are used.
-    """
+    """Whether the model's logits are its head applied to its decoder's output, and nothing more."""
+    # Some cap them afterwards (Gemma 2) or scale them (Cohere). What a model does is seen on eight tokens, not guessed
+    # from the names in its configuration.
     ids = (torch.arange(8, device=_device(core)) % core.config.vocab_size)[None]
     own = core(input_ids=ids, use_cache=False).logits.float()
     hidden = core.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state

@@ -26,11 +26,10 @@ Key = tuple[str, str, str]  # example_id, pass, hash of the tokens
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "use_cache", "base_model_name_or_path", "inference_mode")
 
 
+# A file a process: on a network disk the appends of two may interleave. Only one job may write into a folder at a time:
+# whoever starts one locks the folder (`artifacts.locked`).
 class SumShards:
-    """The files of one model in `folder`: every process appends to its own, all are read.
-
-    Only one job may write into a folder at a time: whoever starts one locks the folder (`artifacts.locked`).
-    """
+    """The files of one model in `folder`: every process appends to its own, all are read."""
 
     def __init__(self, folder: str | Path, fingerprint: str) -> None:
         self.folder = make_folder(folder)
@@ -69,6 +68,8 @@ def scoring_seconds(folder: str | Path) -> float:
 
 def model_fingerprint(model: nn.Module) -> str:
     """Short hash of a model's configuration, adapters, precision, and the first weights of every parameter."""
+    # 256 values of each: all of a 7B model are 13 GB to read at every start, and a training changes no parameter in one
+    # place only.
     adapters = []
     if hasattr(model, "peft_config"):  # by its mark: importing PEFT takes seconds
         # Their settings count too: the same adapter weights weigh more with a larger `lora_alpha`.

@@ -107,7 +107,7 @@ def score_ifd(
     shards = None
     if shard_dir is not None:
         shards = SumShards(shard_dir, model_fingerprint(model))
-    sums = sum_nll(model, sequences, tokens_per_batch=tokens_per_batch, shards=shards, progress=progress)
+    sums = sum_nll(model, sequences, tokens_per_batch, shards, progress)
     return _assemble(rows, statuses, sequences, sums, preset)
 
 
@@ -204,23 +204,20 @@ def _authors_passes(
     # where there is one). So the two passes may score different tokens.
     if not instruction or not response:
         return _Passes("empty")
+
+    def cut(text: str, length: int) -> list[int]:
+        return tokenizer(text, truncation=True, max_length=length)["input_ids"]
+
     prompt = TEMPLATES["ifd-authors"].prompt(instruction)
-    n_prompt = len(_cut(tokenizer, prompt, max_length)[0])
+    n_prompt = len(cut(prompt, max_length))
     if n_prompt >= max_length:
         return _Passes("prompt_too_long")
-    joint, was_cut = _cut(tokenizer, prompt + response, max_length)
-    answer, _ = _cut(tokenizer, response, max_length - n_prompt + 1)
+    joint = cut(prompt + response, max_length)
+    answer = cut(response, max_length - n_prompt + 1)
     if len(joint) <= n_prompt or len(answer) < 2:
         return _Passes("nan")  # the mean over no token
-    return _Passes("truncated" if was_cut else "ok", joint, n_prompt, answer)
-
-
-def _cut(tokenizer: Tokenizer, text: str, max_length: int) -> tuple[list[int], bool]:
-    """Ids with the tokenizer's special tokens, at most `max_length`, and whether any were cut."""
-    ids = tokenizer(text, verbose=False)["input_ids"]
-    if len(ids) <= max_length:
-        return ids, False
-    return tokenizer(text, truncation=True, max_length=max_length)["input_ids"], True
+    whole = tokenizer(prompt + response, verbose=False)["input_ids"]
+    return _Passes("truncated" if len(whole) > max_length else "ok", joint, n_prompt, answer)
 
 
 def _assemble(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 
 from codeact_lib.artifacts import atomic_write, make_folder, write_json, write_jsonl
 from codeact_lib.data.instructions import read_rows
@@ -41,7 +42,15 @@ def write_chosen(
     added = chosen[["cluster", "ifd", "reason"]].set_axis(ADDED_COLUMNS, axis=1).to_dict("records")
     records = [{**originals[number], **extra} for number, extra in zip(chosen["row"], added, strict=True)]
     if out.suffix == ".parquet":
-        _write_parquet(out, records)
+        try:
+            table = pyarrow.Table.from_pylist(records)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+            raise DataError(
+                f"{out}: a column holds values of different types ({error}), which parquet cannot; write a .jsonl "
+                "file. The same command continues from here."
+            ) from error
+        with atomic_write(out, "wb") as file:
+            pyarrow.parquet.write_table(table, file)
     elif out.suffix == ".json":
         write_json(out, plain(records))
     else:
@@ -70,6 +79,7 @@ def export(layout: str, conversations: list[list[Message]], folder: str | Path, 
     folder = Path(folder)
     whole = [{"messages": messages} for messages in conversations]
     if layout == "trl":
+        # SFTTrainer computes the loss of a completion alone; for whole chats it has to be told where answers begin.
         if all(len(messages) == 2 for messages in conversations):
             pairs = [{"prompt": messages[:1], "completion": messages[1:]} for messages in conversations]
             return [write_jsonl(folder / "train.jsonl", pairs)]
@@ -89,21 +99,6 @@ def export(layout: str, conversations: list[list[Message]], folder: str | Path, 
         write_json(folder / "dataset_info.json", {name: info})
         return [folder / "train.json", folder / "dataset_info.json"]
     raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(EXPORTS)}")
-
-
-def _write_parquet(out: Path, records: list[dict[str, Any]]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.Table.from_pylist(records)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
-        raise DataError(
-            f"{out}: a column holds values of different types ({error}), which parquet cannot; write a .jsonl file. "
-            "The same command continues from here."
-        ) from error
-    with atomic_write(out, "wb") as file:
-        pyarrow.parquet.write_table(table, file)
 
 
 def plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from codeact_lib import figures
 from codeact_lib.artifacts import atomic_write
+from codeact_lib.data.overlap import leak_table
 from codeact_lib.measure import environment_facts
 from codeact_lib.sampling import USABLE
 from codeact_lib.select.settings import Selection
@@ -21,19 +22,21 @@ from codeact_lib.tables.report import ReportFigure
 
 SHOWN_DROPPED = 40  # unusable rows listed on the page; rows.csv has them all
 SHOWN_LEAKS = 20
-SHOWN_CHARACTERS = 220  # of an instruction on a card
 
 
 def write_selection_report(path: str | Path, selection: Selection) -> Path:
     """Write the page of a selection to `path`; returns the path."""
+    scored = selection.scored
+    subsets = {"all rows": selection.examples["example_id"], "chosen": selection.chosen["example_id"]}
     page = html_template("selection.html.j2").render(
         selection=selection,
-        facts=_facts(selection),
+        usable=scored[scored["status"].isin(USABLE)],
+        chosen=scored.iloc[selection.comparison.chosen[selection.settings.policy]],
         fates=_fates(selection),
         dropped=selection.validation.dropped.head(SHOWN_DROPPED).to_dict("records"),
         cards=_cards(selection),
         policies=selection.comparison.summary.to_dict("records"),
-        leaks=selection.leak_counts().to_dict("records"),
+        leaks=leak_table(selection.leaks, subsets).to_dict("records"),
         worst_leaks=_worst_leaks(selection),
         drawings=_drawings(selection),
         provenance=_provenance(selection),
@@ -41,20 +44,6 @@ def write_selection_report(path: str | Path, selection: Selection) -> Path:
     with atomic_write(path) as file:
         file.write(page)
     return Path(path)
-
-
-def _facts(selection: Selection) -> dict[str, Any]:
-    """The numbers of the first section."""
-    scored = selection.scored
-    usable = scored[scored["status"].isin(USABLE)]
-    chosen = scored.iloc[selection.comparison.chosen[selection.settings.policy]]
-    return {
-        "kept": len(chosen),
-        "scored": len(scored),
-        "usable": len(usable),
-        "misleading": int((usable["ifd"] >= 1).sum()),
-        "medians": [frame[name].median() for name in ("ifd", "n_response_tokens") for frame in (usable, chosen)],
-    }
 
 
 def _kinds(reasons: pd.Series) -> pd.Series:
@@ -77,14 +66,7 @@ def _cards(selection: Selection) -> list[dict[str, Any]]:
     for card in selection.cards.to_dict("records"):
         rows = table[table["cluster"] == card["cluster"]]
         kept = rows[rows["keep"]]
-        examples = []
-        for text in card["examples"]:
-            words = " ".join(text.split())
-            if len(words) > SHOWN_CHARACTERS:
-                words = words[:SHOWN_CHARACTERS].rsplit(" ", 1)[0] + " …"
-            examples.append(words)
-        facts = {"kept": len(kept), "lowest": kept["ifd"].min(), "median": rows["ifd"].median()}
-        cards.append({**card, **facts, "examples": examples, "keywords": ", ".join(card["keywords"])})
+        cards.append({**card, "kept": len(kept), "lowest": kept["ifd"].min(), "median": rows["ifd"].median()})
     return cards
 
 

