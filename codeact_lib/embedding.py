@@ -245,11 +245,9 @@ def cluster_embeddings(
     n_clusters = min(n_clusters, len(embeddings))
     # The released code's settings (k = 10, random_state 42, n_init 1: "auto" is one k-means++ start too), but for the
     # small batches: it clusters all rows however many.
-    options = {"n_clusters": n_clusters, "random_state": random_state, "n_init": "auto"}
-    if minibatch_above is None or len(embeddings) <= minibatch_above:
-        kmeans = KMeans(**options)
-    else:
-        kmeans = MiniBatchKMeans(**options, batch_size=10_240)
+    kmeans = KMeans(n_clusters, random_state=random_state, n_init="auto")
+    if minibatch_above is not None and len(embeddings) > minibatch_above:
+        kmeans = MiniBatchKMeans(n_clusters, random_state=random_state, n_init="auto", batch_size=10_240)
     # One thread, so that the order of additions, and with it the label of a row half-way between two centroids, is the
     # same in every run on a machine. Another machine may still differ: labels are stored, not recomputed.
     with threadpool_limits(limits=1):

@@ -50,9 +50,8 @@ def score_rows(
         examples, template, shard_dir, preset, tokens_per_batch: see `score_ifd`.
         model, revision, dtype: the scorer, as `load_base_model` takes it.
         max_length: tokens of prompt and answer; None for `DEFAULT_MAX_LENGTH`, or what the model reads if that is less.
-        processes: None for one for each GPU; a model in 4 bits is scored by this process alone.
+        processes: None for one for each GPU, whose lines `say` takes; a model in 4 bits is scored by this one alone.
         loaded: the scorer, where the caller has it in memory.
-        say: takes each line of several processes.
     """
     tokenizer = load_tokenizer(model, revision=revision)
     scorer = load_base_model(model, revision=revision, dtype=dtype) if loaded is None else loaded

@@ -49,10 +49,8 @@ class Sequence:
     start: int
     example_id: object = ""
 
-    @property
-    def n_scored(self) -> int:
-        """Tokens that count in the sum."""
-        return len(self.ids) - self.start
+    def __len__(self) -> int:
+        return len(self.ids)
 
     @cached_property
     def key(self) -> Key:
@@ -110,7 +108,7 @@ def _score_share(
     sums: dict[Key, float | None] = {}
     passes_left = Counter(sequence.row for sequence in chain.from_iterable(share))
     # A long row takes longer than a short one: what is left is reckoned by tokens, and rows are told beside them.
-    n_tokens = sum(len(sequence.ids) for sequence in chain.from_iterable(share))
+    n_tokens = sum(map(len, chain.from_iterable(share)))
 
     def rows() -> str:
         done = sum(left == 0 for left in passes_left.values())
@@ -125,7 +123,7 @@ def _score_share(
             if shards:
                 shards.append(found, time.monotonic() - started, rank)
             passes_left.subtract(sequence.row for sequence in batch)
-            report.advance(sum(len(sequence.ids) for sequence in batch))
+            report.advance(sum(map(len, batch)))
             started = time.monotonic()
     return sums
 
@@ -154,7 +152,7 @@ def _missing_batches(sequences: list[Sequence], known: Collection[Key], slots: i
     """The batches of what has no sum yet, without what has."""
     missing = []
     # Planned over all sequences, known or not: a resumed call forms the same batches and so gets the same digits.
-    for batch in plan_batches([len(sequence.ids) for sequence in sequences], slots):
+    for batch in plan_batches(list(map(len, sequences)), slots):
         left = [sequences[i] for i in batch if sequences[i].key not in known]
         if left:
             missing.append(left)
@@ -173,7 +171,7 @@ def score_batches(
     limit = float("inf")
     while waiting:
         batch = waiting.popleft()
-        slots = len(batch) * max(len(sequence.ids) for sequence in batch)
+        slots = len(batch) * max(map(len, batch))
         sums = None
         if slots <= limit or len(batch) == 1:
             sums = unless_out_of_memory(score, batch)
@@ -191,12 +189,12 @@ def score_batches(
 def _forward_nll(core: PreTrainedModel, batch: list[Sequence], plain_head: bool) -> list[float]:
     """Sums of a batch by one forward pass: the head at the scored places, or all logits where it is not plain."""
     # Padded on the right and without an attention mask: a causal model never looks right.
-    padded = np.zeros((len(batch), max(len(sequence.ids) for sequence in batch)), dtype=np.int64)
+    padded = np.zeros((len(batch), max(map(len, batch))), dtype=np.int64)
     for i, sequence in enumerate(batch):
-        padded[i, : len(sequence.ids)] = sequence.ids
-    row = np.repeat(np.arange(len(batch)), [sequence.n_scored for sequence in batch])
+        padded[i, : len(sequence)] = sequence.ids
+    row = np.repeat(np.arange(len(batch)), [len(sequence) - sequence.start for sequence in batch])
     # What stands at position t predicts token t + 1.
-    position = np.concatenate([np.arange(sequence.start - 1, len(sequence.ids) - 1) for sequence in batch])
+    position = np.concatenate([np.arange(sequence.start - 1, len(sequence) - 1) for sequence in batch])
     target = torch.from_numpy(padded[row, position + 1])
     ids = torch.from_numpy(padded).to(_device(core))
     if plain_head:

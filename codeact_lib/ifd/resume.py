@@ -75,7 +75,12 @@ def model_fingerprint(model: nn.Module) -> str:
         # Their settings count too: the same adapter weights weigh more with a larger `lora_alpha`.
         adapters = [_identity(model.peft_config[name].to_dict()) for name in model.active_adapters]
     settings = [_identity(causal_lm(model).config.to_dict()), adapters]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
+
+    def plain(value: object) -> list[str] | str:
+        # A set, such as LoRA's target_modules, has another order in each process.
+        return sorted(map(str, value)) if isinstance(value, set) else str(value)
+
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=plain).encode())
     for name, value in model.named_parameters():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         if value.device.type != "meta":
@@ -85,8 +90,3 @@ def model_fingerprint(model: nn.Module) -> str:
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _NOT_IDENTITY}
-
-
-def _plain(value: object) -> list[str] | str:
-    # a set has another order in each process
-    return sorted(map(str, value)) if isinstance(value, set) else str(value)

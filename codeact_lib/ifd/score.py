@@ -97,8 +97,9 @@ def score_ifd(
     statuses = []
     sequences = []
     for i, row in enumerate(rows):
-        question, answer = (row[key] if isinstance(row[key], str) else "" for key in ("instruction", "response"))
-        passes = to_passes(tokenizer, template, question, answer, max_length)
+        passes = _Passes("empty")
+        if isinstance(row["instruction"], str) and isinstance(row["response"], str):
+            passes = to_passes(tokenizer, template, row["instruction"], row["response"], max_length)
         statuses.append(passes.status)
         if passes.conditioned:
             ids = np.array(passes.conditioned, np.int32)
@@ -227,7 +228,7 @@ def _assemble(
     nll = {name: np.full(len(rows), np.nan) for name in ("conditioned", "direct")}
     n_scored = {name: np.zeros(len(rows), dtype=np.int64) for name in ("conditioned", "direct")}
     for sequence, value in zip(sequences, sums, strict=True):
-        n_scored[sequence.name][sequence.row] = sequence.n_scored
+        n_scored[sequence.name][sequence.row] = len(sequence) - sequence.start
         if value is None:
             statuses[sequence.row] = "oom"
             continue

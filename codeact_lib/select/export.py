@@ -65,16 +65,10 @@ def write_chosen(
 def export(layout: str, conversations: list[list[Message]], folder: str | Path, name: str) -> list[Path]:
     """Write conversations where a trainer reads them; returns the files.
 
-    - `trl`: `train.jsonl` for `SFTTrainer`. Rows of one turn are conversational prompt-completion pairs, on which it
-      computes the loss of the answer alone; as soon as one row has more turns, all are `messages`.
+    - `trl`: `train.jsonl` for `SFTTrainer`. Rows of one turn are conversational prompt-completion pairs; as soon as one
+      row has more turns, all are `messages`.
     - `axolotl`: `train.jsonl` and `dataset.yml`, the `datasets` entry to paste into a configuration.
     - `llama-factory`: `train.json` and `dataset_info.json`: set `dataset_dir` to the folder, `dataset` to `name`.
-
-    Args:
-        layout: one of `EXPORTS`.
-        conversations: see `data.rows.conversation`.
-        folder: made where it does not exist.
-        name: of the data set, for LLaMA-Factory.
     """
     folder = Path(folder)
     whole = [{"messages": messages} for messages in conversations]

@@ -13,7 +13,7 @@ import pandas as pd
 
 from codeact_lib import figures
 from codeact_lib.artifacts import atomic_write
-from codeact_lib.data.overlap import leak_table
+from codeact_lib.data.overlap import LEAK_COLUMNS, leak_table
 from codeact_lib.measure import environment_facts
 from codeact_lib.sampling import USABLE
 from codeact_lib.select.settings import Selection
@@ -27,17 +27,22 @@ SHOWN_LEAKS = 20
 def write_selection_report(path: str | Path, selection: Selection) -> Path:
     """Write the page of a selection to `path`; returns the path."""
     scored = selection.scored
-    subsets = {"all rows": selection.examples["example_id"], "chosen": selection.chosen["example_id"]}
+    chosen_ids = selection.chosen["example_id"]
+    fates = selection.every_row()
+    fates = fates.assign(kind=_kinds(fates["reason"])).groupby(["kept", "kind"]).size().rename("rows").reset_index()
+    leaks = leak_table(selection.leaks, {"all rows": selection.examples["example_id"], "chosen": chosen_ids})
+    found = pd.concat(selection.leaks.values()) if selection.leaks else pd.DataFrame(columns=LEAK_COLUMNS)
+    worst = found.assign(chosen=found["example_id"].isin(chosen_ids))
     page = html_template("selection.html.j2").render(
         selection=selection,
         usable=scored[scored["status"].isin(USABLE)],
         chosen=scored.iloc[selection.comparison.chosen[selection.settings.policy]],
-        fates=_fates(selection),
-        dropped=selection.validation.dropped.head(SHOWN_DROPPED).to_dict("records"),
+        # The kept first, then by size; of the leaks the chosen rows first, then what holds most of a task.
+        fates=fates.sort_values(["kept", "rows"], ascending=False, kind="stable"),
+        worst_leaks=worst.sort_values(["chosen", "share"], ascending=False, kind="stable").head(SHOWN_LEAKS),
+        dropped=selection.validation.dropped.head(SHOWN_DROPPED),
         cards=_cards(selection),
-        policies=selection.comparison.summary.to_dict("records"),
-        leaks=leak_table(selection.leaks, subsets).to_dict("records"),
-        worst_leaks=_worst_leaks(selection),
+        leaks=leaks.to_dict("records"),
         drawings=_drawings(selection),
         provenance=_provenance(selection),
     )
@@ -51,14 +56,6 @@ def _kinds(reasons: pd.Series) -> pd.Series:
     return reasons.str.partition(":")[0].str.replace(">=", "≥")
 
 
-def _fates(selection: Selection) -> list[tuple[str, str, int]]:
-    """Fate, reason and number of rows over all rows of the source, the kept first, then by size."""
-    rows = selection.every_row()
-    counts = rows.assign(kind=_kinds(rows["reason"])).groupby(["kept", "kind"]).size().rename("rows").reset_index()
-    counts = counts.sort_values(["kept", "rows"], ascending=False, kind="stable")
-    return [("kept" if line.kept else "dropped", line.kind, line.rows) for line in counts.itertuples()]
-
-
 def _cards(selection: Selection) -> list[dict[str, Any]]:
     """The card of each cluster, and how many of its rows were kept at which IFD."""
     table = selection.table
@@ -70,16 +67,6 @@ def _cards(selection: Selection) -> list[dict[str, Any]]:
     return cards
 
 
-def _worst_leaks(selection: Selection) -> list[dict[str, Any]]:
-    """The rows that hold most of a task, the chosen ones first."""
-    if not selection.leaks:
-        return []
-    leaks = pd.concat(list(selection.leaks.values()))
-    leaks["chosen"] = leaks["example_id"].isin(selection.chosen["example_id"])
-    leaks = leaks.sort_values(["chosen", "share"], ascending=False, kind="stable")
-    return leaks.head(SHOWN_LEAKS).to_dict("records")
-
-
 def _drawings(selection: Selection) -> dict[str, str]:
     """name -> SVG of each figure."""
     scored = selection.scored
@@ -88,22 +75,20 @@ def _drawings(selection: Selection) -> dict[str, str]:
     why = why.mask(why.str.startswith("status"), "no score")
     counts = table.groupby(["cluster", why]).size().unstack(fill_value=0)
     kept = counts.pop("kept") if "kept" in counts else counts.sum(axis=1) * 0
-    reasons = sorted(counts, key=lambda name: name.startswith(("IFD", "no score")))  # lost by comparison first
+    # From the bottom up: what lost by comparison, then what was never in it.
+    reasons = sorted(counts, key=lambda name: name.startswith(("IFD", "no score")))
     dropped = {reason: counts[reason] for reason in reasons}
+    ifd = scored["ifd"]
+    histogram = figures.ifd_histogram(ifd, scored["cluster"])
+    length = figures.ifd_against_length(ifd, scored["n_response_tokens"], table["keep"])
+    bars = figures.selection_bars(kept, dropped, labels=counts.index)
+    plane = figures.cluster_map(scored["x"], scored["y"], scored["cluster"])
+    # What each shows, in words for those who do not see it.
     drawn = {
-        "ifd": (
-            figures.ifd_histogram(scored["ifd"], scored["cluster"]),
-            "Histogram of IFD, and its quantiles in each cluster",
-        ),
-        "length": (
-            figures.ifd_against_length(scored["ifd"], scored["n_response_tokens"], table["keep"]),
-            "IFD against the length of the answer, chosen rows in blue",
-        ),
-        "clusters": (
-            figures.selection_bars(kept, dropped, labels=counts.index),
-            "Rows kept and dropped in each cluster",
-        ),
-        "map": (figures.cluster_map(scored["x"], scored["y"], scored["cluster"]), "Map of the clusters"),
+        "ifd": (histogram, "Histogram of IFD, and its quantiles in each cluster"),
+        "length": (length, "IFD against the length of the answer, chosen rows in blue"),
+        "clusters": (bars, "Rows kept and dropped in each cluster"),
+        "map": (plane, "Map of the clusters"),
     }
     drawings = {}
     with tempfile.TemporaryDirectory() as folder:

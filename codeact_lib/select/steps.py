@@ -62,8 +62,7 @@ def select_rows(
         settings: the fields of `SelectSettings`; `model` has no default.
 
     Raises:
-        CodeActError: a setting, the data or the model cannot be used; said before anything expensive begins. Another
-            process works in the same folder.
+        CodeActError: a setting, the data or the model cannot be used; another process works in the same folder.
     """
     checked = checked_settings(settings)
     out = Path(out)
@@ -76,8 +75,8 @@ def select_rows(
         selection.files += write_chosen(data, checked.data_revision, chosen, selection.columns, out, exports)
         if report:
             selection.files.append(write_selection_report(report, selection))
-        write_frame(kept.folder / "rows.csv", selection.every_row())
         selection.files.append(kept.folder / "rows.csv")
+        write_frame(selection.files[-1], selection.every_row())
         say(f"{len(chosen):,} of {selection.validation.n_read:,} rows chosen")
         for path in selection.files:
             say(f"wrote {path}")
@@ -89,7 +88,7 @@ def _select(data: str | Path, settings: SelectSettings, kept: _KeptResults) -> S
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel("ERROR")
     columns = settings.columns or columns_of(data, settings.data_revision)
-    reading = {name: getattr(settings, name) for name in ("limit", "max_characters", "near_duplicates")}
+    reading = settings.model_dump(include={"limit", "max_characters", "near_duplicates"})
     source_key = sha256_json([kept.identity(data, settings.data_revision), vars(columns), reading])
     examples, validation = _read(data, columns, reading, settings.data_revision, source_key, kept)
     leaks, unchecked = _find_leaks(examples, source_key, settings, kept)
@@ -224,8 +223,8 @@ def _score(pool: pd.DataFrame, pool_key: str, settings: SelectSettings, kept: _K
     if kept.have(path, f"score IFD with {settings.model}"):
         return read_frame(path)
     # Neither the size of a batch nor the number of processes is in the key: no score depends on them.
-    same = ("revision", "dtype", "max_length", "preset", "tokens_per_batch", "processes")
-    options: dict[str, Any] = {name: getattr(settings, name) for name in same}
+    same = {"revision", "dtype", "max_length", "preset", "tokens_per_batch", "processes"}
+    options = settings.model_dump(include=same)
     options |= {"shard_dir": kept.folder / "ifd", "say": lambda line: kept.say(f"  {line}")}
     scores = score_rows(pool, settings.model, settings.template, **options)
     counts = [f"{count:,} {status}" for status, count in scores["status"].value_counts().items()]
