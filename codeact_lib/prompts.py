@@ -6,9 +6,6 @@ A template is a prefix and a suffix around the instruction; the response follows
     Sort a list of words.       <- instruction
     ### Response:               <- suffix, ends with a newline
     ```python ...               <- response, supervised, closed by the end-of-sequence token
-
-Training and evaluating with different prompts costs accuracy without a word of warning, so every stage takes its
-template from `TEMPLATES` and records `PromptTemplate.sha256`.
 """
 
 from __future__ import annotations
@@ -45,7 +42,9 @@ class PromptTemplate:
         return hashlib.sha256(f"{self.prefix}\0{self.suffix}".encode()).hexdigest()
 
 
-# The two training templates and the prompt of the authors' IFD scores (CodeACT, arXiv 2408.02193, set-up).
+# The two training templates and the prompt of the authors' IFD scores (CodeACT, arXiv 2408.02193, set-up). Training
+# with one prompt and evaluating with another costs accuracy without a word of warning, so every stage takes its
+# template from here and records its `sha256`.
 TEMPLATES = {
     template.name: template
     for template in (
@@ -130,11 +129,10 @@ def tokenize_example(
 # ---- requests of the benchmarks ------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Protocol:
-    """How a task is put to the model and how its answer is read; named in every record, because it moves pass@1.
+    """How a task is put to the model and how its answer is read; named in every record, because it moves pass@1."""
 
-    The same completions scored 45/164 or 51/164 by the way the answer was read alone, so results of two protocols are
-    never set side by side.
-    """
+    # The same completions scored 45/164 or 51/164 by the way the answer was read alone, so results of two protocols are
+    # never set side by side.
 
     name: str  # written into records and tables
     instructions: dict[str, str]  # task kind -> instruction text with one `{prompt}`

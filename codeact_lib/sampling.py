@@ -11,8 +11,6 @@ The other policies take the same number of rows as CDAS would, so that two arms 
 many; `compare_policies` lays them side by side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +54,8 @@ def cdas_sample(
     ifd, cluster = np.asarray(ifd, dtype=np.float64), np.asarray(cluster)
     _check(ratio, cluster, ifd=ifd, status=status)
     kept = np.flatnonzero(_helpful(ifd, status))
-    kept = kept[np.lexsort((-ifd[kept], cluster[kept]))]  # lexsort is stable: ties stay in row order
+    # By cluster, then by falling IFD. lexsort is stable: ties stay in row order.
+    kept = kept[np.lexsort((-ifd[kept], cluster[kept]))]
     labels, first, inverse, counts = np.unique(
         cluster[kept], return_index=True, return_inverse=True, return_counts=True
     )
@@ -72,10 +71,8 @@ def cdas_sample(
 def random_sample(
     n_rows: int, ratio: float, *, seed: int = 0, status: Status = None, budget: Budget = None
 ) -> np.ndarray:
-    """`int(n_rows * ratio)` rows, or `budget`, drawn without replacement; row numbers in ascending order.
-
-    IFD plays no part: mismatched and unscored rows can be drawn too. Rows without anything to train on cannot.
-    """
+    """`int(n_rows * ratio)` rows, or `budget`, drawn without replacement; row numbers in ascending order."""
+    # IFD plays no part: mismatched and unscored rows can be drawn too. Rows without anything to train on cannot.
     _check(ratio, np.zeros(n_rows), status=status)
     pool = np.flatnonzero(_trainable(n_rows, status))
     size = _size(n_rows, ratio, budget, len(pool))
@@ -123,8 +120,7 @@ def stratified_sample(
 ) -> np.ndarray:
     """CDAS without IFD: a random draw in every cluster, in proportion to the clusters' sizes.
 
-    Row numbers, clusters ascending, rows ascending inside. Shares are rounded by largest remainder, so the total is
-    exact.
+    Row numbers, clusters ascending, rows ascending inside.
     """
     cluster = np.asarray(cluster)
     _check(ratio, cluster, status=status)
@@ -138,6 +134,7 @@ def stratified_sample(
 
 def _apportion(counts: np.ndarray, size: int) -> np.ndarray:
     """Whole numbers in proportion to `counts` that add up to `size`: largest remainder, ties to the lower label."""
+    # Rounded down each, up to one row a cluster would be missing, and the arm would be smaller than the others.
     exact = counts * (size / max(counts.sum(), 1))
     shares = np.floor(exact + 1e-9).astype(np.int64)
     by_remainder = np.argsort(-(exact - shares), kind="stable")
@@ -224,7 +221,9 @@ def _chosen_rows(policy: str, frame: pd.DataFrame, ratio: float, seed: int, pres
 
 
 def _own_choice(policy: str, frame: pd.DataFrame, budget: int, seed: int, trainable: np.ndarray) -> np.ndarray:
-    """What a user's function chose, checked: a policy that cheats would make every comparison with it wrong."""
+    """What a user's function chose, checked."""
+    # A policy that takes more rows than the others, or rows that nothing can be learnt from, would make every
+    # comparison with it wrong.
     chosen = np.asarray(load_own(policy)(frame.reset_index(drop=True), budget, seed), dtype=np.int64)
     rules = {
         f"a list of row numbers from 0 to {len(frame) - 1}": chosen.ndim == 1
@@ -253,7 +252,8 @@ _WHY = {  # policy: why a row was kept, and why it was dropped
 
 
 def _reasons(policy: str, table: pd.DataFrame, keep: np.ndarray, ratio: float, preset: str) -> np.ndarray:
-    """Words for each row; a row that the policy could not look at says so, rather than that it lost."""
+    """Words for each row."""
+    # A row that the policy could not look at says so, rather than that it lost.
     kept, dropped = _WHY.get(policy, (f"chosen by {policy}", f"not chosen by {policy}"))
     reason = np.where(keep, kept.format(share=f"{ratio:.0%}"), dropped).astype(object)
     status = table["status"].to_numpy()

@@ -7,8 +7,6 @@ A run is {task id: verdict}; `tests` says which status counts where a verdict is
 the same tasks are an EvaluationError.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -51,14 +49,13 @@ def pass_interval(k: int, n: int, level: float = 0.95, method: str = "wilson") -
 def paired_test(a_verdicts: Run, b_verdicts: Run, tests: str = "plus") -> dict[str, Any]:
     """McNemar's exact test on two runs over the same tasks.
 
-    Tasks that both runs solve, or both fail, say nothing about which is better. Of the others, under the hypothesis
-    that the runs are equally good, each falls to either side with probability 1/2.
-
     Returns:
         {"n", "both", "neither", "b", "c", "p_value"}: `b` tasks only the first run solves, `c` only the second.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
+    # Tasks that both runs solve, or both fail, say nothing about which is better. Of the others, under the hypothesis
+    # that the runs are equally good, each falls to either side with probability 1/2.
     tasks = _common_tasks([a_verdicts, b_verdicts])
     solved = [(_solved(a_verdicts[task], tests), _solved(b_verdicts[task], tests)) for task in tasks]
     both = solved.count((True, True))
@@ -74,10 +71,6 @@ def paired_test(a_verdicts: Run, b_verdicts: Run, tests: str = "plus") -> dict[s
 def sign_flip_test(a_runs: Runs, b_runs: Runs, tests: str = "plus") -> dict[str, Any]:
     """McNemar's exact test for arms of several seeds: a task counts by the share of seeds that solve it.
 
-    If both arms were equally good, each task's difference would be as likely to have the other sign. The p-value is the
-    share of all sign patterns whose sum is at least as far from zero: an exact paired permutation test, which for one
-    seed a side is McNemar's (`paired_test`).
-
     Args:
         a_runs, b_runs: a run, or a list of runs (seeds); the two lists may differ in length.
 
@@ -87,7 +80,10 @@ def sign_flip_test(a_runs: Runs, b_runs: Runs, tests: str = "plus") -> dict[str,
     a_seeds = _seeds(a_runs)
     b_seeds = _seeds(b_runs)
     difference = _differences(a_seeds, b_seeds, tests)
-    steps = np.rint(difference * math.lcm(len(a_seeds), len(b_seeds))).astype(int)  # whole numbers, so sums are exact
+    # If both arms were equally good, each task's difference would be as likely to have the other sign. The p-value is
+    # the share of all sign patterns whose sum is at least as far from zero: an exact paired permutation test, which for
+    # one seed a side is McNemar's (`paired_test`). In whole numbers, so that sums are exact.
+    steps = np.rint(difference * math.lcm(len(a_seeds), len(b_seeds))).astype(int)
     sizes = np.abs(steps[steps != 0])
     chances = np.ones(1)  # chances[i]: the steps that kept their plus add up to i
     for size in sizes:
@@ -108,9 +104,6 @@ def paired_bootstrap(
 ) -> dict[str, Any]:
     """Interval of the difference in pass@1 between two arms, by drawing tasks anew (percentile bootstrap).
 
-    Each task stays paired with itself: its hardness is the same for both arms and does not widen the interval. With
-    several seeds an arm counts the share of its seeds that solve a task.
-
     Args:
         a_runs, b_runs: a run, or a list of runs (seeds); the two lists may differ in length.
         level, n_resamples, seed: coverage, draws, and the seed of the draws.
@@ -119,6 +112,7 @@ def paired_bootstrap(
         {"n", "difference", "low", "high"}: tasks, pass@1 of the first less that of the second, and its interval; all
         three as numbers in [-1, 1].
     """
+    # Each task stays paired with itself: its hardness is the same for both arms and does not widen the interval.
     difference = _differences(_seeds(a_runs), _seeds(b_runs), tests)
     low, high = _bootstrap(difference, level, n_resamples, seed)
     return {"n": len(difference), "difference": float(difference.mean()), "low": low, "high": high}

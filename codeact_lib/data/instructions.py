@@ -5,11 +5,9 @@
     print(report)             # my.jsonl: 3,983 rows read, 3,981 usable; dropped: 2 empty
     report.dropped            # frame: file, row, reason; one line for each row that was left out
 
-Nothing is repaired, guessed or cut here. A row that cannot be used never vanishes: it is dropped, and its row number
-and reason are kept; or it is an error, where the caller wants to hear of it at once.
+Nothing is repaired, guessed or cut here, and no row vanishes: it is dropped, and its row number and reason are kept; or
+it is an error, where the caller wants to hear of it at once.
 """
-
-from __future__ import annotations
 
 import csv
 import json

@@ -5,8 +5,6 @@ leak_table({"humaneval": leaks}, {"all rows": ids, "chosen": chosen_ids})
 clean = drop_leaks(examples, leaks)
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import re
@@ -91,7 +89,7 @@ def find_leaks(
 ) -> pd.DataFrame:
     """Training rows that contain, or nearly contain, a benchmark task.
 
-    Two ways of looking, because a copy may change its words or its names:
+    Two ways of looking:
 
     - texts as lower-case words (letters and digits): a row leaks a task when it holds at least `threshold` of the
       `n`-word sequences of the task's prompt, or of its canonical solution;
@@ -109,8 +107,8 @@ def find_leaks(
         Frame `example_id, task_id, part, share` (part: `prompt`, `canonical_solution` or `syntax tree`), worst
         first.
     """
-    # Worth a look: 82 of HumanEval's 164 problems were found solvable straight from a public instruction set
-    # (ise-uiuc/magicoder, issue 40).
+    # Two ways, because a copy may change its words or its names. Worth a look: 82 of HumanEval's 164 problems were
+    # found solvable straight from a public instruction set (ise-uiuc/magicoder, issue 40).
     holders, sizes = _index_tasks(benchmark_tasks, n)
     leaks = []
     for row in examples.to_dict("records"):
@@ -183,7 +181,8 @@ def _tree_grams(code: str) -> set[Gram]:
     """Grams of the nodes of a piece of Python in reading order; none where it is not Python."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's code
+            # Invalid escapes in other people's code.
+            warnings.simplefilter("ignore")
             tree = ast.parse(code)
         own = _own_names(tree)
         return {("tree", *gram) for gram in _grams(list(_tokens(tree, own)), NODES_IN_A_GRAM)}

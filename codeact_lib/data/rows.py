@@ -8,8 +8,6 @@ Whatever a row looks like, CodeACT scores one instruction and one response of it
   are not scored; they stay in the row and in what is exported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict

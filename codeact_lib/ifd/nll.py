@@ -13,7 +13,7 @@ import hashlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -66,15 +66,14 @@ Say = Callable[[str], object] | None  # None for silence
 def sum_nll(
     model: nn.Module, sequences: list[Sequence], tokens_per_batch: int | None, shards: SumShards | None, progress: bool
 ) -> list[float | None]:
-    """Sum of the NLL of each sequence's scored tokens, in nats and in their order; what `shards` know is read there.
+    """Sum of the NLL of each sequence's scored tokens, in nats and in their order.
 
-    NaN where the model gave none, None where memory did not suffice for that sequence alone. Under torchrun or
-    accelerate every process must make the same call, and gets the whole list.
+    NaN where the model gave none, None where memory did not suffice for that sequence alone.
     """
+    # Under torchrun or accelerate every process makes the same call, and gets the whole list.
     core = causal_lm(model)
     team = _launched_processes(core)
-    rank = team.process_index if team else 0
-    n_processes = team.num_processes if team else 1
+    rank, n_processes = (team.process_index, team.num_processes) if team else (0, 1)
     say = print if progress and rank == 0 else None
     sums: dict[Key, float | None] = dict(shards.read()) if shards else {}
     if team:
@@ -84,11 +83,16 @@ def sum_nll(
         slots = tokens_per_batch or TOKENS_PER_BATCH.get(_device(core).type, TOKENS_PER_BATCH["cuda"])
         if not plain_head:
             slots = min(slots, max(1, MAX_LOGITS // core.config.vocab_size))
-        remaining = _missing_batches(sequences, sums.keys(), slots)
-        n_left = len({sequence.row for sequence in chain.from_iterable(remaining)})
+        remaining = []
+        # Planned over all sequences, known or not: a resumed call forms the same batches and so gets the same digits.
+        for batch in plan_batches(sequences, slots):
+            missing = [sequence for sequence in batch if sequence.key not in sums]
+            if missing:
+                remaining.append(missing)
         n_rows = len({sequence.row for sequence in sequences})
-        if say and n_left < n_rows:
-            say(f"IFD: {n_rows - n_left:,} of {n_rows:,} rows were scored before")
+        n_done = n_rows - len({sequence.row for sequence in chain.from_iterable(remaining)})
+        if say and n_done:
+            say(f"IFD: {n_done:,} of {n_rows:,} rows were scored before")
         if say and team:
             say(f"IFD: {n_processes} processes; this is the share of the first")
         share = remaining[rank::n_processes]
@@ -129,34 +133,23 @@ def _score_share(
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
-def plan_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
+def plan_batches(sequences: list[Sequence], tokens_per_batch: int) -> list[list[Sequence]]:
     """Cut sequences, longest first, into batches of at most `tokens_per_batch` slots once padded.
 
     A sequence over the budget stands alone.
 
-    >>> plan_batches([3, 9, 4, 5], 10)
-    [[1], [3, 2], [0]]
+    >>> plan_batches(["abc", "abcdefghi", "abcd", "abcde"], 10)
+    [['abcdefghi'], ['abcde', 'abcd'], ['abc']]
     """
-    batches: list[list[int]] = []
+    batches: list[list[Sequence]] = []
     # Longest first, because then a batch that does not fit in memory shows at once, and the estimate of the time left
     # errs on the safe side.
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens_per_batch:
-            batches[-1].append(i)
+    for sequence in sorted(sequences, key=len, reverse=True):
+        if batches and len(batches[-1][0]) * (len(batches[-1]) + 1) <= tokens_per_batch:
+            batches[-1].append(sequence)
         else:
-            batches.append([i])
+            batches.append([sequence])
     return batches
-
-
-def _missing_batches(sequences: list[Sequence], known: Collection[Key], slots: int) -> list[list[Sequence]]:
-    """The batches of what has no sum yet, without what has."""
-    missing = []
-    # Planned over all sequences, known or not: a resumed call forms the same batches and so gets the same digits.
-    for batch in plan_batches(list(map(len, sequences)), slots):
-        left = [sequences[i] for i in batch if sequences[i].key not in known]
-        if left:
-            missing.append(left)
-    return missing
 
 
 def score_batches(

@@ -3,10 +3,8 @@
     {"example_id": "evol-17", "pass": "direct", "tokens": "9f2c61b0a7d3e845", "nll": 41.87}
 
 `tokens` is a hash of the very tokens scored, and the model's fingerprint stands in the file name: a changed text,
-template or model never takes an old sum for its own. A damaged line counts as not scored.
+template or model never takes an old sum for its own.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -38,7 +36,7 @@ class SumShards:
     def read(self) -> dict[Key, float]:
         """The sums that are known; NaN where the model gave none."""
         known: dict[Key, float] = {}
-        # the clocks are read along: before anything is appended, half a line is cut off them too
+        # The clocks are read along: before anything is appended, half a line is cut off them too.
         for path in sorted(self.folder.glob(f"*-{self.fingerprint}-*.jsonl")):
             for record in resume_jsonl(path, ("example_id", "pass", "tokens", "nll")):
                 key = record["example_id"], record["pass"], record["tokens"]
@@ -58,10 +56,8 @@ class SumShards:
 
 
 def scoring_seconds(folder: str | Path) -> float:
-    """Seconds the model worked on what lies in `folder`, over all attempts: a resumed job adds up.
-
-    Of processes that shared the work the first one's time counts, which is what a clock on the wall would say.
-    """
+    """Seconds the model worked on what lies in `folder`, over all attempts: a resumed job adds up."""
+    # Of processes that shared the work the first one's time counts: what a clock on the wall would say.
     clocks = Path(folder).glob("seconds-*-0.jsonl")
     return sum(record["seconds"] for path in clocks for record in resume_jsonl(path, ("seconds",)))
 

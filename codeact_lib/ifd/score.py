@@ -11,8 +11,6 @@ Above 1: it misleads, and the pair is probably mismatched.
 Rows become token sequences, two a row (here), sequences become sums (`nll`, `resume`), sums become a frame (here).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypedDict

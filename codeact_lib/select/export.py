@@ -1,7 +1,5 @@
 """The chosen rows as files: one that looks like the source, and those that TRL, axolotl and LLaMA-Factory read."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 One file with everything inside it: no request leaves the page.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What `codeact select` is told, and what comes of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -4,10 +4,9 @@
 
     data.jsonl -> read and check -> embed and cluster -> score IFD -> choose -> chosen.jsonl, report.html, exports
 
-Every step keeps its result in `<out>.work`, under a name made of everything it depends on. Running the same command
-again, after a kill or not, reads what is there and gives the identical file; another ratio or policy chooses anew
-within seconds; another model scores anew and leaves the rest. Embeddings and scores are kept piece by piece, so a kill
-costs one batch.
+Every step keeps its result in `<out>.work`. The same command again, after a kill or not, reads what is there and gives
+the identical file; another ratio or policy chooses anew within seconds; another model scores anew and leaves the rest.
+Embeddings and scores are kept piece by piece, so a kill costs one batch.
 """
 
 from __future__ import annotations

@@ -358,8 +358,7 @@ def test_a_size_that_did_not_fit_is_never_tried_again_except_for_a_single_row(le
         return [float(len(sequence.ids)) for sequence in batch]
 
     results = {}
-    batches = [[sequences[i] for i in batch] for batch in plan_batches(lengths, budget)]
-    for batch, values in score_batches(score, batches):
+    for batch, values in score_batches(score, plan_batches(sequences, budget)):
         results.update(zip([sequence.row for sequence in batch], values, strict=True))
     assert results == {i: float(n) if n <= memory else None for i, n in enumerate(lengths)}
     several = [slots for rows, slots in failed if rows > 1]
@@ -648,10 +647,10 @@ def test_the_bench_compares_two_ways_to_the_same_scores(tmp_path, monkeypatch):
 
 @given(st.lists(st.integers(1, 50)), st.integers(1, 200))
 def test_batches_hold_every_sequence_once_and_stay_in_the_budget(lengths, budget):
-    batches = plan_batches(lengths, budget)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    batches = plan_batches([nll.Sequence(i, "direct", np.zeros(n, np.int32), 1) for i, n in enumerate(lengths)], budget)
+    assert sorted(sequence.row for batch in batches for sequence in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+        assert len(batch) == 1 or len(batch) * max(lengths[sequence.row] for sequence in batch) <= budget
 
 
 def test_score_from_nll_gives_both_ratios_and_nan_without_tokens():
