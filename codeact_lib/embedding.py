@@ -97,7 +97,8 @@ def cluster_rows(
     clustering = cluster_embeddings(embeddings, n_clusters, random_state, minibatch_above=minibatch_above)
     seconds = time.perf_counter() - started
     # What follows judges the clusters and decides nothing: a dozen more K-Means, on at most DIAGNOSTIC_ROWS rows.
-    seeds = dict.fromkeys([random_state, *SEEDS])  # no seed twice, the one in use first
+    # No seed twice, and the one in use first.
+    seeds = dict.fromkeys([random_state, *SEEDS])
     return ClusterResult(
         **vars(clustering),
         embeddings=embeddings,

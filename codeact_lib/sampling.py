@@ -90,11 +90,7 @@ def longest_sample(n_tokens: ArrayLike, ratio: float, *, status: Status = None, 
 
 def ifd_sample(ifd: ArrayLike, ratio: float, *, status: Status = None, budget: Budget = None) -> np.ndarray:
     """CDAS without its clusters: the rows with the highest IFD below 1 of the whole set, hardest first, ties by row."""
-    ifd = np.asarray(ifd, dtype=np.float64)
-    _check(ratio, ifd, status=status)
-    pool = np.flatnonzero(_helpful(ifd, status))
-    size = _size(len(pool), ratio, budget, len(pool))
-    return pool[np.argsort(-ifd[pool], kind="stable")][:size]
+    return band_sample(ifd, ratio, "hard", status=status, budget=budget)
 
 
 def band_sample(ifd: ArrayLike, ratio: float, band: str, *, status: Status = None, budget: Budget = None) -> np.ndarray:
@@ -105,14 +101,14 @@ def band_sample(ifd: ArrayLike, ratio: float, band: str, *, status: Status = Non
     """
     if band not in BANDS:
         raise ValueError(f"band {band!r} is unknown; choose one of {', '.join(BANDS)}")
-    if band == "hard":
-        return ifd_sample(ifd, ratio, status=status, budget=budget)
     ifd = np.asarray(ifd, dtype=np.float64)
     _check(ratio, ifd, status=status)
     pool = np.flatnonzero(_helpful(ifd, status))
     size = _size(len(pool), ratio, budget, len(pool))
+    # The order is turned by the sign, not read backwards: ties stay in row order.
+    order = np.argsort(-ifd[pool] if band == "hard" else ifd[pool], kind="stable")
     start = (len(pool) - size) // 2 if band == "middle" else 0
-    return pool[np.argsort(ifd[pool], kind="stable")][start : start + size]
+    return pool[order][start : start + size]
 
 
 def stratified_sample(

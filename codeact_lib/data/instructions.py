@@ -116,6 +116,7 @@ def load_instructions(
     for number, row in read_rows(path, revision, split):
         if limit is not None and len(usable) >= limit:
             break
+        # Where no row is usable, the keys of one say which columns may have been meant.
         if isinstance(row, dict) and not keys:
             keys = list(row)
         try:

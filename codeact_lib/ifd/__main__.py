@@ -33,6 +33,7 @@ def score_file(
     """Score DATA into shards, and into one table if asked for; of several processes the first one writes it."""
     if parent:
         end_with(parent)
+    # Of processes that torchrun launched together the first alone locks and writes: the others would wait for it.
     first = int(os.environ.get("RANK", 0)) == 0
     busy = f"Another process is scoring into {shards}: wait for it, stop it, or give this one another --shards."
     with locked(make_folder(shards) / ".lock", busy) if first else nullcontext():

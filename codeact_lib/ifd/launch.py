@@ -56,7 +56,8 @@ def score_rows(
     tokenizer = load_tokenizer(model, revision=revision)
     scorer = load_base_model(model, revision=revision, dtype=dtype) if loaded is None else loaded
     if max_length is None:
-        window = getattr(scorer.config, "max_position_embeddings", None)  # some architectures have no such limit
+        # Some architectures have no such limit, and no such key.
+        window = getattr(scorer.config, "max_position_embeddings", None)
         max_length = min(DEFAULT_MAX_LENGTH, window or DEFAULT_MAX_LENGTH)
     options: dict[str, Any] = {"max_length": max_length, "preset": preset, "tokens_per_batch": tokens_per_batch}
     n_processes = processes or max(torch.cuda.device_count(), 1)

@@ -83,7 +83,8 @@ class Selection:
     def every_row(self) -> pd.DataFrame:
         """Frame `row, example_id, kept, reason, cluster, ifd, status`: all rows of the source, unusable ones too."""
         rows = self.examples[["row", "example_id"]].merge(self.table, on="example_id", how="left")
-        rows["reason"] = rows["reason"].fillna("holds a benchmark task")  # dropped before anything was chosen
+        # Who has no reason was dropped before anything was chosen.
+        rows["reason"] = rows["reason"].fillna("holds a benchmark task")
         rows["kept"] = rows["rank"] >= 0
         rows["cluster"] = rows["cluster"].astype("Int64")
         unusable = self.validation.dropped[["row", "reason"]].assign(kept=False)
