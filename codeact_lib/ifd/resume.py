@@ -74,7 +74,9 @@ def model_fingerprint(model: nn.Module) -> str:
 
     def plain(value: object) -> list[str] | str:
         # A set, such as LoRA's target_modules, has another order in each process.
-        return sorted(map(str, value)) if isinstance(value, set) else str(value)
+        if isinstance(value, set):
+            return sorted(map(str, value))
+        return str(value)
 
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=plain).encode())
     for name, value in model.named_parameters():

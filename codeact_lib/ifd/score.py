@@ -11,6 +11,7 @@ Above 1: it misleads, and the pair is probably mismatched.
 Rows become token sequences, two a row (here), sequences become sums (`nll`, `resume`), sums become a frame (here).
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypedDict
@@ -138,17 +139,22 @@ def scorer_agreement(
     ours, theirs = (frame[both].reset_index(drop=True) for frame in (scores, reference))
     chosen = set(choose(ours))
     wanted = set(choose(theirs))
+    spearman = math.nan
+    if len(ours) > 1:
+        spearman = float(spearmanr(ours["ifd"], theirs["ifd"]).statistic)
     return {
         "n_rows": len(scores),
         "n_scored_by_both": len(ours),
-        "spearman": float(spearmanr(ours["ifd"], theirs["ifd"]).statistic) if len(ours) > 1 else float("nan"),
+        "spearman": spearman,
         "overlap": len(chosen & wanted) / max(len(wanted), 1),
         "overlap_by_chance": len(chosen) / max(len(ours), 1),
     }
 
 
 def _checked_rows(examples: Rows) -> list[Mapping[Any, Any]]:
-    rows = examples.to_dict("records") if isinstance(examples, pd.DataFrame) else list(examples)
+    if isinstance(examples, pd.DataFrame):
+        examples = examples.to_dict("records")
+    rows = list(examples)
     seen = set()
     for number, row in enumerate(rows):
         missing = [key for key in ("example_id", "instruction", "response") if key not in row]
@@ -173,11 +179,12 @@ class _Passes(NamedTuple):
 def _corrected_passes(
     tokenizer: Tokenizer, template: str | PromptTemplate, instruction: str, response: str, max_length: int
 ) -> _Passes:
-    """The prompt of training, the answer tokenised alone; the end-of-sequence token is not part of the answer."""
-    # Apart, so that both passes score the same tokens; after a start token in the direct pass, so that the answer's
-    # first token counts in both.
-    # What says "a text begins here": BOS, else the end token that separated documents in pre-training.
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    """The prompt of training, the answer tokenised alone, so that both passes score the same tokens; without an EOS."""
+    # What says "a text begins here": BOS, else the end token that separated documents in pre-training. It stands before
+    # the answer of the direct pass, so that the answer's first token counts in both.
+    start = tokenizer.bos_token_id
+    if start is None:
+        start = tokenizer.eos_token_id
     if start is None:
         raise ModelError(
             "The tokenizer has neither a BOS nor an EOS token to start the direct pass with: set bos_token."

@@ -52,8 +52,7 @@ def select_rows(
 
     Args:
         data: a file, a built-in set or a hub data set, as in `data.load_instructions`.
-        out: file for the chosen rows (.jsonl, .json or .parquet), in order of selection: their original columns and
-            `export.ADDED_COLUMNS`.
+        out: file for the chosen rows (`export.OUT_FORMATS`), in order of selection: their columns and `ADDED_COLUMNS`.
         report: HTML file that shows what was chosen and what was dropped.
         exports: any of `export.EXPORTS`; each is a folder `<out>-<layout>` beside `out`.
         work_dir: where the steps keep their results, `<out>.work` by default. It also holds `rows.csv`: every row of
@@ -76,9 +75,9 @@ def select_rows(
             selection.files.append(write_selection_report(report, selection))
         selection.files.append(kept.folder / "rows.csv")
         write_frame(selection.files[-1], selection.every_row())
-        say(f"{len(chosen):,} of {selection.validation.n_read:,} rows chosen")
-        for path in selection.files:
-            say(f"wrote {path}")
+    say(f"{len(chosen):,} of {selection.validation.n_read:,} rows chosen")
+    for path in selection.files:
+        say(f"wrote {path}")
     return selection
 
 
@@ -124,9 +123,8 @@ def _select(data: str | Path, settings: SelectSettings, kept: _KeptResults) -> S
 class _KeptResults:
     """The folder of results."""
 
-    # The name of each result carries a hash of all it depends on. So nothing has to be thrown away when a setting
-    # changes, and going back to an earlier setting finds its results.
-
+    # The name of each carries a hash of all it depends on. So nothing has to be thrown away when a setting changes, and
+    # going back to an earlier setting finds its results.
     folder: Path
     say: Callable[[str], object]
 
