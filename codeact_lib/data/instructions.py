@@ -219,17 +219,17 @@ def read_rows(path: str | Path, revision: str | None = None, split: str = "train
     A row that cannot be decoded comes as an `Unusable`. Raises `DataError` where the source as a whole cannot be read.
     """
     if str(path) in MINI_DATASETS:
-        return enumerate(build_corpus(str(path)).to_dict("records"), 1)
-    if _is_file(path):
-        return _read_file(Path(path))
-    return enumerate(_read_hub(str(path), revision, split), 1)
-
-
-def _read_file(path: Path) -> Iterator[tuple[int, Any]]:
+        yield from enumerate(build_corpus(str(path)).to_dict("records"), 1)
+        return
+    if not _is_file(path):
+        yield from enumerate(_read_hub(str(path), revision, split), 1)
+        return
+    path = Path(path)
+    formats = ", ".join(FILE_FORMATS)
     if not path.is_file():
-        raise DataError(f"{path} does not exist or is a folder. Give one file ending in {', '.join(FILE_FORMATS)}.")
+        raise DataError(f"{path} does not exist or is a folder. Give one file ending in {formats}.")
     if path.suffix not in FILE_FORMATS:
-        raise DataError(f"{path}: no reader for the ending {path.suffix!r}. Convert it to {', '.join(FILE_FORMATS)}.")
+        raise DataError(f"{path}: no reader for the ending {path.suffix!r}. Convert it to {formats}.")
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     try:
         yield from readers[path.suffix](path)
