@@ -146,12 +146,12 @@ def load_instructions(
     return examples[COLUMNS], ValidationReport(source, len(usable) + len(dropped), len(usable), lost, rows)
 
 
-def columns_of(path: str | Path, revision: str | None = None, split: str = "train") -> Columns:
+def columns_of(path: str | Path, revision: str | None = None) -> Columns:
     """The `Columns` that the keys of the first readable row suggest.
 
     Raises DataError with the keys, where they are none of the usual.
     """
-    first = next((row for _, row in islice(read_rows(path, revision, split), 100) if isinstance(row, dict)), {})
+    first = next((row for _, row in islice(read_rows(path, revision), 100) if isinstance(row, dict)), {})
     if not first:
         raise DataError(f"{path} holds no row with named columns: each needs an instruction and a response.")
     columns = detect_columns(list(first))
