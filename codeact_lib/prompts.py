@@ -6,9 +6,6 @@ A template is a prefix and a suffix around the instruction; the response follows
     Sort a list of words.       <- instruction
     ### Response:               <- suffix, ends with a newline
     ```python ...               <- response, supervised, closed by the end-of-sequence token
-
-Training and evaluating with different prompts costs accuracy without a word of warning, so every stage takes its
-template from `TEMPLATES` and records `PromptTemplate.sha256`.
 """
 
 from __future__ import annotations
@@ -45,7 +42,9 @@ class PromptTemplate:
         return hashlib.sha256(f"{self.prefix}\0{self.suffix}".encode()).hexdigest()
 
 
-# The two training templates and the prompt of the authors' IFD scores (CodeACT, arXiv 2408.02193, set-up).
+# The two training templates and the prompt of the authors' IFD scores (CodeACT, arXiv 2408.02193, set-up). Training
+# with one prompt and evaluating with another costs accuracy without a word of warning, so every stage takes its
+# template from here and records its `sha256`.
 TEMPLATES = {
     template.name: template
     for template in (
@@ -85,25 +84,18 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[int]:
 
 
 class TokenizedExample(TypedDict):
-    """One sample, as `tokenize_example` describes it."""
+    """One sample of a training."""
 
-    input_ids: list[int]
-    labels: list[int]
-    n_prompt: int
-    status: str
+    input_ids: list[int]  # BOS (if the tokenizer has one), prompt, response, EOS; at most `max_length`
+    labels: list[int]  # as many, -100 on BOS and prompt: the loss is on the response and its EOS only (the paper)
+    n_prompt: int  # tokens before the response, BOS included
+    status: str  # see `tokenize_example`
 
 
 def tokenize_example(
     tokenizer: PreTrainedTokenizerBase, template: str | PromptTemplate, instruction: str, response: str, max_length: int
 ) -> TokenizedExample:
-    """Turn one instruction and its response into token ids and labels.
-
-    Prompt and response are tokenised apart, so the response has the same ids whatever stands in front of it (byte-pair
-    merges across the boundary would change them). The row is BOS (if the tokenizer has one), prompt, response, EOS.
-    Labels are -100 on BOS and prompt: the loss is on the response and its EOS only (CodeACT, arXiv 2408.02193).
-
-    Returns `input_ids` and `labels` (equal length, at most `max_length`), `n_prompt` (tokens before the response, BOS
-    included) and `status`:
+    """Turn one instruction and its response into token ids and labels, with a status:
 
     - "ok";
     - "truncated": the response end was cut to fit, so there is no EOS;
@@ -114,6 +106,8 @@ def tokenize_example(
     """
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no end-of-sequence token, so no model could learn to stop: set eos_token")
+    # Tokenised apart, so that the response has the same ids whatever stands in front of it: byte-pair merges across the
+    # boundary would change them.
     prompt = prompt_ids(tokenizer, get_template(template).prompt(instruction))
     answer = [*encode(tokenizer, response), tokenizer.eos_token_id]
     status = "ok"
@@ -135,11 +129,10 @@ def tokenize_example(
 # ---- requests of the benchmarks ------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Protocol:
-    """How a task is put to the model and how its answer is read; named in every record, because it moves pass@1.
+    """How a task is put to the model and how its answer is read; named in every record, because it moves pass@1."""
 
-    The same completions scored 45/164 or 51/164 by the way the answer was read alone, so results of two protocols are
-    never set side by side.
-    """
+    # The same completions scored 45/164 or 51/164 by the way the answer was read alone, so results of two protocols are
+    # never set side by side.
 
     name: str  # written into records and tables
     instructions: dict[str, str]  # task kind -> instruction text with one `{prompt}`

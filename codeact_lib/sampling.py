@@ -11,8 +11,6 @@ The other policies take the same number of rows as CDAS would, so that two arms 
 many; `compare_policies` lays them side by side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +54,8 @@ def cdas_sample(
     ifd, cluster = np.asarray(ifd, dtype=np.float64), np.asarray(cluster)
     _check(ratio, cluster, ifd=ifd, status=status)
     kept = np.flatnonzero(_helpful(ifd, status))
-    kept = kept[np.lexsort((-ifd[kept], cluster[kept]))]  # lexsort is stable: ties stay in row order
+    # By cluster, then by falling IFD. lexsort is stable: ties stay in row order.
+    kept = kept[np.lexsort((-ifd[kept], cluster[kept]))]
     labels, first, inverse, counts = np.unique(
         cluster[kept], return_index=True, return_inverse=True, return_counts=True
     )
@@ -72,10 +71,8 @@ def cdas_sample(
 def random_sample(
     n_rows: int, ratio: float, *, seed: int = 0, status: Status = None, budget: Budget = None
 ) -> np.ndarray:
-    """`int(n_rows * ratio)` rows, or `budget`, drawn without replacement; row numbers in ascending order.
-
-    IFD plays no part: mismatched and unscored rows can be drawn too. Rows without anything to train on cannot.
-    """
+    """`int(n_rows * ratio)` rows, or `budget`, drawn without replacement; row numbers in ascending order."""
+    # IFD plays no part: mismatched and unscored rows can be drawn too. Rows without anything to train on cannot.
     _check(ratio, np.zeros(n_rows), status=status)
     pool = np.flatnonzero(_trainable(n_rows, status))
     size = _size(n_rows, ratio, budget, len(pool))
@@ -93,11 +90,7 @@ def longest_sample(n_tokens: ArrayLike, ratio: float, *, status: Status = None, 
 
 def ifd_sample(ifd: ArrayLike, ratio: float, *, status: Status = None, budget: Budget = None) -> np.ndarray:
     """CDAS without its clusters: the rows with the highest IFD below 1 of the whole set, hardest first, ties by row."""
-    ifd = np.asarray(ifd, dtype=np.float64)
-    _check(ratio, ifd, status=status)
-    pool = np.flatnonzero(_helpful(ifd, status))
-    size = _size(len(pool), ratio, budget, len(pool))
-    return pool[np.argsort(-ifd[pool], kind="stable")][:size]
+    return band_sample(ifd, ratio, "hard", status=status, budget=budget)
 
 
 def band_sample(ifd: ArrayLike, ratio: float, band: str, *, status: Status = None, budget: Budget = None) -> np.ndarray:
@@ -108,14 +101,14 @@ def band_sample(ifd: ArrayLike, ratio: float, band: str, *, status: Status = Non
     """
     if band not in BANDS:
         raise ValueError(f"band {band!r} is unknown; choose one of {', '.join(BANDS)}")
-    if band == "hard":
-        return ifd_sample(ifd, ratio, status=status, budget=budget)
     ifd = np.asarray(ifd, dtype=np.float64)
     _check(ratio, ifd, status=status)
     pool = np.flatnonzero(_helpful(ifd, status))
     size = _size(len(pool), ratio, budget, len(pool))
+    # The order is turned by the sign, not read backwards: ties stay in row order.
+    order = np.argsort(-ifd[pool] if band == "hard" else ifd[pool], kind="stable")
     start = (len(pool) - size) // 2 if band == "middle" else 0
-    return pool[np.argsort(ifd[pool], kind="stable")][start : start + size]
+    return pool[order][start : start + size]
 
 
 def stratified_sample(
@@ -123,8 +116,7 @@ def stratified_sample(
 ) -> np.ndarray:
     """CDAS without IFD: a random draw in every cluster, in proportion to the clusters' sizes.
 
-    Row numbers, clusters ascending, rows ascending inside. Shares are rounded by largest remainder, so the total is
-    exact.
+    Row numbers, clusters ascending, rows ascending inside.
     """
     cluster = np.asarray(cluster)
     _check(ratio, cluster, status=status)
@@ -138,6 +130,7 @@ def stratified_sample(
 
 def _apportion(counts: np.ndarray, size: int) -> np.ndarray:
     """Whole numbers in proportion to `counts` that add up to `size`: largest remainder, ties to the lower label."""
+    # Rounded down each, up to one row a cluster would be missing, and the arm would be smaller than the others.
     exact = counts * (size / max(counts.sum(), 1))
     shares = np.floor(exact + 1e-9).astype(np.int64)
     by_remainder = np.argsort(-(exact - shares), kind="stable")
@@ -224,7 +217,9 @@ def _chosen_rows(policy: str, frame: pd.DataFrame, ratio: float, seed: int, pres
 
 
 def _own_choice(policy: str, frame: pd.DataFrame, budget: int, seed: int, trainable: np.ndarray) -> np.ndarray:
-    """What a user's function chose, checked: a policy that cheats would make every comparison with it wrong."""
+    """What a user's function chose, checked."""
+    # A policy that takes more rows than the others, or rows that nothing can be learnt from, would make every
+    # comparison with it wrong.
     chosen = np.asarray(load_own(policy)(frame.reset_index(drop=True), budget, seed), dtype=np.int64)
     rules = {
         f"a list of row numbers from 0 to {len(frame) - 1}": chosen.ndim == 1
@@ -239,34 +234,23 @@ def _own_choice(policy: str, frame: pd.DataFrame, budget: int, seed: int, traina
     return chosen
 
 
-_KEPT = {
-    "full": "all rows",
-    "cdas": "among the hardest {share} of its cluster",
-    "random": "drawn at random",
-    "longest": "among the longest responses",
-    "ifd": "among the hardest of all rows",
-    "stratified": "drawn at random in its cluster",
-    "easy": "among the easiest of all rows",
-    "middle": "of middle difficulty",
-    "hard": "among the hardest of all rows",
-}
-_DROPPED = {
-    "full": "not trainable",
-    "cdas": "below its cluster's quota",
-    "random": "not drawn",
-    "longest": "shorter than the chosen rows",
-    "ifd": "below the quota",
-    "stratified": "not drawn",
-    "easy": "harder than the chosen rows",
-    "middle": "harder or easier than the chosen rows",
-    "hard": "below the quota",
+_WHY = {  # policy: why a row was kept, and why it was dropped
+    "full": ("all rows", "not trainable"),
+    "cdas": ("among the hardest {share} of its cluster", "below its cluster's quota"),
+    "random": ("drawn at random", "not drawn"),
+    "longest": ("among the longest responses", "shorter than the chosen rows"),
+    "ifd": ("among the hardest of all rows", "below the quota"),
+    "stratified": ("drawn at random in its cluster", "not drawn"),
+    "easy": ("among the easiest of all rows", "harder than the chosen rows"),
+    "middle": ("of middle difficulty", "harder or easier than the chosen rows"),
+    "hard": ("among the hardest of all rows", "below the quota"),
 }
 
 
 def _reasons(policy: str, table: pd.DataFrame, keep: np.ndarray, ratio: float, preset: str) -> np.ndarray:
-    """Words for each row; a row that the policy could not look at says so, rather than that it lost."""
-    kept = _KEPT.get(policy, f"chosen by {policy}")
-    dropped = _DROPPED.get(policy, f"not chosen by {policy}")
+    """Words for each row."""
+    # A row that the policy could not look at says so, rather than that it lost.
+    kept, dropped = _WHY.get(policy, (f"chosen by {policy}", f"not chosen by {policy}"))
     reason = np.where(keep, kept.format(share=f"{ratio:.0%}"), dropped).astype(object)
     status = table["status"].to_numpy()
     if policy in ("cdas", "ifd", *BANDS):
@@ -284,18 +268,15 @@ def _reasons(policy: str, table: pd.DataFrame, keep: np.ndarray, ratio: float, p
 class PolicyComparison:
     """Result of `compare_policies`.
 
-    Attributes:
-        chosen: policy -> (m,) row numbers in order of selection.
-        summary: frame, one line a policy: `policy, rows`; quantiles `ifd_5, ifd_50, ifd_95` and `tokens_5,
-            tokens_50, tokens_95` of what it took (of IFD where it is finite, of the responses' tokens); `misleading`
-            (share with IFD >= 1); `clusters` (share of the clusters that give at least one row), `least_covered`
-            and `most_covered` (smallest and largest share of a cluster's rows that was taken).
-        overlap: frame policy x policy: share of the line's rows that the column's policy takes too.
+    `summary` has one line a policy: `policy, rows`; quantiles `ifd_5, ifd_50, ifd_95` and `tokens_5, tokens_50,
+    tokens_95` of what it took (of IFD where it is finite, of the responses' tokens); `misleading`, the share with
+    IFD >= 1; `clusters` (share of the clusters that give at least one row), `least_covered` and `most_covered`
+    (smallest and largest share of a cluster's rows that was taken).
     """
 
-    chosen: dict[str, np.ndarray]
+    chosen: dict[str, np.ndarray]  # policy -> (m,) row numbers in order of selection
     summary: pd.DataFrame
-    overlap: pd.DataFrame
+    overlap: pd.DataFrame  # policy x policy: share of the line's rows that the column's policy takes too
 
 
 def compare_policies(
@@ -340,10 +321,9 @@ def _quantiles(name: str, values: np.ndarray) -> dict[str, float]:
 
 # ---- the training set ------------------------------------------------------------------------------------------------
 def write_training_set(path: str | Path, examples: pd.DataFrame, selection: pd.DataFrame) -> int:
-    """Write the kept rows as JSONL `{example_id, instruction, response}`, in order of selection. Returns their
-    number.
+    """Write the kept rows as JSONL `{example_id, instruction, response}`, in order of selection; returns their number.
 
-    examples: frame with the texts. selection: what `choose` gave for the same ids.
+    `examples`: frame with the texts. `selection`: what `choose` gave for the same ids.
     """
     kept = selection.loc[selection["keep"]].sort_values("rank")["example_id"]
     texts = examples.set_index("example_id").loc[kept, ["instruction", "response"]]

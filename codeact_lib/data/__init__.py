@@ -4,11 +4,4 @@ from codeact_lib.data import overlap
 from codeact_lib.data.instructions import ValidationReport, load_instructions
 from codeact_lib.data.overlap import drop_leaks, find_leaks, leak_table
 
-__all__ = [
-    "ValidationReport",
-    "drop_leaks",
-    "find_leaks",
-    "leak_table",
-    "load_instructions",
-    "overlap",
-]
+__all__ = ["ValidationReport", "drop_leaks", "find_leaks", "leak_table", "load_instructions", "overlap"]

@@ -5,11 +5,9 @@
     print(report)             # my.jsonl: 3,983 rows read, 3,981 usable; dropped: 2 empty
     report.dropped            # frame: file, row, reason; one line for each row that was left out
 
-Nothing is repaired, guessed or cut here. A row that cannot be used never vanishes: it is dropped, and its row number
-and reason are kept; or it is an error, where the caller wants to hear of it at once.
+Nothing is repaired, guessed or cut here, and no row vanishes: it is dropped, and its row number and reason are kept; or
+it is an error, where the caller wants to hear of it at once.
 """
-
-from __future__ import annotations
 
 import csv
 import json
@@ -18,9 +16,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -33,7 +31,6 @@ from codeact_lib.mini import build_corpus
 
 COLUMNS = ["example_id", "instruction", "response", "dataset"]
 FILE_FORMATS = (".jsonl", ".json", ".parquet", ".csv")
-DUPLICATES = ("duplicate", "near duplicate")  # kinds of reason that say nothing against the row itself
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what `errors="surrogateescape"` makes of a byte that is not UTF-8
 
@@ -42,22 +39,15 @@ _UNDECODED = re.compile("[\udc80-\udcff]")  # what `errors="surrogateescape"` ma
 class ValidationReport:
     """What reading an instruction set left out.
 
-    Attributes:
-        source: name of the file, built-in set or hub data set.
-        n_read: rows looked at, good and bad (with a limit, reading stops there).
-        n_usable: rows in the frame.
-        dropped: frame `file, row, reason`, in order of row. `row` counts from 1 (in JSONL it is the line number).
-            A reason reads `kind: detail`; the kinds are `not JSON`, `not UTF-8`, `not an object`, `wrong
-            number of fields`, `missing key`, `not text`, `not a chat`, `no first turn`, `empty`, `too
-            long`, `duplicate`, `near duplicate`.
-        rows: the row of the source that each row of the frame came from.
+    A reason reads `kind: detail`; the kinds are `not JSON`, `not UTF-8`, `not an object`, `wrong number of fields`,
+    `missing key`, `not text`, `not a chat`, `no first turn`, `empty`, `too long`, `duplicate`, `near duplicate`.
     """
 
-    source: str
-    n_read: int
-    n_usable: int
-    dropped: pd.DataFrame
-    rows: tuple[int, ...] = ()
+    source: str  # name of the file, built-in set or hub data set
+    n_read: int  # rows looked at, good and bad (with a limit, reading stops there)
+    n_usable: int  # rows in the frame
+    dropped: pd.DataFrame  # `file, row, reason`, in order of row, which counts from 1 (in JSONL: the line number)
+    rows: tuple[int, ...] = ()  # the row of the source that each row of the frame came from
 
     def counts(self) -> dict[str, int]:
         """Number of dropped rows by kind of reason: `{"empty": 2}`."""
@@ -73,17 +63,8 @@ class ValidationReport:
         return f"{self.source}: {self.n_read:,} rows read, {self.n_usable:,} usable; dropped: {reasons or 'none'}"
 
 
-class _Usable(NamedTuple):
-    row: int
-    own_id: Any
-    instruction: str
-    response: str
-
-
-class _Dropped(NamedTuple):
-    file: str
-    row: int
-    reason: str
+def _kind(reason: str) -> str:
+    return reason.partition(":")[0]
 
 
 def load_instructions(
@@ -109,69 +90,68 @@ def load_instructions(
             id of a hub data set.
         dataset: name written into the `dataset` column and the ids; by default the last part of `path`.
         revision, split: commit and split of a hub data set.
-        instruction_column, response_column: keys of the two texts in each row.
-        input_column: key of Alpaca's `input`, which is added to the instruction where it holds text.
-        messages_column: key of a list of chat messages, of which the first turn is taken (see `rows`); the other
-            columns are then not looked at.
+        instruction_column, response_column, input_column, messages_column: see `rows.Columns`.
         limit: keep the first `limit` usable rows.
         max_characters: drop a row whose two texts together are longer.
         drop_duplicates: drop a row whose two texts, blanks at the ends aside, equal those of an earlier one.
-        near_duplicates: drop a row that has at least this share (Jaccard index, in (0, 1]) of its five-token sequences
-            in common with an earlier one; `None` does not look. About a millisecond a row.
+        near_duplicates: drop a row that has at least this share of its five-token sequences in common with an earlier
+            one, see `overlap.NearDuplicates`. About a millisecond a row.
         invalid_rows: "drop" leaves out and reports a row that cannot be used, "error" raises for the first such row.
 
     Returns:
-        `(examples, report)`: a frame `example_id, instruction, response, dataset` in the order of the source, and a
-        `ValidationReport`. `example_id` is `<dataset>-<row>`, so an id leads back to its row; built-in sets and
-        files with an `example_id` in every row keep their own.
+        A frame `example_id, instruction, response, dataset` in the order of the source, and a report. `example_id` is
+        `<dataset>-<row>`, so an id leads back to its row; where every row has an `example_id` of its own, that is kept.
 
     Raises:
-        DataError: the source is missing, unreadable, or holds no usable row; or, with `invalid_rows="error"`, a row
-            is no text.
+        DataError: the source is missing, unreadable, or holds no usable row; or see `invalid_rows`.
     """
     source = Path(path).name if _is_file(path) else str(path)
     dataset = dataset or Path(path).stem
     columns = Columns(instruction_column, response_column, input_column, messages_column)
-    repeats = _Repeats(drop_duplicates, near_duplicates)
-    usable: list[_Usable] = []
-    dropped: list[_Dropped] = []
+    seen: dict[tuple[str, str], int] = {}
+    neighbours = NearDuplicates(near_duplicates) if near_duplicates else None
+    usable: list[dict[str, Any]] = []
+    dropped: list[dict[str, Any]] = []
     keys: list[str] = []
     for number, row in read_rows(path, revision, split):
         if limit is not None and len(usable) >= limit:
             break
+        # Where no row is usable, the keys of one say which columns may have been meant.
         if isinstance(row, dict) and not keys:
             keys = list(row)
         try:
             instruction, response = _checked_texts(row, columns, max_characters)
-            repeats.refuse(number, instruction, response)
+            # Without the blanks at their ends: two rows that differ in those only teach the same.
+            first = seen.setdefault((instruction.strip(), response.strip()), number)
+            if drop_duplicates and first != number:
+                raise Unusable(f"duplicate: same texts as row {first}")
+            near = neighbours.add(number, f"{instruction}\n{response}") if neighbours else None
+            if near:
+                raise Unusable(f"near duplicate: {near.similarity:.0%} in common with row {near.key}")
         except Unusable as error:
-            dropped.append(_Dropped(source, number, str(error)))
+            dropped.append({"file": source, "row": number, "reason": str(error)})
         else:
-            usable.append(_Usable(number, row.get("example_id"), instruction, response))
-    if not usable:
-        raise DataError(_nothing_usable(path, dropped, keys))
-    if invalid_rows == "error":
-        _refuse_invalid(path, dropped)
+            own_id = row.get("example_id")
+            usable.append({"row": number, "example_id": own_id, "instruction": instruction, "response": response})
+    _check_rows(path, usable, dropped, keys, invalid_rows)
     examples = pd.DataFrame(usable)
     rows = tuple(examples["row"].tolist())
-    own_ids = [good.own_id for good in usable]
-    fit = all(isinstance(own, str) and own and not _SURROGATE.search(own) for own in own_ids)
     # Ids of the source's own only where they tell every row apart: later stages join by them.
-    if fit and len(set(own_ids)) == len(own_ids):
-        examples["example_id"] = own_ids
-    else:
+    own_ids = [good["example_id"] for good in usable]
+    fit = all(isinstance(own, str) and own and not _SURROGATE.search(own) for own in own_ids)
+    if not fit or len(set(own_ids)) < len(own_ids):
         examples["example_id"] = [f"{dataset}-{row}" for row in rows]
     examples["dataset"] = dataset
-    lost = pd.DataFrame(dropped, columns=_Dropped._fields)
+    lost = pd.DataFrame(dropped, columns=["file", "row", "reason"])
     return examples[COLUMNS], ValidationReport(source, len(usable) + len(dropped), len(usable), lost, rows)
 
 
-def columns_of(path: str | Path, revision: str | None = None, split: str = "train") -> Columns:
+def columns_of(path: str | Path, revision: str | None = None) -> Columns:
     """The `Columns` that the keys of the first readable row suggest.
 
     Raises DataError with the keys, where they are none of the usual.
     """
-    first = next((row for _, row in islice(read_rows(path, revision, split), 100) if isinstance(row, dict)), {})
+    first = next((row for _, row in islice(read_rows(path, revision), 100) if isinstance(row, dict)), {})
     if not first:
         raise DataError(f"{path} holds no row with named columns: each needs an instruction and a response.")
     columns = detect_columns(list(first))
@@ -184,29 +164,10 @@ def columns_of(path: str | Path, revision: str | None = None, split: str = "trai
 
 
 # ---- one row ---------------------------------------------------------------------------------------------------------
-class _Repeats:
-    """The texts so far, to find those that come again."""
-
-    def __init__(self, exact: bool, near: float | None) -> None:
-        self.seen: dict[tuple[str, str], int] | None = {} if exact else None
-        self.neighbours = NearDuplicates(near) if near else None
-
-    def refuse(self, number: int, instruction: str, response: str) -> None:
-        """Raise `Unusable` for a row that repeats an earlier one."""
-        if self.seen is not None:
-            first = self.seen.setdefault((instruction.strip(), response.strip()), number)
-            if first != number:
-                raise Unusable(f"duplicate: same texts as row {first}")
-        if self.neighbours is not None:
-            found = self.neighbours.add(number, f"{instruction}\n{response}")
-            if found:
-                raise Unusable(f"near duplicate: {found.similarity:.0%} in common with row {found.key}")
-
-
 def _checked_texts(row: Any, columns: Columns, max_characters: int | None) -> tuple[str, str]:
     """The two texts of a row; `Unusable` with the reason where they are none."""
-    if isinstance(row, _Unreadable):
-        raise Unusable(row.reason)
+    if isinstance(row, Unusable):
+        raise row
     if not isinstance(row, dict):
         raise Unusable(f"not an object: {type(row).__name__}")
     texts = row_texts(row, columns)
@@ -215,44 +176,39 @@ def _checked_texts(row: Any, columns: Columns, max_characters: int | None) -> tu
         if _UNDECODED.search(text):
             raise Unusable(f"not UTF-8: {name}")
         if _SURROGATE.search(text):
-            raise Unusable(f"not text: {name} holds half a surrogate pair")  # no tokenizer and no file takes it
+            # JSON can write one, no tokenizer and no UTF-8 file takes it.
+            raise Unusable(f"not text: {name} holds half a surrogate pair")
     length = sum(map(len, texts))
     if max_characters is not None and length > max_characters:
         raise Unusable(f"too long: {length:,} characters, {max_characters:,} are allowed")
     return texts
 
 
-def _kind(reason: str) -> str:
-    return reason.partition(":")[0]
-
-
-def _nothing_usable(path: str | Path, dropped: list[_Dropped], keys: list[str]) -> str:
-    if not dropped:
-        return f"{path} holds no rows. An instruction set needs at least one row with an instruction and a response."
-    first = dropped[0]
-    said = f"{path} holds no usable row in {len(dropped):,}; the first problem is in row {first.row}: {first.reason}."
-    if keys:
-        said += f" Its rows have the keys {', '.join(map(repr, keys))}: set instruction_column and response_column."
-    return said
-
-
-def _refuse_invalid(path: str | Path, dropped: list[_Dropped]) -> None:
-    invalid = [each for each in dropped if _kind(each.reason) not in DUPLICATES]
-    if not invalid:
-        return
-    others = f" ({len(invalid) - 1:,} more rows cannot be used either)" if len(invalid) > 1 else ""
-    raise DataError(
-        f"{path}, row {invalid[0].row}: {invalid[0].reason}{others}. Correct or delete it, or set invalid_rows to "
-        "drop: rows that cannot be used are then left out and listed in the report."
-    )
+def _check_rows(
+    path: str | Path, usable: list[dict[str, Any]], dropped: list[dict[str, Any]], keys: list[str], invalid_rows: str
+) -> None:
+    """DataError where no row can be used, or where one cannot and the caller wants to hear of it at once."""
+    if not usable and not dropped:
+        raise DataError(
+            f"{path} holds no rows. An instruction set needs at least one row with an instruction and a response."
+        )
+    if not usable:
+        problem = f"the first problem is in row {dropped[0]['row']}: {dropped[0]['reason']}."
+        if keys:
+            problem += f" Its rows have the keys {', '.join(map(repr, keys))}: "
+            problem += "set instruction_column and response_column."
+        raise DataError(f"{path} holds no usable row in {len(dropped):,}; {problem}")
+    # A repeated row is left out too, but nothing is wrong with it.
+    invalid = [each for each in dropped if _kind(each["reason"]) not in ("duplicate", "near duplicate")]
+    if invalid and invalid_rows == "error":
+        others = f" ({len(invalid) - 1:,} more rows cannot be used either)" if len(invalid) > 1 else ""
+        raise DataError(
+            f"{path}, row {invalid[0]['row']}: {invalid[0]['reason']}{others}. Correct or delete it, or set "
+            "invalid_rows to drop: rows that cannot be used are then left out and listed in the report."
+        )
 
 
 # ---- sources ---------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Unreadable:
-    reason: str
-
-
 def _is_file(path: str | Path) -> bool:
     return looks_local(str(path)) or Path(path).exists()
 
@@ -260,21 +216,20 @@ def _is_file(path: str | Path) -> bool:
 def read_rows(path: str | Path, revision: str | None = None, split: str = "train") -> Iterator[tuple[int, Any]]:
     """Pairs (row number from 1, row) of any source, as they come: a row is a dict if all is well, and may be anything.
 
-    A row that cannot be decoded comes as an object of its own, which `load_instructions` reports. Raises
-    `DataError` where the source as a whole cannot be read.
+    A row that cannot be decoded comes as an `Unusable`. Raises `DataError` where the source as a whole cannot be read.
     """
     if str(path) in MINI_DATASETS:
-        return enumerate(build_corpus(str(path)).to_dict("records"), 1)
-    if _is_file(path):
-        return _read_file(Path(path))
-    return enumerate(_read_hub(str(path), revision, split), 1)
-
-
-def _read_file(path: Path) -> Iterator[tuple[int, Any]]:
+        yield from enumerate(build_corpus(str(path)).to_dict("records"), 1)
+        return
+    if not _is_file(path):
+        yield from enumerate(_read_hub(str(path), revision, split), 1)
+        return
+    path = Path(path)
+    formats = ", ".join(FILE_FORMATS)
     if not path.is_file():
-        raise DataError(f"{path} does not exist or is a folder. Give one file ending in {', '.join(FILE_FORMATS)}.")
+        raise DataError(f"{path} does not exist or is a folder. Give one file ending in {formats}.")
     if path.suffix not in FILE_FORMATS:
-        raise DataError(f"{path}: no reader for the ending {path.suffix!r}. Convert it to {', '.join(FILE_FORMATS)}.")
+        raise DataError(f"{path}: no reader for the ending {path.suffix!r}. Convert it to {formats}.")
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     try:
         yield from readers[path.suffix](path)
@@ -283,24 +238,24 @@ def _read_file(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    """One row a line; blank lines are skipped, a line that is not JSON is a row that will be reported."""
+    """One row a line; blank lines are skipped but counted, a line that is not JSON is a row that will be reported."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, _parse_line(line.rstrip(b"\n"))
-
-
-def _parse_line(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return _Unreadable(f"not UTF-8: byte {error.start} of the line")
-    except (ValueError, RecursionError) as error:
-        return _Unreadable(f"not JSON: {error}")
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.rstrip(b"\n").decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                row = Unusable(f"not UTF-8: byte {error.start} of the line")
+            except (ValueError, RecursionError) as error:
+                # The second is what Python's parser makes of a line of 100,000 brackets.
+                row = Unusable(f"not JSON: {error}")
+            yield number, row
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
-    """A list of objects; bytes that are not UTF-8 spoil the row that holds them, not the file."""
+    """A list of objects."""
+    # Bytes that are not UTF-8 become surrogates, and so spoil the row that holds them, not the file.
     try:
         rows = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
     except RecursionError as error:
@@ -312,7 +267,8 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows under the header's names, all fields as text: the word "None" or "NA" is a fine answer."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default, 131,072 characters, is an error in mid-file
+    # The default, 131,072 characters a field, is an error in mid-file.
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file)
         header = reader.fieldnames or []
@@ -320,18 +276,17 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
             raise ValueError("its header is not UTF-8")
         for number, row in enumerate(reader, 1):
             if None in row or None in row.values():  # how DictReader marks too many fields, and too few
-                yield number, _Unreadable(f"wrong number of fields: the header has {len(header)}")
+                yield number, Unusable(f"wrong number of fields: the header has {len(header)}")
             else:
                 yield number, row
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows batch by batch, so that a large file never stands in memory whole."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        rows = (row for batch in file.iter_batches(4096) for row in batch.to_pylist())
-        yield from enumerate(rows, 1)
+        # Batch by batch, so that a large file never stands in memory whole.
+        yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(4096)), 1)
 
 
 def _read_hub(path: str, revision: str | None, split: str) -> Iterable[dict[str, Any]]:

@@ -5,8 +5,6 @@ leak_table({"humaneval": leaks}, {"all rows": ids, "chosen": chosen_ids})
 clean = drop_leaks(examples, leaks)
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import re
@@ -18,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-WORDS_IN_A_GRAM = 10
+TOKENS_IN_A_GRAM = 5  # for near duplicates
+WORDS_IN_A_GRAM = 10  # for leaks
 NODES_IN_A_GRAM = 24  # of a syntax tree: about two statements; ten nodes are one, which many programs share
 LEAK_COLUMNS = ["example_id", "task_id", "part", "share"]
 _CODE_BLOCK = re.compile(r"``[^\n`]*\n(.*?)(?:``|\Z)", re.DOTALL)
@@ -36,20 +35,19 @@ class NearDuplicates:
     """Texts seen so far, and whether a new one is nearly one of them.
 
     Similarity is the Jaccard index of the sets of five successive tokens (words and single signs). MinHash with
-    locality-sensitive hashing (datasketch) proposes candidates, tuned to miss few; each is then compared exactly, so
-    that nothing under `threshold` is ever called a near duplicate. Memory: about 1.5 KB and 8 bytes a token per text.
+    locality-sensitive hashing (datasketch) proposes candidates; each is then compared exactly, so that nothing under
+    `threshold` is ever called a near duplicate. Memory: about 1.5 KB and 8 bytes a token per text.
     """
 
-    def __init__(self, threshold: float, *, tokens_in_a_gram: int = 5, num_perm: int = 128) -> None:
+    def __init__(self, threshold: float) -> None:
         from datasketch import MinHash, MinHashLSH
 
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must lie in (0, 1], not {threshold}: 0.9 means nine tenths in common")
         self.threshold = threshold
-        self.n = tokens_in_a_gram
-        self.empty = MinHash(num_perm=num_perm, hashfunc=int)
-        # a candidate too many costs a comparison, a candidate too few a duplicate
-        self.index = MinHashLSH(threshold=min(threshold, 0.99), num_perm=num_perm, weights=(0.1, 0.9))
+        self.empty = MinHash(num_perm=128, hashfunc=int)
+        # Tuned to miss few: a candidate too many costs a comparison, a candidate too few a duplicate.
+        self.index = MinHashLSH(threshold=min(threshold, 0.99), num_perm=128, weights=(0.1, 0.9))
         self.grams: dict[Any, np.ndarray] = {}
 
     def add(self, key: Any, text: str) -> Neighbour | None:
@@ -58,7 +56,7 @@ class NearDuplicates:
         A text that has no such neighbour is remembered under `key`; one that has is not, so chains of small changes
         end at their first member.
         """
-        grams = _hashed_grams(re.findall(r"\w+|[^\w\s]", text.lower()), self.n)
+        grams = _hashed_grams(re.findall(r"\w+|[^\w\s]", text.lower()), TOKENS_IN_A_GRAM)
         sketch = self.empty.copy()
         sketch.update_batch(grams & np.uint64(0xFFFFFFFF))
         nearest = Neighbour(None, 0.0)
@@ -91,15 +89,12 @@ def find_leaks(
 ) -> pd.DataFrame:
     """Training rows that contain, or nearly contain, a benchmark task.
 
-    Two ways of looking, because a copy may change its words or its names:
+    Two ways of looking:
 
     - texts as lower-case words (letters and digits): a row leaks a task when it holds at least `threshold` of the
       `n`-word sequences of the task's prompt, or of its canonical solution;
     - Python as a syntax tree without names of its own, docstrings, annotations and imports: a row leaks a task when its
       code holds at least `threshold` of the sequences of 24 nodes of the task's solution.
-
-    82 of HumanEval's 164 problems were found solvable straight from a public instruction set (ise-uiuc/magicoder, issue
-    40), so this is worth a look.
 
     Args:
         examples: frame with `example_id, instruction, response`.
@@ -112,6 +107,8 @@ def find_leaks(
         Frame `example_id, task_id, part, share` (part: `prompt`, `canonical_solution` or `syntax tree`), worst
         first.
     """
+    # Two ways, because a copy may change its words or its names. Worth a look: 82 of HumanEval's 164 problems were
+    # found solvable straight from a public instruction set (ise-uiuc/magicoder, issue 40).
     holders, sizes = _index_tasks(benchmark_tasks, n)
     leaks = []
     for row in examples.to_dict("records"):
@@ -184,7 +181,8 @@ def _tree_grams(code: str) -> set[Gram]:
     """Grams of the nodes of a piece of Python in reading order; none where it is not Python."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's code
+            # Invalid escapes in other people's code.
+            warnings.simplefilter("ignore")
             tree = ast.parse(code)
         own = _own_names(tree)
         return {("tree", *gram) for gram in _grams(list(_tokens(tree, own)), NODES_IN_A_GRAM)}

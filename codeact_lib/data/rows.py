@@ -1,6 +1,4 @@
-"""The forms in which instruction rows come in.
-
-Two text columns, Alpaca's three (an optional ``input`` beside the instruction), or a list of chat messages.
+"""The forms in which instruction rows come in: two text columns, Alpaca's three, or a list of chat messages.
 
 Whatever a row looks like, CodeACT scores one instruction and one response of it:
 
@@ -9,8 +7,6 @@ Whatever a row looks like, CodeACT scores one instruction and one response of it
 - chat: the first message of the user and the assistant's message right after it. System messages and later turns
   are not scored; they stay in the row and in what is exported.
 """
-
-from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -34,8 +30,8 @@ class Columns:
 
     instruction: str = "instruction"
     response: str = "response"
-    input: str | None = None
-    messages: str | None = None
+    input: str | None = None  # Alpaca's, added to the instruction where it holds text
+    messages: str | None = None  # a list of chat messages, of which the first turn is taken
 
 
 class Message(TypedDict):
@@ -52,16 +48,17 @@ def detect_columns(keys: Collection[str]) -> Columns | None:
     Columns(instruction='instruction', response='output', input='input', messages=None)
     """
 
-    def first_of(names: tuple[str, ...]) -> str | None:
+    def first_of(*names: str) -> str | None:
         return next((name for name in names if name in keys), None)
 
-    messages = first_of(MESSAGES_NAMES)
+    # A chat before columns: sets of chats often carry their first prompt in a column of its own beside it.
+    messages = first_of(*MESSAGES_NAMES)
     if messages:
         return Columns(messages=messages)
-    instruction = first_of(INSTRUCTION_NAMES)
-    response = first_of(RESPONSE_NAMES)
+    instruction = first_of(*INSTRUCTION_NAMES)
+    response = first_of(*RESPONSE_NAMES)
     if instruction and response:
-        return Columns(instruction, response, first_of(("input",)))
+        return Columns(instruction, response, first_of("input"))
     return None
 
 
@@ -69,10 +66,15 @@ def row_texts(row: Mapping[str, Any], columns: Columns) -> tuple[str, str]:
     """Instruction and response of a row, two texts that are not blank. Raises `Unusable`."""
     if columns.messages:
         return _first_turn(_messages(row, columns.messages), columns.messages)
-    instruction = _text(row, columns.instruction)
-    response = _text(row, columns.response)
-    if columns.input and not _is_missing(row.get(columns.input)):
-        extra = _text(row, columns.input, may_be_blank=True)
+    texts = []
+    for key in (columns.instruction, columns.response):
+        text = _text(row, key)
+        if not text.strip():
+            raise Unusable(f"empty: {key}")
+        texts.append(text)
+    instruction, response = texts
+    if columns.input and columns.input in row:
+        extra = _text(row, columns.input)
         if extra.strip():
             instruction = f"{instruction}\n{extra}"
     return instruction, response
@@ -86,27 +88,24 @@ def conversation(row: Mapping[str, Any], columns: Columns) -> list[Message]:
     return [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
 
 
-def _text(row: Mapping[str, Any], key: str, may_be_blank: bool = False) -> str:
+def _text(row: Mapping[str, Any], key: str) -> str:
+    """The text under a key, empty where there is none."""
     if key not in row:
         raise Unusable(f"missing key: {key}")
     value = row[key]
-    if _is_missing(value):
-        raise Unusable(f"empty: {key}")
+    # null in JSON, NaN in the columns of a frame: nobody wrote a text there.
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
     if not isinstance(value, str):
         raise Unusable(f"not text: {key} is {type(value).__name__}")
-    if not value.strip() and not may_be_blank:
-        raise Unusable(f"empty: {key}")
     return value
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or (isinstance(value, float) and value != value)  # null; how CSV and parquet give no text
 
 
 def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
     """Messages under OpenAI's names, from those or from ShareGPT's (`from`/`value`, `human`/`gpt`)."""
     if key not in row:
         raise Unusable(f"missing key: {key}")
+    # Parquet and the hub give lists as arrays.
     if not isinstance(row[key], (list, tuple, np.ndarray)):
         raise Unusable(f"not a chat: {key} is {type(row[key]).__name__}")
     messages: list[Message] = []

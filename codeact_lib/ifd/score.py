@@ -8,13 +8,10 @@ Above 1: it misleads, and the pair is probably mismatched.
 
     scores = score_ifd(model, tokenizer, examples, "deepseek-coder", max_length=2048, shard_dir="ifd/shards")
 
-Rows become token sequences (two a row, with and without its prompt), sequences become sums, sums become a frame. How
-they are summed fast is told in `nll`, how a killed call is resumed in `resume`; several GPUs share the work when the
-call is made under torchrun or accelerate, see `launch`.
+Rows become token sequences, two a row (here), sequences become sums (`nll`, `resume`), sums become a frame (here).
 """
 
-from __future__ import annotations
-
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypedDict
@@ -37,19 +34,12 @@ Rows: TypeAlias = "pd.DataFrame | Iterable[Mapping[str, Any]]"
 
 
 def ifd_from_nll(nll_conditioned: Any, nll_direct: Any, n_tokens: Any, kind: str = "ppl_ratio") -> Any:
-    """IFD from stored sums.
+    """IFD from stored sums in nats over the same `n_tokens` answer tokens, as float64; scalars or (n,) arrays.
 
-    Two quantities go by this name, and they rank differently: `ppl_ratio` is the paper's, `loss_ratio`
-    (`nll_conditioned / nll_direct`) that of Cherry LLM's later code and of data-juicer.
-
-    Args:
-        nll_conditioned, nll_direct: sums in nats over the same answer tokens; scalars or (n,) arrays.
-        n_tokens: number of those tokens; where it is 0 the result is NaN.
-        kind: which ratio.
-
-    Returns:
-        float64 scalar or (n,) array.
+    NaN where `n_tokens` is 0. `kind`: "ppl_ratio", the paper's, or "loss_ratio", of the mean losses.
     """
+    # Two quantities go by this name, and they rank differently: the second is what Cherry LLM's later code and
+    # data-juicer call IFD.
     conditioned = np.asarray(nll_conditioned, dtype=np.float64)
     direct = np.asarray(nll_direct, dtype=np.float64)
     n = np.asarray(n_tokens, dtype=np.float64)
@@ -69,7 +59,6 @@ def score_ifd(
     *,
     max_length: int,
     preset: str = "corrected",
-    kind: str = "ppl_ratio",
     tokens_per_batch: int | None = None,
     shard_dir: str | Path | None = None,
     progress: bool = False,
@@ -77,22 +66,18 @@ def score_ifd(
     """Score every example.
 
     Args:
-        model: a causal language model, on whatever device and in whatever precision, with or without adapters; NLLs are
-            computed in float32 from its hidden states and added up in float64.
-        tokenizer: its tokenizer; no padding token is needed.
+        model, tokenizer: a causal language model, on whatever device and in whatever precision, with or without
+            adapters. NLLs are computed in float32 and added up in float64; no padding token is needed.
         examples: frame or list of dicts with `example_id, instruction, response`; the ids must differ.
         template: name in `prompts.TEMPLATES` or a `PromptTemplate`; not used by `preset="authors"`.
         max_length: tokens of prompt and answer together; a longer answer is cut (status `truncated`).
-        preset: `corrected`: prompt and answer tokenised apart, so that both passes score the same tokens, a start
-            token before the answer of the direct pass, so that its first token counts in both, and a status in place of
-            a silent 0. `authors`: what the released code does, see `_authors_passes`.
-        kind: which ratio fills the column `ifd`, see `ifd_from_nll`.
+        preset: `corrected` or `authors`, see `_corrected_passes` and `_authors_passes`.
         tokens_per_batch: slots of a batch, padding included; None for what suits the device. Speed and memory only: no
-            score depends on it. A batch that does not fit in memory is halved, down to one row.
+            score depends on it.
         shard_dir: folder for the append-only files. A second call with the same model and texts reads them and scores
             only what is missing; other models and changed texts in the same folder do no harm. In processes that
             torchrun or accelerate launched together, each makes this call, scores its share, and returns all rows.
-        progress: say rows done, rows/s, tokens/s and time left, every 5 seconds.
+        progress: say every 5 seconds how far it is.
 
     Returns:
         Frame `example_id, n_response_tokens, nll_conditioned, nll_direct, ifd, status` in the order of `examples`.
@@ -111,15 +96,19 @@ def score_ifd(
     statuses = []
     sequences = []
     for i, row in enumerate(rows):
-        question, answer = (row[key] if isinstance(row[key], str) else "" for key in ("instruction", "response"))
-        passes = to_passes(tokenizer, template, question, answer, max_length)
+        passes = _Passes("empty")
+        if isinstance(row["instruction"], str) and isinstance(row["response"], str):
+            passes = to_passes(tokenizer, template, row["instruction"], row["response"], max_length)
         statuses.append(passes.status)
-        for name, (ids, start) in (("conditioned", passes.conditioned), ("direct", passes.direct)):
-            if ids:
-                sequences.append(Sequence(i, name, np.array(ids, np.int32), start, row["example_id"]))
-    shards = SumShards(shard_dir, model_fingerprint(model)) if shard_dir is not None else None
-    sums = sum_nll(model, sequences, tokens_per_batch=tokens_per_batch, shards=shards, progress=progress)
-    return _assemble(rows, statuses, sequences, sums, preset, kind)
+        if passes.conditioned:
+            ids = np.array(passes.conditioned, np.int32)
+            sequences.append(Sequence(i, "conditioned", ids, passes.n_prompt, row["example_id"]))
+            sequences.append(Sequence(i, "direct", np.array(passes.direct, np.int32), 1, row["example_id"]))
+    shards = None
+    if shard_dir is not None:
+        shards = SumShards(shard_dir, model_fingerprint(model))
+    sums = sum_nll(model, sequences, tokens_per_batch, shards, progress)
+    return _assemble(rows, statuses, sequences, sums, preset)
 
 
 class Agreement(TypedDict):
@@ -137,37 +126,35 @@ def scorer_agreement(
 ) -> Agreement:
     """How far the scores of one model can stand for those of another, on examples that both have scored.
 
-    A model of 1B scores five times as fast as one of 7B. Whether it chooses the same rows is a question of the data and
-    the two models: score a sample with both and see.
-
-    Args:
-        scores, reference: frames of `score_ifd` over the same examples in the same order.
-        choose: function from such a frame to the numbers of the rows chosen, e.g.
-            `lambda frame: ifd_sample(frame["ifd"], 0.4)`.
-
-    Raises:
-        DataError: the frames are not about the same examples.
+    `scores, reference`: frames of `score_ifd` over the same examples in the same order, else DataError. `choose` takes
+    such a frame and gives the numbers of the rows chosen: `lambda frame: ifd_sample(frame["ifd"], 0.4)`.
     """
+    # A model of 1B scores five times as fast as one of 7B. Whether it chooses the same rows is a question of the data
+    # and the two models, so a sample is scored with both.
     from scipy.stats import spearmanr
 
     if scores["example_id"].tolist() != reference["example_id"].tolist():
         raise DataError("Both models must have scored the same examples in the same order.")
     both = scores["status"].isin(USABLE).to_numpy() & reference["status"].isin(USABLE).to_numpy()
-    ours = scores[both].reset_index(drop=True)
-    theirs = reference[both].reset_index(drop=True)
+    ours, theirs = (frame[both].reset_index(drop=True) for frame in (scores, reference))
     chosen = set(choose(ours))
     wanted = set(choose(theirs))
+    spearman = math.nan
+    if len(ours) > 1:
+        spearman = float(spearmanr(ours["ifd"], theirs["ifd"]).statistic)
     return {
         "n_rows": len(scores),
         "n_scored_by_both": len(ours),
-        "spearman": float(spearmanr(ours["ifd"], theirs["ifd"]).statistic) if len(ours) > 1 else float("nan"),
+        "spearman": spearman,
         "overlap": len(chosen & wanted) / max(len(wanted), 1),
         "overlap_by_chance": len(chosen) / max(len(ours), 1),
     }
 
 
 def _checked_rows(examples: Rows) -> list[Mapping[Any, Any]]:
-    rows = examples.to_dict("records") if isinstance(examples, pd.DataFrame) else list(examples)
+    if isinstance(examples, pd.DataFrame):
+        examples = examples.to_dict("records")
+    rows = list(examples)
     seen = set()
     for number, row in enumerate(rows):
         missing = [key for key in ("example_id", "instruction", "response") if key not in row]
@@ -180,25 +167,24 @@ def _checked_rows(examples: Rows) -> list[Mapping[Any, Any]]:
 
 
 # ---- token sequences -------------------------------------------------------------------------------------------------
-class _Pass(NamedTuple):
-    ids: list[int]
-    start: int  # the first token that is scored
-
-
 class _Passes(NamedTuple):
-    """The two passes over a row, without ids where nothing can be scored, and its status."""
+    """The token ids of both passes over a row, none where nothing can be scored, and its status."""
 
     status: str
-    conditioned: _Pass = _Pass([], 1)
-    direct: _Pass = _Pass([], 1)
+    conditioned: list[int] = []
+    n_prompt: int = 1  # tokens of `conditioned` that are not scored
+    direct: list[int] = []  # of which the first is not scored
 
 
 def _corrected_passes(
     tokenizer: Tokenizer, template: str | PromptTemplate, instruction: str, response: str, max_length: int
 ) -> _Passes:
-    """The prompt of training, the answer tokenised alone; the end-of-sequence token is not part of the answer."""
-    # What says "a text begins here": BOS, else the end token that separated documents in pre-training.
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    """The prompt of training, the answer tokenised alone, so that both passes score the same tokens; without an EOS."""
+    # What says "a text begins here": BOS, else the end token that separated documents in pre-training. It stands before
+    # the answer of the direct pass, so that the answer's first token counts in both.
+    start = tokenizer.bos_token_id
+    if start is None:
+        start = tokenizer.eos_token_id
     if start is None:
         raise ModelError(
             "The tokenizer has neither a BOS nor an EOS token to start the direct pass with: set bos_token."
@@ -212,55 +198,42 @@ def _corrected_passes(
         return _Passes("prompt_too_long")
     status = "truncated" if len(answer) > room else "ok"
     answer = answer[:room]
-    return _Passes(status, _Pass(prompt + answer, len(prompt)), _Pass([start, *answer], 1))
+    return _Passes(status, prompt + answer, len(prompt), [start, *answer])
 
 
 def _authors_passes(
     tokenizer: Tokenizer, template: str | PromptTemplate, instruction: str, response: str, max_length: int
 ) -> _Passes:
-    """What the authors' released code scores, with a prompt of its own (for comparison; docs/deviations.md).
-
-    The prompt's length is counted with special tokens. Prompt and answer are tokenised jointly, so tokens may merge
-    across the boundary; the direct pass tokenises the answer alone and cannot score its first token (which is BOS,
-    where there is one). The two passes may therefore score different tokens. A pass without any scored token makes the
-    row fail.
-    """
+    """What the authors' released code scores, with a prompt of its own (for comparison; docs/deviations.md)."""
+    # The prompt's length is counted with special tokens. Prompt and answer are tokenised jointly, so tokens may merge
+    # across the boundary; the direct pass tokenises the answer alone and cannot score its first token (which is BOS,
+    # where there is one). So the two passes may score different tokens.
     if not instruction or not response:
         return _Passes("empty")
+
+    def cut(text: str, length: int) -> list[int]:
+        return tokenizer(text, truncation=True, max_length=length)["input_ids"]
+
     prompt = TEMPLATES["ifd-authors"].prompt(instruction)
-    n_prompt = len(_cut(tokenizer, prompt, max_length)[0])
+    n_prompt = len(cut(prompt, max_length))
     if n_prompt >= max_length:
         return _Passes("prompt_too_long")
-    joint, was_cut = _cut(tokenizer, prompt + response, max_length)
-    answer, _ = _cut(tokenizer, response, max_length - n_prompt + 1)
+    joint = cut(prompt + response, max_length)
+    answer = cut(response, max_length - n_prompt + 1)
     if len(joint) <= n_prompt or len(answer) < 2:
         return _Passes("nan")  # the mean over no token
-    return _Passes("truncated" if was_cut else "ok", _Pass(joint, n_prompt), _Pass(answer, 1))
+    whole = tokenizer(prompt + response, verbose=False)["input_ids"]
+    return _Passes("truncated" if len(whole) > max_length else "ok", joint, n_prompt, answer)
 
 
-def _cut(tokenizer: Tokenizer, text: str, max_length: int) -> tuple[list[int], bool]:
-    """Ids with the tokenizer's special tokens, at most `max_length`, and whether any were cut."""
-    ids = tokenizer(text, verbose=False)["input_ids"]
-    if len(ids) <= max_length:
-        return ids, False
-    return tokenizer(text, truncation=True, max_length=max_length)["input_ids"], True
-
-
-# ---- result ----------------------------------------------------------------------------------------------------------
 def _assemble(
-    rows: list[Mapping[Any, Any]],
-    statuses: list[str],
-    sequences: list[Sequence],
-    sums: list[float | None],
-    preset: str,
-    kind: str,
+    rows: list[Mapping[Any, Any]], statuses: list[str], sequences: list[Sequence], sums: list[float | None], preset: str
 ) -> pd.DataFrame:
     """Both passes of each row side by side; a row is as good as the worse of its passes."""
-    statuses = list(statuses)
     nll = {name: np.full(len(rows), np.nan) for name in ("conditioned", "direct")}
     n_scored = {name: np.zeros(len(rows), dtype=np.int64) for name in ("conditioned", "direct")}
     for sequence, value in zip(sequences, sums, strict=True):
-        n_scored[sequence.name][sequence.row] = sequence.n_scored
+        n_scored[sequence.name][sequence.row] = len(sequence) - sequence.start
         if value is None:
             statuses[sequence.row] = "oom"
             continue
@@ -271,7 +244,7 @@ def _assemble(
     # The authors' passes may score different numbers of tokens: both sums are stated for the conditioned one's n,
     # which leaves the two means, and so either ratio, as they are.
     direct = nll["direct"] * np.where(n == n_scored["direct"], 1.0, n / np.maximum(n_scored["direct"], 1))
-    ifd = ifd_from_nll(nll["conditioned"], direct, n, kind)
+    ifd = ifd_from_nll(nll["conditioned"], direct, n)
     status = np.array(statuses, dtype=object)
     if preset == "authors":
         ifd = np.where(np.isfinite(ifd) | (status == "empty"), ifd, 0.0)

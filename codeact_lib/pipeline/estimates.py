@@ -236,7 +236,7 @@ class Costs:
         batch = (self.profile.per_device_train_batch_size, self.profile.gradient_accumulation_steps)
         layout = BatchLayout(*batch, self.profile.max_length)
         try:
-            lowered = fit_layout(layout, need, self.memory, self.machine.gpu).plan["lowered"]
+            lowered = fit_layout(layout, need, self.memory, self.machine.gpu)[1]["lowered"]
         except CodeActError as error:
             return f"does not fit: {error}"
         if lowered:

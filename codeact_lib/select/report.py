@@ -3,8 +3,6 @@
 One file with everything inside it: no request leaves the page.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pandas as pd
 
 from codeact_lib import figures
 from codeact_lib.artifacts import atomic_write
+from codeact_lib.data.overlap import LEAK_COLUMNS, leak_table
 from codeact_lib.measure import environment_facts
 from codeact_lib.sampling import USABLE
 from codeact_lib.select.settings import Selection
@@ -21,25 +20,27 @@ from codeact_lib.tables.report import ReportFigure
 
 SHOWN_DROPPED = 40  # unusable rows listed on the page; rows.csv has them all
 SHOWN_LEAKS = 20
-SHOWN_CHARACTERS = 220  # of an instruction on a card
 
 
 def write_selection_report(path: str | Path, selection: Selection) -> Path:
     """Write the page of a selection to `path`; returns the path."""
+    scored = selection.scored
+    chosen_ids = selection.chosen["example_id"]
+    fates = selection.every_row()
+    fates = fates.assign(kind=_kinds(fates["reason"])).groupby(["kept", "kind"]).size().rename("rows").reset_index()
+    leaks = leak_table(selection.leaks, {"all rows": selection.examples["example_id"], "chosen": chosen_ids})
+    found = pd.concat(selection.leaks.values()) if selection.leaks else pd.DataFrame(columns=LEAK_COLUMNS)
+    worst = found.assign(chosen=found["example_id"].isin(chosen_ids))
     page = TEMPLATES.get_template("selection.html.j2").render(
-        source=selection.validation.source,
-        summary=_summary(selection),
-        fates=_fates(selection),
-        dropped=selection.validation.dropped.head(SHOWN_DROPPED).to_dict("records"),
-        n_dropped=len(selection.validation.dropped),
+        selection=selection,
+        usable=scored[scored["status"].isin(USABLE)],
+        chosen=scored.iloc[selection.comparison.chosen[selection.settings.policy]],
+        # The kept first, then by size; of the leaks the chosen rows first, then what holds most of a task.
+        fates=fates.sort_values(["kept", "rows"], ascending=False, kind="stable"),
+        worst_leaks=worst.sort_values(["chosen", "share"], ascending=False, kind="stable").head(SHOWN_LEAKS),
+        dropped=selection.validation.dropped.head(SHOWN_DROPPED),
         cards=_cards(selection),
-        diagnostics=selection.diagnostics,
-        policies=selection.comparison.summary.to_dict("records"),
-        overlap=selection.comparison.overlap[selection.settings.policy].to_dict(),
-        policy=selection.settings.policy,
-        leaks=selection.leak_counts().to_dict("records"),
-        worst_leaks=_worst_leaks(selection),
-        unchecked=selection.unchecked,
+        leaks=leaks.to_dict("records"),
         drawings=_drawings(selection),
         provenance=_provenance(selection),
     )
@@ -48,53 +49,9 @@ def write_selection_report(path: str | Path, selection: Selection) -> Path:
     return Path(path)
 
 
-def _summary(selection: Selection) -> list[str]:
-    """The findings in sentences, most important first, and what a reader should know before trusting them."""
-    settings = selection.settings
-    scored = selection.scored
-    kept = len(selection.chosen)
-    read = selection.validation.n_read
-    usable = scored[scored["status"].isin(USABLE)]
-    misleading = int((usable["ifd"] >= 1).sum())
-    sentences = [
-        f"{kept:,} of {read:,} rows were chosen ({kept / read:.0%}), policy {settings.policy}, "
-        f"ratio {settings.ratio:g}.",
-        f"{len(selection.validation.dropped):,} rows could not be used; {len(scored) - len(usable):,} have no score.",
-        f"{misleading:,} rows have IFD of 1 or more: their instruction does not help to predict the answer.",
-    ]
-    if misleading > len(usable) / 2:
-        sentences[-1] += (
-            " As these are more than half of the scored rows, doubt the scorer first: is the model strong enough for "
-            f"such texts, and is {settings.template} its template?"
-        )
-    if kept:
-        chosen = scored.iloc[selection.comparison.chosen[settings.policy]]
-        sentences.append(
-            f"Median IFD {usable['ifd'].median():.2f} among the scored, {chosen['ifd'].median():.2f} among the chosen "
-            f"rows; median answer {usable['n_response_tokens'].median():.0f} and "
-            f"{chosen['n_response_tokens'].median():.0f} tokens."
-        )
-    cut = selection.diagnostics["cut_instructions"]
-    if cut:
-        share = cut / len(scored)
-        sentences.append(f"{cut:,} instructions ({share:.1%}) are longer than the embedding model reads and were cut.")
-    counts = selection.leak_counts()
-    for line in counts[(counts["set"] == "chosen") & (counts["leaking_rows"] > 0)].itertuples():
-        sentences.append(f"{line.leaking_rows:,} chosen rows hold tasks of {line.benchmark}: see Benchmark leaks.")
-    return sentences
-
-
 def _kinds(reasons: pd.Series) -> pd.Series:
     """Reasons without their details, as the page writes them."""
     return reasons.str.partition(":")[0].str.replace(">=", "≥")
-
-
-def _fates(selection: Selection) -> list[tuple[str, str, int]]:
-    """Fate, reason and number of rows over all rows of the source, the kept first, then by size."""
-    rows = selection.every_row()
-    counts = rows.assign(kind=_kinds(rows["reason"])).groupby(["kept", "kind"]).size().rename("rows").reset_index()
-    counts = counts.sort_values(["kept", "rows"], ascending=False, kind="stable")
-    return [("kept" if line.kept else "dropped", line.kind, line.rows) for line in counts.itertuples()]
 
 
 def _cards(selection: Selection) -> list[dict[str, Any]]:
@@ -104,25 +61,8 @@ def _cards(selection: Selection) -> list[dict[str, Any]]:
     for card in selection.cards.to_dict("records"):
         rows = table[table["cluster"] == card["cluster"]]
         kept = rows[rows["keep"]]
-        examples = []
-        for text in card["examples"]:
-            words = " ".join(text.split())
-            if len(words) > SHOWN_CHARACTERS:
-                words = words[:SHOWN_CHARACTERS].rsplit(" ", 1)[0] + " …"
-            examples.append(words)
-        facts = {"kept": len(kept), "lowest": kept["ifd"].min(), "median": rows["ifd"].median()}
-        cards.append({**card, **facts, "examples": examples, "keywords": ", ".join(card["keywords"])})
+        cards.append({**card, "kept": len(kept), "lowest": kept["ifd"].min(), "median": rows["ifd"].median()})
     return cards
-
-
-def _worst_leaks(selection: Selection) -> list[dict[str, Any]]:
-    """The rows that hold most of a task, the chosen ones first."""
-    if not selection.leaks:
-        return []
-    leaks = pd.concat(list(selection.leaks.values()))
-    leaks["chosen"] = leaks["example_id"].isin(selection.chosen["example_id"])
-    leaks = leaks.sort_values(["chosen", "share"], ascending=False, kind="stable")
-    return leaks.head(SHOWN_LEAKS).to_dict("records")
 
 
 def _drawings(selection: Selection) -> dict[str, str]:
@@ -133,22 +73,20 @@ def _drawings(selection: Selection) -> dict[str, str]:
     why = why.mask(why.str.startswith("status"), "no score")
     counts = table.groupby(["cluster", why]).size().unstack(fill_value=0)
     kept = counts.pop("kept") if "kept" in counts else counts.sum(axis=1) * 0
-    reasons = sorted(counts, key=lambda name: name.startswith(("IFD", "no score")))  # lost by comparison first
+    # From the bottom up: what lost by comparison, then what was never in it.
+    reasons = sorted(counts, key=lambda name: name.startswith(("IFD", "no score")))
     dropped = {reason: counts[reason] for reason in reasons}
+    ifd = scored["ifd"]
+    histogram = figures.ifd_histogram(ifd, scored["cluster"])
+    length = figures.ifd_against_length(ifd, scored["n_response_tokens"], table["keep"])
+    bars = figures.selection_bars(kept, dropped, labels=counts.index)
+    plane = figures.cluster_map(scored["x"], scored["y"], scored["cluster"])
+    # What each shows, in words for those who do not see it.
     drawn = {
-        "ifd": (
-            figures.ifd_histogram(scored["ifd"], scored["cluster"]),
-            "Histogram of IFD, and its quantiles in each cluster",
-        ),
-        "length": (
-            figures.ifd_against_length(scored["ifd"], scored["n_response_tokens"], table["keep"]),
-            "IFD against the length of the answer, chosen rows in blue",
-        ),
-        "clusters": (
-            figures.selection_bars(kept, dropped, labels=counts.index),
-            "Rows kept and dropped in each cluster",
-        ),
-        "map": (figures.cluster_map(scored["x"], scored["y"], scored["cluster"]), "Map of the clusters"),
+        "ifd": (histogram, "Histogram of IFD, and its quantiles in each cluster"),
+        "length": (length, "IFD against the length of the answer, chosen rows in blue"),
+        "clusters": (bars, "Rows kept and dropped in each cluster"),
+        "map": (plane, "Map of the clusters"),
     }
     drawings = {}
     with tempfile.TemporaryDirectory() as folder:

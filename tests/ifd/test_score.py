@@ -30,7 +30,8 @@ from transformers import (
 from bench import ifd as bench
 from codeact_lib.errors import ArtifactError, CodeActError, DataError, ModelError
 from codeact_lib.ifd import nll
-from codeact_lib.ifd.launch import score_file, score_in_processes
+from codeact_lib.ifd.__main__ import score_file
+from codeact_lib.ifd.launch import score_in_processes
 from codeact_lib.ifd.nll import plan_batches, score_batches
 from codeact_lib.ifd.resume import scoring_seconds
 from codeact_lib.ifd.score import IFD_COLUMNS, ifd_from_nll, score_ifd, scorer_agreement
@@ -168,10 +169,15 @@ def test_both_ratios_of_the_authors_scores_follow_from_the_stored_sums(model, to
     scored = scores[scores["nll_direct"].notna()]
     sums = scored["nll_conditioned"], scored["nll_direct"], scored["n_response_tokens"]
     np.testing.assert_allclose(ifd_from_nll(*sums), scored["ifd"], rtol=1e-12)
-    loss = score_ifd(
-        model, tokenizer, EXAMPLES, TEMPLATE, max_length=MAX_LENGTH, preset="authors", kind="loss_ratio"
-    ).loc[scored.index]
-    np.testing.assert_allclose(ifd_from_nll(*sums, kind="loss_ratio"), loss["ifd"], rtol=1e-12)
+    means = []
+    for i in scored.index:
+        question, answer = EXAMPLES[i]["instruction"], EXAMPLES[i]["response"]
+        prompt = f"Question:\n{question}\n\nAnswer:\n"
+        n_prompt = len(tokenizer.encode(prompt, truncation=True, max_length=MAX_LENGTH))
+        joint = tokenizer.encode(prompt + answer, truncation=True, max_length=MAX_LENGTH)
+        alone = tokenizer.encode(answer, truncation=True, max_length=MAX_LENGTH - n_prompt + 1)
+        means.append(np.mean(naive_losses(model, joint)[n_prompt - 1 :]) / np.mean(naive_losses(model, alone)))
+    np.testing.assert_allclose(ifd_from_nll(*sums, kind="loss_ratio"), means, rtol=1e-4)
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 60, 100_000])
@@ -345,15 +351,15 @@ def test_a_size_that_did_not_fit_is_never_tried_again_except_for_a_single_row(le
     tried, failed = [], []
 
     def score(batch):
-        tried.append((len(batch), len(batch) * max(lengths[i] for i in batch)))
+        tried.append((len(batch), len(batch) * max(len(sequence.ids) for sequence in batch)))
         if tried[-1][1] > memory:
             failed.append(tried[-1])
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
-        return [float(lengths[i]) for i in batch]
+        return [float(len(sequence.ids)) for sequence in batch]
 
     results = {}
-    for batch, values in score_batches(score, plan_batches(lengths, budget), sequences):
-        results.update(zip(batch, values, strict=True))
+    for batch, values in score_batches(score, plan_batches(sequences, budget)):
+        results.update(zip([sequence.row for sequence in batch], values, strict=True))
     assert results == {i: float(n) if n <= memory else None for i, n in enumerate(lengths)}
     several = [slots for rows, slots in failed if rows > 1]
     assert all(later <= earlier // 2 for earlier, later in itertools.pairwise(several))
@@ -581,7 +587,7 @@ def test_two_processes_score_as_one_does_and_share_the_work(on_disk, tmp_path, m
     options = {"max_length": MAX_LENGTH, "tokens_per_batch": 60, "shard_dir": tmp_path / "one"}
     one, said = score_ifd(model, tokenizer, rows, TEMPLATE, **options), []
     arguments = {**on_disk, "shards": tmp_path / "two", "out": tmp_path / "two.parquet"}
-    score_in_processes(arguments, n_processes=2, say=said.append)
+    score_in_processes(arguments, 2, said.append)
     assert "2 processes" in said[0] and "saved" in said[-1]
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "two.parquet"), one, rtol=1e-6)
     shares = [len(path.read_text().splitlines()) for path in sorted((tmp_path / "two").glob("scores-*.jsonl"))]
@@ -612,7 +618,7 @@ def test_a_second_job_does_not_score_into_the_same_folder(on_disk, tmp_path, mon
 def test_a_model_that_cannot_be_loaded_is_one_clear_error(on_disk, tmp_path):
     arguments = {**on_disk, "model": tmp_path / "none", "shards": tmp_path / "shards"}
     with pytest.raises(ModelError, match="exit code 1: .*cannot load a model from"):
-        score_in_processes(arguments, n_processes=1)
+        score_in_processes(arguments, 1, print)
 
 
 # ---- the bench
@@ -641,10 +647,10 @@ def test_the_bench_compares_two_ways_to_the_same_scores(tmp_path, monkeypatch):
 
 @given(st.lists(st.integers(1, 50)), st.integers(1, 200))
 def test_batches_hold_every_sequence_once_and_stay_in_the_budget(lengths, budget):
-    batches = plan_batches(lengths, budget)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    batches = plan_batches([nll.Sequence(i, "direct", np.zeros(n, np.int32), 1) for i, n in enumerate(lengths)], budget)
+    assert sorted(sequence.row for batch in batches for sequence in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+        assert len(batch) == 1 or len(batch) * max(lengths[sequence.row] for sequence in batch) <= budget
 
 
 def test_score_from_nll_gives_both_ratios_and_nan_without_tokens():

@@ -221,7 +221,7 @@ def test_after_a_kill_the_same_command_gives_the_identical_file_and_scores_no_ro
 
 def lines_in(folder):
     """Lines of the scorer's shards so far."""
-    paths = sorted(folder.glob("**/*.jsonl")) if folder.is_dir() else []
+    paths = sorted(folder.glob("scores-*.jsonl")) if folder.is_dir() else []
     return [line for path in paths for line in path.read_bytes().splitlines()]
 
 
