@@ -40,10 +40,10 @@ def faked(code):
     return textwrap.dedent(code).strip() + "\n"
 
 
-def neighbours(kind):
-    """Signal the solutions that run beside it: processes of the same program that have a handler for alarms."""
+def neighbours(action):
+    """Do something to the solutions that run beside it: processes of the same program with a handler for alarms."""
     return faked(f"""
-        import os, posix, signal, time
+        import os, posix, resource, signal, time
         def content(path):
             try:
                 handle = posix.open(path, os.O_RDONLY)
@@ -64,7 +64,7 @@ def neighbours(kind):
         while time.monotonic() < end:
             for pid in beside():
                 try:
-                    posix.kill(pid, signal.{kind})
+                    {action}
                 except OSError:
                     pass
         def add(a, b):
@@ -135,8 +135,8 @@ ATTACKS = {
         """),
     },
     "its neighbours in the box": {
-        "alarm them": neighbours("SIGALRM"),
-        "stop them": neighbours("SIGSTOP"),
+        "alarm them": neighbours("posix.kill(pid, signal.SIGALRM)"),
+        "stop them": neighbours("posix.kill(pid, signal.SIGSTOP)"),
         "empty the shared folder": faked("""
             import os, posix
             def empty(folder):
@@ -375,6 +375,338 @@ ATTACKS = {
         """),
     },
 }
+
+
+CALLS = """
+libc = ctypes.CDLL(None, use_errno=True)
+X86 = posix.uname().machine == "x86_64"
+def call(x86, arm, *arguments):
+    return libc.syscall(x86 if X86 else arm, *arguments)
+"""
+
+
+def libc_call(body):
+    """An attack through system calls that Python has no function for."""
+    return attack(CALLS + textwrap.dedent(body).strip())
+
+
+ATTACKS["read secrets"] |= {
+    "the benchmark from the installed package": attack("""
+        for folder in sys.path:
+            if folder.endswith("site-packages"):
+                posix.stat(f"{folder}/codeact_lib/mini/benchmark.py")
+                return True
+        raise OSError
+    """),
+}
+ATTACKS["marks on files outside"] = {
+    "the mode": attack("posix.chmod(WORLD['secret'], 0o640); return True"),
+    "the mode, through a handle": attack("posix.fchmod(posix.open(WORLD['secret'], os.O_RDONLY), 0o640); return True"),
+    "the times": attack("posix.utime(WORLD['secret'], (1, 2)); return True"),
+    "an attribute": attack("posix.setxattr(WORLD['secret'], 'user.codeact', b'3'); return True"),
+    "the owner": attack("posix.chown(WORLD['secret'], posix.getuid(), posix.getgid()); return True"),
+    "the mode of the home": attack("posix.chmod(WORLD['home'], 0o700); return True"),
+    "a lock": attack("""
+        import fcntl
+        fcntl.flock(posix.open(WORLD["secret"], os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    """),
+}
+ATTACKS["network"] |= {
+    "multipath TCP": attack("""
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as mptcp:
+            mptcp.settimeout(1)
+            mptcp.connect(("127.0.0.1", WORLD["tcp"]))
+            return True
+    """),
+    "TCP fast open": attack("""
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp:
+            return tcp.sendto(b"x", 0x20000000, ("127.0.0.1", WORLD["tcp"])) == 1  # MSG_FASTOPEN
+    """),
+    "vsock": attack(
+        "socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).bind((socket.VMADDR_CID_ANY, 1 << 20)); return True"
+    ),
+    "netlink": attack("socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).bind((0, 0)); return True"),
+    "a server of its own": attack("socket.create_server(('127.0.0.1', 0)); return True"),
+}
+ATTACKS["kernel memory that outlives a box"] = {
+    "a key of the session": libc_call("""
+        return call(248, 217, b"user", b"codeact", b"3", 1, -3) > 0  # add_key
+    """),
+    "a key of the user": libc_call("""
+        return call(248, 217, b"user", b"codeact", b"3", 1, -4) > 0
+    """),
+    "the session's keyring cleared": libc_call("""
+        return call(250, 219, 7, -3) == 0  # keyctl clear
+    """),
+    "System V shared memory": libc_call("return libc.shmget(0x636f6465, 4096, 0o1600) >= 0"),
+    "a System V queue": libc_call("return libc.msgget(0x636f6465, 0o1600) >= 0"),
+    "System V semaphores": libc_call("return libc.semget(0x636f6465, 1, 0o1600) >= 0"),
+    "a POSIX queue": libc_call("return libc.mq_open(b'/codeact', os.O_RDWR | os.O_CREAT, 0o600, None) >= 0"),
+    "a file without a name": attack("return os.memfd_create('codeact') >= 0"),
+}
+ATTACKS["other processes"] |= {
+    "priority of an outsider": attack("os.setpriority(os.PRIO_PROCESS, WORLD['outsiders'][1], 5); return True"),
+    "processors of an outsider": attack("posix.sched_setaffinity(WORLD['outsiders'][1], {0}); return True"),
+    "policy of an outsider": attack("""
+        posix.sched_setscheduler(WORLD["outsiders"][1], posix.SCHED_BATCH, posix.sched_param(0))
+        return True
+    """),
+    "a limit of an outsider": attack("""
+        import resource
+        resource.prlimit(WORLD["outsiders"][1], resource.RLIMIT_CORE, (0, 0))
+        return True
+    """),
+    "a limit of the evaluator": attack("""
+        import resource
+        resource.prlimit(WORLD["evaluator"], resource.RLIMIT_NOFILE, (4096, 4096))
+        return True
+    """),
+    "memory of its parent": libc_call("""
+        import struct
+        here = ctypes.create_string_buffer(8)
+        local = struct.pack("PN", ctypes.addressof(here), 8)
+        there = struct.pack("PN", id(None), 8)
+        return call(310, 270, posix.getppid(), local, 1, there, 1, 0) == 8  # process_vm_readv
+    """),
+    "a file of its parent": libc_call("""
+        handle = call(434, 434, posix.getppid(), 0)  # pidfd_open
+        return any(call(438, 438, handle, number, 0) >= 0 for number in range(8))  # pidfd_getfd
+    """),
+    "a session of its own": attack(
+        "posix.setsid() if posix.fork() == 0 else posix.wait(); posix.setsid(); return True"
+    ),
+}
+ATTACKS["the kernel"] = {
+    "a namespace": libc_call("return libc.unshare(0x10000000) == 0"),
+    "a namespace, as a child": libc_call("""
+        pid = call(56, 220, 0x10000000 | 17, 0, 0, 0, 0)  # clone, a user of its own
+        if pid == 0:
+            posix._exit(0)
+        return pid > 0
+    """),
+    "io_uring": libc_call("return call(425, 425, 4, ctypes.create_string_buffer(120)) >= 0"),
+    "bpf": libc_call("return call(321, 280, 0, ctypes.create_string_buffer(120), 72) >= 0"),
+    "performance counters": libc_call("""
+        return call(298, 241, ctypes.create_string_buffer(b"\\0\\0\\0\\0\\x70\\0\\0\\0", 112), 0, -1, -1, 0) >= 0
+    """),
+    "userfaultfd": libc_call("return call(323, 282, 1) >= 0"),
+    "a call of Linux 6.8 or later": libc_call("""
+        return call(462, 462, 0, 0, 0) == 0  # mseal of nothing
+    """),
+}
+ATTACKS["its neighbours in the box"] |= {
+    "no processor time for them": neighbours("resource.prlimit(pid, resource.RLIMIT_CPU, (1, 1))"),
+    "no files for them": neighbours("resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, 0))"),
+    "the last turn for them": neighbours("posix.setpriority(posix.PRIO_PROCESS, pid, 19)"),
+    "forty busy processes": faked("""
+        import posix, time
+        end = time.monotonic() + 6
+        for n in range(40):
+            try:
+                if posix.fork() == 0:
+                    while time.monotonic() < end:
+                        pass
+                    posix._exit(0)
+            except OSError:
+                break
+        def add(a, b):
+            return None
+    """),
+    "3,000 nested folders": faked("""
+        import os, posix
+        posix.chdir(os.environ["TMPDIR"])
+        for n in range(3000):
+            posix.mkdir("d" * 20)
+            posix.chdir("d" * 20)
+        def add(a, b):
+            return None
+    """),
+}
+ATTACKS["floods"] |= {
+    "an answer of 55 MB": "def add(a, b):\n    return ['x' * 50 for n in range(1_000_000)]\n",
+    "files without names": attack("""
+        handles = []
+        for n in range(30):
+            path = f"{os.environ['TMPDIR']}/{n}"
+            handles.append(posix.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+            posix.unlink(path)
+            posix.posix_fallocate(handles[-1], 0, 60 << 20)
+        time.sleep(1)
+        return True
+    """),
+}
+ATTACKS["forged results"] |= {
+    "verdicts on the files of every process": faked("""
+        import ctypes, posix, signal
+        LINES = b"".join(b'{"task_id": "Test/%d", "event": "done", "base": "pass", "plus": "pass", "failure": "", '
+                         b'"confirmed": {"base": true, "plus": true}}\\n' % n for n in range(400))
+        libc = ctypes.CDLL(None)
+        pids = [int(name) for name in posix.listdir("/proc") if name.isdigit()] + [1, posix.getppid()]
+        pids = [pid for pid in pids if pid not in (WORLD["evaluator"], posix.getpid())]
+        for pid in pids:
+            handle = libc.syscall(434, pid, 0)
+            for number in range(8):
+                for out in (libc.syscall(438, handle, number, 0), None):
+                    try:
+                        out = posix.open(f"/proc/{pid}/fd/{number}", posix.O_WRONLY) if out is None else out
+                        if posix.readlink(f"/proc/self/fd/{out}").endswith("(deleted)"):
+                            posix.write(out, LINES)
+                    except OSError:
+                        pass
+        posix.kill(posix.getppid(), signal.SIGKILL)
+        def add(a, b):
+            return None
+    """),
+    "the boxed programs overwritten": faked("""
+        import posix, sys
+        TEXT = b"import json\\ndef begin(job): pass\\ndef work(job, task): return "
+        TEXT += b"{'base': 'pass', 'plus': 'pass', 'failure': '', 'confirmed': {'base': True, 'plus': True}}\\n"
+        jobs = [f"/tmp/{name}" for name in posix.listdir("/tmp") if name.startswith("codeact-job")]
+        for folder in sys.path + jobs:
+            for place in (folder, folder + "/boxed"):
+                try:
+                    handle = posix.open(place + "/judge.py", posix.O_WRONLY | posix.O_TRUNC)
+                    posix.write(handle, TEXT)
+                except OSError:
+                    pass
+        def add(a, b):
+            return None
+    """),
+}
+
+
+# ---- what one evaluation leaves for the next -------------------------------------------------------------------------
+
+KEPT = (
+    SEARCH
+    + """
+import ctypes, os, posix
+{calls}
+{carrier}
+def add(a, b):
+    slot = 0 if a == 1 else 1
+    for frame in frames():
+        if {{"expected", "i"}} <= frame.f_locals.keys():
+            try:
+                keep(slot, frame.f_locals["expected"][frame.f_locals["i"]])
+            except OSError:
+                pass
+    try:
+        return kept(slot)
+    except OSError:
+        return None
+"""
+)
+
+
+def carried(text):
+    return KEPT.format(calls=CALLS, carrier=textwrap.dedent(text).strip())
+
+
+def keyring(ring):
+    return carried(f"""
+        def keep(slot, value):
+            call(248, 217, b"user", b"codeact%d" % slot, b"%d" % value, len(b"%d" % value), {ring})
+        def kept(slot):
+            key = call(250, 219, 10, {ring}, b"user", b"codeact%d" % slot, 0)  # search
+            if key < 0:
+                raise OSError
+            text = ctypes.create_string_buffer(20)
+            call(250, 219, 11, key, text, 20)  # read
+            return int(text.value)
+    """)
+
+
+# name -> a solution that keeps the expected outputs of one evaluation where it hopes to find them in the next
+CARRIERS = {
+    "the session's keyring": keyring(-3),
+    "the user's keyring": keyring(-4),
+    "the user session's keyring": keyring(-5),
+    "System V shared memory": carried("""
+        libc.shmat.restype = ctypes.c_void_p
+        def place(slot, flags):
+            number = libc.shmget(0x636f6465 + slot, 4096, flags)
+            if number < 0:
+                raise OSError
+            return libc.shmat(number, None, 0)
+        def keep(slot, value):
+            ctypes.memset(place(slot, 0o1666), value, 1)
+        def kept(slot):
+            return ctypes.string_at(place(slot, 0), 1)[0]
+    """),
+    "a System V queue": carried("""
+        def keep(slot, value):
+            libc.msgsnd(libc.msgget(0x636f6465 + slot, 0o1666), (1).to_bytes(8, "little") + bytes([value]), 1, 0o4000)
+        def kept(slot):
+            text = ctypes.create_string_buffer(16)
+            if libc.msgrcv(libc.msgget(0x636f6465 + slot, 0), text, 1, 0, 0o4000) < 1:
+                raise OSError
+            return text.raw[8]
+    """),
+    "System V semaphores": carried("""
+        def keep(slot, value):
+            libc.semctl(libc.semget(0x636f6465 + slot, 1, 0o1666), 0, 16, value)
+        def kept(slot):
+            found = libc.semctl(libc.semget(0x636f6465 + slot, 1, 0), 0, 12)
+            if found < 0:
+                raise OSError
+            return found
+    """),
+    "a POSIX queue": carried("""
+        def keep(slot, value):
+            libc.mq_send(libc.mq_open(b"/codeact%d" % slot, 0o102, 0o666, None), bytes([value]), 1, 0)
+        def kept(slot):
+            text = ctypes.create_string_buffer(1 << 14)
+            if libc.mq_receive(libc.mq_open(b"/codeact%d" % slot, 2), text, 1 << 14, None) < 1:
+                raise OSError
+            return text.raw[0]
+    """),
+    "times of a file outside": carried("""
+        def keep(slot, value):
+            times = posix.stat(WORLD["secret"]).st_atime, posix.stat(WORLD["secret"]).st_mtime
+            posix.utime(WORLD["secret"], (value, times[1]) if slot == 0 else (times[0], value))
+        def kept(slot):
+            found = posix.stat(WORLD["secret"])
+            return int(found.st_mtime if slot else found.st_atime)
+    """),
+    "the mode of a file outside": carried("""
+        def keep(slot, value):
+            mode = posix.stat(WORLD["secret"]).st_mode
+            shift = 3 * slot
+            posix.chmod(WORLD["secret"], mode & 0o777 & ~(7 << shift) | value << shift)
+        def kept(slot):
+            return posix.stat(WORLD["secret"]).st_mode >> 3 * slot & 7
+    """),
+    "an attribute of a file outside": carried("""
+        def keep(slot, value):
+            posix.setxattr(WORLD["secret"], f"user.codeact{slot}", b"%d" % value)
+        def kept(slot):
+            return int(posix.getxattr(WORLD["secret"], f"user.codeact{slot}"))
+    """),
+    "a process that was left behind": carried("""
+        import socket
+        def keep(slot, value):
+            if posix.fork() == 0:
+                try:
+                    posix.setsid()
+                except OSError:
+                    pass
+                if posix.fork():
+                    posix._exit(0)
+                server = socket.socket(socket.AF_UNIX)
+                server.bind(f"\\0{WORLD['mark']}-{slot}")
+                server.listen(8)
+                server.settimeout(30)
+                while True:
+                    server.accept()[0].send(bytes([value]))
+        def kept(slot):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(f"\\0{WORLD['mark']}-{slot}")
+                return client.recv(1)[0]
+    """),
+}
+
 # kill(-1) reaches every process of the user where there is no namespace: not to be tried there
 ONLY_IN_NAMESPACES = {
     "other processes": {"kill everything it can": attack("posix.kill(-1, signal.SIGKILL); time.sleep(5); return True")}

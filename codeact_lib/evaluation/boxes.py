@@ -9,18 +9,16 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from codeact_lib.errors import EvaluationError
 from codeact_lib.evaluation.boxed.messages import Job, Rules
-from codeact_lib.sandbox.backends import BACKENDS
 from codeact_lib.sandbox.run import BoxResult, run_isolated
 
 PROGRAMS = Path(__file__).with_name("boxed")
-SOLUTION_PROCESSES = 64  # beside the workers and the processes of the solutions themselves
+SOLUTION_PROCESSES = 32  # beside the workers and the processes of the solutions themselves
 START_SECONDS = 60.0  # for a box to start and to import EvalPlus on a slow disk
 _RUN = "import sys; sys.path.insert(0, sys.argv[1]); from boxed import pool, {name}; pool.main({name})"
 
@@ -51,15 +49,13 @@ class BoxRunner:
             answers |= found
             # What was at work when a box went bad is not judged by what such a box says: each of these tasks gets a box
             # of its own, the tasks that had not begun a fresh one. So a hostile solution costs time, and only its own
-            # verdict. One after the other where a box can reach into the next.
+            # verdict. One after the other: they share one budget of memory, and some isolations let boxes meet.
             suspects = [task for task in left if task["task_id"] in started]
-            at_a_time = self.rules["parallel"] if BACKENDS[self.isolation].namespaces else 1
-            with ThreadPoolExecutor(at_a_time) as threads:
-                alone = threads.map(lambda task: self._one_box(program, [task]), suspects)
-                for task, (own, _, own_end) in zip(suspects, alone, strict=True):
-                    task_id = task["task_id"]
-                    self.incidents[task_id] = ended.stopped or "it went bad"
-                    answers[task_id] = own.get(task_id, {"lost": own_end.stopped or "its box died"})
+            for task in suspects:
+                task_id = task["task_id"]
+                own, _, own_end = self._one_box(program, [task])
+                self.incidents[task_id] = ended.stopped or "it went bad"
+                answers[task_id] = own.get(task_id, {"lost": own_end.stopped or "its box died"})
             idle = idle + 1 if left and not started else 0
             # Once may be somebody who killed it while it started.
             if idle == 2:

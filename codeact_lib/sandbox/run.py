@@ -6,7 +6,6 @@ environment, resource limits, an outer timeout and a watch over its total memory
 | isolation | files outside | network | processes outside | what it needs |
 |---|---|---|---|---|
 | `bubblewrap` | unseen | none | unseen | the program `bwrap` (Debian and Ubuntu: package `bubblewrap`) |
-| `unshare` | closed by Landlock | none | unseen | Linux 5.13, namespaces for this user, `unshare` |
 | `landlock` | closed by Landlock | no TCP (Linux 6.7) | seen; no signals (Linux 6.12) | Linux 5.13 |
 | `limits` | readable and writable | open | reachable | nothing |
 | `none` | | | | asked for by name only: no limits either |
@@ -15,6 +14,7 @@ environment, resource limits, an outer timeout and a watch over its total memory
 four canaries that are looked at from outside. docs/isolation.md has the table of some sixty attacks.
 """
 
+import contextlib
 import functools
 import os
 import select
@@ -24,7 +24,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,7 @@ import psutil
 
 from codeact_lib.errors import SandboxError
 from codeact_lib.sandbox.backends import BACKENDS, CONNECT, KILL, LADDER, READ, WRITE, Backend, Box, unprivileged_user
-from codeact_lib.sandbox.watchdog import DISK_BYTES, PROCESSES, Limits, end_box, watch
+from codeact_lib.sandbox.watchdog import FILE_BYTES, PROCESSES, Limits, end_box, watch
 
 MOST_OUTPUT = 1 << 30  # bytes of standard output that are taken back
 MOST_ERRORS = 4000  # bytes of standard error, from its end
@@ -108,14 +108,13 @@ def _run_behind(
     readable: Sequence[Path | str] = (),
     stdin: bytes = b"",
 ) -> BoxResult:
-    with tempfile.TemporaryDirectory(prefix="codeact-box-", ignore_cleanup_errors=True) as made:
-        scratch = Path(made).resolve()
+    with _scratch_folder() as scratch:
         cwd = scratch
         if output_dir is not None:
             cwd = Path(output_dir).resolve()
             cwd.mkdir(parents=True, exist_ok=True)
         uid = unprivileged_user(backend.name, [cwd, scratch, *readable])
-        resources = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": DISK_BYTES, "RLIMIT_NOFILE": 1024}
+        resources = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": FILE_BYTES, "RLIMIT_NOFILE": 1024}
         if limits.memory_bytes is not None:
             resources["RLIMIT_AS"] = limits.memory_bytes
         resources["RLIMIT_NPROC"] = limits.processes
@@ -128,10 +127,10 @@ def _run_behind(
         if uid is None:
             return _supervise(backend, box, limits, stdin)
         try:
-            _give({cwd, scratch}, uid)
+            _give([cwd, scratch], uid)
             return _supervise(backend, box, limits, stdin)
         finally:
-            _give({cwd, scratch}, 0)
+            _give([cwd], 0)
 
 
 def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes) -> BoxResult:
@@ -162,13 +161,20 @@ def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes) -> BoxR
         return BoxResult(code, text, words, backend.name, stopped)
 
 
-def _give(places: set[Path], uid: int) -> None:
-    """Hand folders and what is in them to `uid`."""
-    # Links are not followed: they may lead to files of the caller.
-    for place in places:
-        for root, folders, files in os.walk(place):
-            for path in (root, *(os.path.join(root, name) for name in (*folders, *files))):
-                os.chown(path, uid, uid, follow_symlinks=False)
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A private folder of a box, which goes with it whatever the box has put there."""
+    scratch = Path(tempfile.mkdtemp(prefix="codeact-box-")).resolve()
+    try:
+        yield scratch
+    finally:
+        # rm needs no recursion and no names from the root: 3,000 nested folders are too deep for shutil.rmtree.
+        subprocess.run(["rm", "-rf", scratch], stderr=subprocess.DEVNULL)
+
+
+def _give(places: list[Path], uid: int) -> None:
+    """Hand folders and what is in them to `uid`; links are not followed, they may lead to files of the caller."""
+    subprocess.run(["chown", "-hR", f"{uid}:{uid}", *places], check=True)
 
 
 _CANARY = """

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import subprocess
 import time
 from collections.abc import Collection
@@ -11,9 +12,11 @@ from typing import IO
 
 import psutil
 
+DEEPEST = 3800  # characters of a folder's path: the system takes 4,096
 PAUSE = 0.1  # seconds between two looks
 PROCESSES = 256  # in one box: the judge and its workers need a handful, a solution should need one
-DISK_BYTES = 512 << 20  # size of each in-memory folder, of all that a box writes, of the largest file in it
+DISK_BYTES = 512 << 20  # size of each in-memory folder, and of all that a box writes
+FILE_BYTES = 64 << 20  # of the largest file
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,31 @@ def _excess(boxed: list[psutil.Process], limits: Limits, folders: Collection[Pat
         return "processes"
     resident = 0
     stopped = False
+    nameless: dict[int, int] = {}  # number of a file that was deleted but is still open -> its bytes
     for process in boxed:
         with contextlib.suppress(psutil.Error):  # it has just ended
             resident += process.memory_info().rss
             stopped = stopped or process.status() == psutil.STATUS_STOPPED
+        nameless |= deleted_files(process.pid)
     if limits.total_memory and resident > limits.total_memory:
         return "memory"
     # No program here stops itself (SIGSTOP), and a stopped one would be waited for until the time is over.
     if stopped:
         return "stopped"
-    if written(folders) > DISK_BYTES:
+    if written(folders) + sum(nameless.values()) > DISK_BYTES:
         return "disk"
     return ""
+
+
+def deleted_files(pid: int) -> dict[int, int]:
+    """Bytes of the regular files without a name that a process has open; none where one may not look."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            file = os.stat(entry.path)
+            if stat.S_ISREG(file.st_mode) and file.st_nlink == 0:
+                found[file.st_ino] = file.st_blocks * 512
+    return found
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -91,8 +107,11 @@ def written(folders: Collection[Path]) -> int:
     total = 0
     waiting = [str(folder) for folder in folders]
     while waiting:
+        folder = waiting.pop()
+        if len(folder) > DEEPEST:  # nothing below it could be looked at by name
+            return DISK_BYTES + 1
         # A folder that went away, or into which nobody may look.
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 total += max(4096, entry.stat(follow_symlinks=False).st_blocks * 512)
                 if entry.is_dir(follow_symlinks=False):

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import REPO
-from hostile import ATTACKS, HONEST, ONLY_IN_NAMESPACES
+from hostile import ATTACKS, CARRIERS, HONEST, ONLY_IN_NAMESPACES
 
 from codeact_lib.evaluation.benchmarks import Benchmark
 from codeact_lib.evaluation.judge import evaluate_solutions
@@ -49,9 +49,13 @@ class World:
         self.files = {"home/.ssh/id_rsa": "key", "project/.env": "TOKEN=1", "results/metrics.json": "{}"}
         for name, text in self.files.items():
             (folder / name).write_text(text)
+        self.secret = folder / "secret"
+        self.secret.write_text("3")
+        self.marks = self.marks_now()
         self.entries = self.listing()
         command = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]
         self.outsiders = [subprocess.Popen(command, start_new_session=True) for _ in range(2)]
+        self.processes = self.processes_now()
         self.tcp, self.udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.unix, self.abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
         self.udp.bind(("127.0.0.1", 0))
@@ -75,9 +79,32 @@ class World:
             **places,
             **ports,
             **sockets,
+            "secret": str(self.secret),
             "mark": self.mark,
             "outsiders": [process.pid for process in self.outsiders],
             "evaluator": os.getpid(),
+        }
+
+    def marks_now(self):
+        """What may be changed of a file without opening it, and what could be changed of a process."""
+        file, home = self.secret.stat(), (self.folder / "home").stat()
+        return {
+            "the mode": file.st_mode,
+            "the mode, through a handle": file.st_mode,
+            "the times": file.st_mtime_ns,
+            "an attribute": os.listxattr(self.secret),
+            "the owner": (file.st_uid, file.st_gid),
+            "the mode of the home": home.st_mode,
+        }
+
+    def processes_now(self):
+        outsider, evaluator = psutil.Process(self.outsiders[1].pid), psutil.Process()
+        return {
+            "priority of an outsider": outsider.nice(),
+            "processors of an outsider": outsider.cpu_affinity(),
+            "policy of an outsider": os.sched_getscheduler(outsider.pid),
+            "a limit of an outsider": outsider.rlimit(psutil.RLIMIT_CORE),
+            "a limit of the evaluator": evaluator.rlimit(psutil.RLIMIT_NOFILE),
         }
 
     def listing(self):
@@ -86,7 +113,10 @@ class World:
     def effects(self):
         """Attack -> whether it left a trace outside of the box, looked at from outside."""
         home, status = self.folder / "home", [psutil.Process(p.pid).status() for p in self.outsiders]
+        now = {**self.marks_now(), **self.processes_now()}
+        before = {**self.marks, **self.processes}
         return {
+            **{name: value != before[name] for name, value in now.items()},
             "the home": (home / "hostile.txt").exists(),
             "the results of this evaluation": (self.folder / "results" / "verdicts.json").exists(),
             "the project": (self.folder / "project" / "hostile.txt").exists(),
@@ -173,6 +203,27 @@ def test_a_hostile_solution_costs_its_own_verdict_and_nothing_else(rung, world, 
     assert result.isolation == rung
     if BACKENDS[rung].namespaces:
         assert world.is_untouched()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rung", AVAILABLE)
+def test_what_one_evaluation_was_shown_does_not_reach_the_next(rung, world, tmp_path):
+    head = f"WORLD = {world.facts()!r}\n"
+    tasks = [add_task(number) for number in range(len(CARRIERS))]
+    samples = [{"task_id": t["task_id"], "solution": head + c} for t, c in zip(tasks, CARRIERS.values(), strict=True)]
+    benchmark = Benchmark("carriers", "humaneval", "test", "0", tasks)
+    for attempt in ("first", "second", "third"):
+        result = evaluate_solutions(
+            samples,
+            benchmark,
+            output_dir=tmp_path / attempt,
+            isolation=rung,
+            sanitize=False,
+            cache_dir=tmp_path,
+            say=None,
+        )
+        counted = [task for task, verdict in result.verdicts.items() if "pass" in verdict.values()]
+        assert [name for name, task in zip(CARRIERS, tasks, strict=True) if task["task_id"] in counted] == []
 
 
 def passed_plainly(folder, task):

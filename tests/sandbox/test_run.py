@@ -48,14 +48,13 @@ def test_bubblewrap_stops_every_canary():
 def test_limits_claims_no_more_than_it_does():
     stops = probe_isolation(["limits"])[0].stops
     another_user = backends.unprivileged_user("limits", []) is not None
-    assert stops[READ] == stops[KILL] == another_user and not stops[CONNECT]
+    assert stops[READ] == stops[KILL] == another_user and stops[CONNECT] == bool(backends.refused_calls())
 
 
-@pytest.mark.parametrize("rung", [rung for rung in ("unshare", "landlock") if rung in AVAILABLE])
-def test_landlock_closes_files_and_namespaces_close_the_rest(rung):
-    stops = probe(rung).stops
-    assert stops[READ] and stops[WRITE]
-    assert rung != "unshare" or stops[CONNECT] and stops[KILL]
+@pytest.mark.skipif("landlock" not in AVAILABLE, reason="Landlock does not work on this machine")
+def test_landlock_closes_files_and_refused_calls_close_the_network():
+    stops = probe("landlock").stops
+    assert stops[READ] and stops[WRITE] and stops[CONNECT]
 
 
 def test_what_is_in_force_is_said_in_plain_words():
@@ -194,7 +193,7 @@ def test_too_much_written_to_disk_ends_the_box_or_fails(rung):
 import os, tempfile, time
 for _ in range(10):
     handle, _ = tempfile.mkstemp()
-    os.posix_fallocate(handle, 0, 70 << 20)
+    os.posix_fallocate(handle, 0, 60 << 20)
 time.sleep(30)
 """
     result = run_isolated(python(code), isolation=rung, timeout=60)
@@ -207,15 +206,14 @@ def test_of_a_flood_of_errors_the_end_is_taken_back():
 
 
 def test_an_unknown_or_missing_rung_is_refused_with_the_remedy(tmp_path, monkeypatch):
-    with pytest.raises(SandboxError, match="auto, bubblewrap, unshare, landlock, limits or none"):
+    with pytest.raises(SandboxError, match="auto, bubblewrap, landlock, limits or none"):
         run_isolated(python("1"), output_dir=tmp_path, isolation="chroot")
     monkeypatch.setattr(backends.shutil, "which", lambda name: None)
     for cached in (probe, choose_isolation):
         cached.cache_clear()
     try:
-        for rung in ("bubblewrap", "unshare"):
-            with pytest.raises(SandboxError, match="not installed"):
-                choose_isolation(rung)
+        with pytest.raises(SandboxError, match="not installed"):
+            choose_isolation("bubblewrap")
         assert choose_isolation("auto") in ("landlock", "limits")
     finally:
         for cached in (probe, choose_isolation):
@@ -231,7 +229,7 @@ def test_as_root_each_box_runs_as_a_user_of_its_own_without_capabilities(tmp_pat
     assert "CapEff:\t0000000000000000" in output and "NoNewPrivs:\t1" in output
 
 
-@pytest.mark.skipif("unshare" not in AVAILABLE, reason="namespaces do not work on this machine")
+@needs_bubblewrap
 def test_a_root_without_other_users_has_a_rung_too():
     """In a namespace of an ordinary user root is the only user there is; it cannot become another one."""
     code = """
@@ -279,4 +277,4 @@ def gone(is_left, seconds=10.0):
 
 
 def test_the_ladder_names_the_strongest_rung_first():
-    assert LADDER == ("bubblewrap", "unshare", "landlock", "limits")
+    assert LADDER == ("bubblewrap", "landlock", "limits")

@@ -94,6 +94,9 @@ class Root:
         self.atol = atol
 
     def __eq__(self, x: Any) -> bool:
+        # a complex root is none, and an int64 wraps around to zero
+        if type(x) not in (int, float):
+            return False
         return abs(sum(c * x**i for i, c in enumerate(self.coefficients))) <= self.atol
 
 

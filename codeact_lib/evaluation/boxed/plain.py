@@ -9,8 +9,12 @@ Subclasses lose their class (a solution's own `__eq__` stays behind), what is no
 
 import hashlib
 import marshal
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator, ValuesView
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 LARGE = 1 << 17  # bytes from which on an output is told by its digest: ten million words would take a minute as text
@@ -20,6 +24,8 @@ DEPTH = 200
 ANSWERED = '"why": ""}'
 OUT_OF_TIME = '"why": "timeout"}'
 
+MOST_ENTRIES = 1 << 20  # of an iterator, which need not end
+VIEWS = {"keys": type({}.keys()), "items": type({}.items())}
 SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -35,14 +41,33 @@ class Digest:
 
 
 def encode_output(value: Any, large: int = LARGE) -> Any:
-    """`encode`, but an output of more than `large` bytes becomes its digest. marshal is only written here, not read."""
+    """`encode`, but an output of more than `large` bytes becomes a digest. marshal is only written here, never read."""
     try:
-        data = marshal.dumps(value, 0)
+        size = len(marshal.dumps(value, 0))
     except ValueError:
         return encode(value)
-    if len(data) > large:
-        return ["digest", hashlib.sha256(data).hexdigest()]
-    return encode(value)
+    if size <= large:
+        return encode(value)
+    return ["digest", hashlib.sha256(marshal.dumps(canonical(value), 0)).hexdigest()]
+
+
+def canonical(value: Any) -> Any:
+    """Equal for outputs that EvalPlus would call equal: no order of sets and dicts, floats to nine digits."""
+    # EvalPlus compares floats to 1e-7; the last digits of two right answers differ by their order of summation.
+    match value:
+        case bool():
+            return int(value)
+        case float():
+            rounded = float(f"{value:.9g}")
+            return int(rounded) if rounded.is_integer() else rounded
+        case list() | tuple():
+            return type(value)(map(canonical, value))
+        case set() | frozenset():
+            return ["set", sorted(marshal.dumps(canonical(entry), 0) for entry in value)]
+        case dict():
+            pairs = ((canonical(key), canonical(entry)) for key, entry in value.items())
+            return ["dict", sorted(marshal.dumps(pair, 0) for pair in pairs)]
+    return value
 
 
 def encode(value: Any, depth: int = DEPTH) -> Any:
@@ -65,6 +90,17 @@ def encode(value: Any, depth: int = DEPTH) -> Any:
     for kind, sequence in SEQUENCES.items():
         if isinstance(value, sequence):
             return [kind, [encode(entry, depth - 1) for entry in value]]
+    if isinstance(value, range):
+        return ["range", encode([value.start, value.stop, value.step])]
+    if isinstance(value, Fraction):
+        return ["Fraction", encode([value.numerator, value.denominator])]
+    if isinstance(value, Decimal):
+        return ["Decimal", str(value)]
+    for kind, view in VIEWS.items():
+        if isinstance(value, view):
+            return [kind, [encode(entry, depth - 1) for entry in value]]
+    if isinstance(value, (Iterator, ValuesView, deque)):  # where EvalPlus wants a set, anything will do
+        return ["iterator", [encode(entry, depth - 1) for entry in islice(value, MOST_ENTRIES)]]
     if isinstance(value, dict):
         kind = "Counter" if isinstance(value, Counter) else "dict"
         return [kind, [[encode(k, depth - 1), encode(v, depth - 1)] for k, v in value.items()]]
@@ -85,6 +121,18 @@ def decode(data: Any) -> Any:
             return SEQUENCES[kind](map(decode, content))
         case "dict":
             return {decode(k): decode(v) for k, v in content}
+        case "keys":
+            return dict.fromkeys(map(decode, content)).keys()
+        case "items":
+            return dict(map(decode, content)).items()
+        case "iterator":
+            return map(decode, content)
+        case "range":
+            return range(*decode(content))
+        case "Fraction":
+            return Fraction(*decode(content))
+        case "Decimal":
+            return Decimal(content)
         case "Counter":
             return Counter(decode(["dict", content]))
         case "int":
