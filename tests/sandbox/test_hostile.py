@@ -22,12 +22,13 @@ from hostile import ATTACKS, CARRIERS, HONEST, ONLY_IN_NAMESPACES
 
 from codeact_lib.evaluation.benchmarks import Benchmark
 from codeact_lib.evaluation.judge import evaluate_solutions
-from codeact_lib.sandbox.backends import BACKENDS
+from codeact_lib.sandbox.backends import BACKENDS, LADDER, unprivileged_user
 from codeact_lib.sandbox.run import probe_isolation
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the attacks are written for Linux")
 AVAILABLE = [report.name for report in probe_isolation() if report.available]
 TABLE = REPO / "docs" / "isolation.md"
+SEEN = TABLE.with_suffix(".json")
 GIB = 1 << 30
 
 
@@ -230,47 +231,78 @@ def passed_plainly(folder, task):
     return json.loads((folder / "verdicts.json").read_text())["evalplus"][task["task_id"]]["base_status"] == "pass"
 
 
-def cell(name, code, seen):
-    """One cell of the table: what became of an attack under a rung."""
-    if name not in seen:
-        return "not tried"
-    verdict = seen[name]
+KINDS = ("root", "root, with a Python that every user can reach", "an ordinary user")
+
+
+def kind_of_user():
+    if os.geteuid() != 0:
+        return KINDS[2]
+    return KINDS[0] if unprivileged_user("landlock", []) is None else KINDS[1]
+
+
+def outcome(name, code, seen):
+    """What became of an attack under a rung."""
     if name in seen["plain"]:
         return "EvalPlus alone says pass; not counted"
-    if seen["effects"].get(name, verdict["failure"] == "wrong" and "got through" in code):
+    if seen["effects"].get(name, seen[name]["failure"] == "wrong" and "got through" in code):
         return "**gets through**"
-    return f"stopped ({verdict['failure']})" if "got through" in code else f"fails ({verdict['failure']})"
+    return "stopped" if "got through" in code else "fails"
+
+
+def record_outcomes():
+    """Put what these runs saw beside what other users saw."""
+    seen = json.loads(SEEN.read_text(encoding="utf-8")) if SEEN.exists() else {}
+    found = {}
+    for rung, verdicts in OUTCOMES.items():
+        found[rung] = {f"{g}: {n}": outcome(f"{g}: {n}", code, verdicts) for g, n, code in attacks_for(rung)}
+    SEEN.write_text(json.dumps({**seen, kind_of_user(): found}, indent=1) + "\n", encoding="utf-8")
 
 
 def table():
-    """docs/isolation.md as these runs saw it."""
-    rungs = [rung for rung in AVAILABLE if rung in OUTCOMES]
-    lines = [f"| solution | {' | '.join(rungs)} |", "|---|" + "---|" * len(rungs)]
-    for group, name, code in attacks_for(rungs[0]):
-        key = f"{group}: {name}"
-        cells = [cell(key, code, OUTCOMES[rung]) for rung in rungs]
-        lines.append(f"| {key} | {' | '.join(cells)} |")
-    return (
-        HEAD.format(n=len(lines) - 2, user="root" if os.geteuid() == 0 else "an ordinary user")
-        + "\n".join(lines)
-        + "\n"
-    )
+    """docs/isolation.md as all kinds of users saw it: one word where they saw the same."""
+    seen = json.loads(SEEN.read_text(encoding="utf-8"))
+    kinds = [kind for kind in KINDS if kind in seen]
+    lines = [f"| solution | {' | '.join(LADDER)} |", "|---|" + "---|" * len(LADDER)]
+    for group, name, _ in attacks_for("bubblewrap"):
+        cells = []
+        for rung in LADDER:
+            outcomes = {kind: seen[kind].get(rung, {}).get(f"{group}: {name}", "not tried") for kind in kinds}
+            words = list(dict.fromkeys(outcomes.values()))
+            if len(words) > 1:
+                words = [f"{word} ({' and '.join(k for k in kinds if outcomes[k] == word)})" for word in words]
+            cells.append("; ".join(words))
+        lines.append(f"| {group}: {name} | {' | '.join(cells)} |")
+    users = "; ".join(kinds)
+    return HEAD.format(n=len(lines) - 2, carriers=", ".join(CARRIERS), users=users) + "\n".join(lines) + "\n"
 
 
 HEAD = """# What each isolation stops
 
-Made by `CODEACT_WRITE_DOCS=1 pytest tests/sandbox/test_hostile.py`: {n} solutions written for this project
-(`tests/hostile.py`), judged among honest ones under each rung of the ladder that the machine offers, as {user}. Under
-every rung each costs its own verdict only, and none gets a counted pass.
+Made by `CODEACT_WRITE_DOCS=1 pytest tests/sandbox/test_hostile.py` (its outcomes are in `isolation.json`): {n} solutions
+written for this project (`tests/hostile.py`), judged among honest ones under each isolation, as each kind of user:
+{users}. Under every one of them each costs its own verdict only, and none gets a counted pass.
 
-- *stopped (...)*: it did not get what it wanted; in brackets how its verdict calls the failure.
-- **gets through**: it did. Under `limits` that is most of what concerns files, sockets and other processes.
-- *fails (...)*: it wants nothing but to disturb; it is a failure like any other.
+- *stopped*: it did not get what it wanted.
+- **gets through**: it did.
+- *fails*: it wants nothing but to disturb; it is a failure like any other.
 - *EvalPlus alone says pass; not counted*: a faked pass. It is listed as unconfirmed, for the solution did not
   give these answers where no expected output was.
 
-What no rung can stop: a solution that knows the answers. Under `limits` one may find the benchmark's own file on the
-disk and answer from it; under the others it cannot see the file.
+Behind every isolation a filter of system calls (seccomp; `tools/seccomp_filter.py` lists them) refuses what no solution
+of a benchmark needs: kernel keyrings, System V and POSIX queues and memory, marks on files (modes, times, owners,
+attributes), looking into other processes or changing their limits and priorities, files without a name, namespaces,
+sockets, and calls that came with Linux 6.8 or later. It is made for x86_64 and aarch64; on other machines, and outside
+of Linux, there is none.
+
+Expected outputs of one evaluation do not reach the next: tried in three evaluations in a row with {carriers}.
+
+What `limits` does not stop: it has no files of its own. A solution can read and write what the user who evaluates can
+(as root it is another user, who can read what everybody can). It may find the benchmark's own file on the disk and
+answer from it; under the others it cannot see the file. Signals to processes of the same user get through too.
+
+What stays doubted: an output with an `__eq__` of its own is never confirmed, nor is one that is no data (a function, a
+file); list, tuple, set, dict and their views, numbers (int, float, complex, Fraction, Decimal), text, bytes, range,
+iterators and numpy arrays are.
 
 """
 
@@ -278,6 +310,7 @@ disk and answer from it; under the others it cannot see the file.
 @pytest.mark.slow
 def test_the_table_in_the_docs_names_every_attack_and_is_written_from_these_runs():
     if os.environ.get("CODEACT_WRITE_DOCS") and len(OUTCOMES) == len(AVAILABLE):
+        record_outcomes()
         TABLE.write_text(table(), encoding="utf-8")
     rows = [line.split(" | ")[0].removeprefix("| ") for line in TABLE.read_text(encoding="utf-8").splitlines()]
     assert {f"{group}: {name}" for group, name, _ in attacks_for("bubblewrap")} <= set(rows)
