@@ -278,7 +278,7 @@ def table():
 
 HEAD = """# What each isolation stops
 
-Made by `CODEACT_WRITE_DOCS=1 pytest tests/sandbox/test_hostile.py` (its outcomes are in `isolation.json`): {n} solutions
+Made by `CODEACT_WRITE_DOCS=1 pytest tests/sandbox/test_hostile.py` (outcomes: `isolation.json`): {n} solutions
 written for this project (`tests/hostile.py`), judged among honest ones under each isolation, as each kind of user:
 {users}. Under every one of them each costs its own verdict only, and none gets a counted pass.
 
