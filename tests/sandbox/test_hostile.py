@@ -231,7 +231,7 @@ def passed_plainly(folder, task):
     return json.loads((folder / "verdicts.json").read_text())["evalplus"][task["task_id"]]["base_status"] == "pass"
 
 
-KINDS = ("root", "root, with a Python that every user can reach", "an ordinary user")
+KINDS = ("root", "root as another user", "an ordinary user")
 
 
 def kind_of_user():
@@ -272,7 +272,7 @@ def table():
                 words = [f"{word} ({' and '.join(k for k in kinds if outcomes[k] == word)})" for word in words]
             cells.append("; ".join(words))
         lines.append(f"| {group}: {name} | {' | '.join(cells)} |")
-    users = "; ".join(kinds)
+    users = ", ".join(kinds)
     return HEAD.format(n=len(lines) - 2, carriers=", ".join(CARRIERS), users=users) + "\n".join(lines) + "\n"
 
 
@@ -280,7 +280,8 @@ HEAD = """# What each isolation stops
 
 Made by `CODEACT_WRITE_DOCS=1 pytest tests/sandbox/test_hostile.py` (outcomes: `isolation.json`): {n} solutions
 written for this project (`tests/hostile.py`), judged among honest ones under each isolation, as each kind of user:
-{users}. Under every one of them each costs its own verdict only, and none gets a counted pass.
+{users}. (Root becomes another user in a box where that user can reach Python; under
+bubblewrap always.) Under every one of them each costs its own verdict only, and none gets a counted pass.
 
 - *stopped*: it did not get what it wanted.
 - **gets through**: it did.
