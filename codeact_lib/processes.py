@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import NoReturn, Self, TextIO
@@ -57,13 +57,6 @@ def end_with(pid: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def block_imports(names: Iterable[str]) -> None:
-    """Let libraries that import all they find not find these; what is imported already stays."""
-    # to Python a module that is None is not installed
-    for name in names:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def exit_fast(status: int) -> NoReturn:

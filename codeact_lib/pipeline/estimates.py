@@ -1,6 +1,5 @@
 """What a profile will cost before any of it is run: GPU hours, memory and disk, each with the formula it comes from."""
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -190,10 +189,8 @@ class Costs:
         model = self.profile.model(run.model)
         wanted = [self.profile.dataset(str(run.dataset)).reported_as, model.reported_as, model.size, codeact]
         path = self.paths.root / "results" / "reported" / "rq1.csv"
-        if not path.exists():
-            return ""
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
+        if path.exists():
+            for row in pd.read_csv(path, dtype=str).to_dict("records"):
                 if [row["dataset"], row["model"], row["size"], row["codeact"]] == wanted:
                     return f"; the paper reports {row['training_time_min']} min and {row['peak_memory_gb']} GB"
         return ""

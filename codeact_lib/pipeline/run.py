@@ -177,22 +177,20 @@ def _work(tasks: Sequence[StageTask], progress: Progress, transport: Config, ver
     while left:
         waiting: list[StageTask] = []
         for task in left:
-            blocked = not sources[task].isdisjoint(waiting)  # what it reads is still to be made, here or elsewhere
-            if blocked or not (progress.skip(task) or _run_if_free(task, progress, transport, verbose)):
-                waiting.append(task)
+            if sources[task].isdisjoint(waiting):  # else what it reads is still to be made, here or elsewhere
+                if progress.skip(task):
+                    continue
+                with _turn(task) as mine:
+                    if mine and not progress.skip(task):  # it may have been done between the look and the lock
+                        with progress.step(task):
+                            execute(task, transport, verbose)
+                if mine:
+                    continue
+            waiting.append(task)
         if len(waiting) == len(left):
             progress.wait_for(left)
             time.sleep(POLL_SECONDS)
         left = waiting
-
-
-def _run_if_free(task: StageTask, progress: Progress, transport: Config, verbose: bool) -> bool:
-    """Whether the task is done now; False when another process holds it."""
-    with _turn(task) as mine:
-        if mine and not progress.skip(task):  # it may have been done between the look and the lock
-            with progress.step(task):
-                execute(task, transport, verbose)
-        return mine
 
 
 @contextlib.contextmanager

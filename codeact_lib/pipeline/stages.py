@@ -85,8 +85,11 @@ def ifd(profile: Profile, paths: RunPaths, *, dataset: str, model: str) -> Rule:
     scorer = profile.scorer
     inputs = {"examples": paths.examples(profile.dataset(dataset).name), **_base_model(spec)}
     sources: list[Source] = [("model", spec.path, spec.revision)]
-    parameters = {"dataset": dataset, "model": model, **_identified(spec), "template": spec.template}
-    parameters |= _picked(profile, "02_ifd") | _four_bits(profile)
+    parameters: dict[str, Any] = {"dataset": dataset, "model": model, **_identified(spec), "template": spec.template}
+    parameters |= _picked(profile, "02_ifd")
+    # where an adapter is trained on a base in 4 bits, that base scores, and 05 compares with it
+    if profile.tuning == "qlora":
+        parameters["four_bits"] = True
     if scorer:
         inputs |= {f"scorer {name}": path for name, path in _base_model(scorer).items()}
         sources += [("model", scorer.path, scorer.revision)]
@@ -157,8 +160,8 @@ def evaluate(profile: Profile, paths: RunPaths, *, run_id: str) -> Rule:
         inputs |= _local(f"benchmark {benchmark.stem}", str(benchmark))
     parameters = {"run_id": run_id, **_identified(spec), "template": spec.template, "labels": labels}
     parameters |= _picked(profile, "05_eval")
-    if run.is_base:
-        parameters |= _four_bits(profile)
+    if run.is_base and profile.tuning == "qlora":
+        parameters["four_bits"] = True
     return Rule(
         run=run,
         folder=paths.eval_dir(run_id),
@@ -200,11 +203,6 @@ def portable(value: Any) -> Any:
     if isinstance(value, str) and Path(value).is_absolute():
         return Path(value).name
     return value
-
-
-def _four_bits(profile: Profile) -> dict[str, Any]:
-    """Where an adapter is trained on a base in 4 bits, that base is what is scored and what it is compared with."""
-    return {"four_bits": True} if profile.tuning == "qlora" else {}
 
 
 def _identified(spec: DatasetSpec | ModelSpec) -> dict[str, Any]:
