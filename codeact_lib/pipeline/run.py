@@ -59,6 +59,7 @@ def run(
     """
     everything = plan(profile, overrides, artifacts_dir, results_dir)
     tasks = filter_tasks(everything, first, only, runs)
+    # tables of a grid that others still work on would say "not run" where they are a moment too early
     tables_later = bool(runs) and not only and tasks[-1].stage == "06_tables"
     forced = named(tasks, force)
     for task in tasks:
@@ -128,7 +129,7 @@ def _not_done(tasks: Sequence[StageTask]) -> list[StageTask]:
 
 
 def _forget(task: StageTask) -> None:
-    """Make a stage not done, and mark what it left as foreign, so that its notebook starts from nothing."""
+    # without its manifest a stage is not done; with a key that is none `begin` clears the folder before it starts
     with _turn(task, patience=1.0) as mine:
         if not mine:
             raise ArtifactError(f"--force: {task.title} is held by {task.holder()}: wait, or stop it.")

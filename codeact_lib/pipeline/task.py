@@ -36,9 +36,9 @@ MANY_FILES = 10  # of one folder: more are told as one line
 
 
 class State(NamedTuple):
-    """`name`: done, stale code, missing, changed or damaged. The first two count as done."""
+    """How far a stage is, and why."""
 
-    name: str
+    name: str  # done, stale code (these two count as done), missing, changed or damaged
     reason: str
 
     @property
@@ -120,7 +120,7 @@ class StageTask(Rule):
         return {name: path for name, path in self.inputs.items() if name not in self.optional and not path.exists()}
 
     def state(self) -> State:
-        """`(name, reason)`: done, stale code, missing, changed or damaged; the first two count as done."""
+        """Whether the stage is done, and if not, what is in the way."""
         # Done is what has a manifest whose key (stage name, parameters, input hashes) still matches. Changed code is
         # reported and never retrains anything by itself: a comment in a module is not worth hours of a GPU.
         for name in self.missing_inputs():
@@ -212,7 +212,7 @@ class StageTask(Rule):
             seconds=round(time.monotonic() - self._clock, 3),
         )
         manifest.write(self.manifest_path)  # last: who finds it knows that all it lists is complete
-        self.lock.release()
+        self.lock.release()  # after the manifest: whoever waited for the stage finds it done
         for line in self._saved_lines(paths):
             print(line)
         print(f"{self.title}: done in {clock(manifest.seconds)}")
