@@ -1,5 +1,6 @@
 """Who works on what: each process locks what it writes, by a lock of the operating system (`filelock`)."""
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -53,11 +54,8 @@ class Lock:
             return ""
         if not self._lock.is_locked:
             # nothing tells who holds a flock but trying it; for that moment it looks held to others, who try again
-            try:
-                with self._lock.acquire(timeout=0):
-                    return ""
-            except Timeout:
-                pass
+            with contextlib.suppress(Timeout), self._lock.acquire(timeout=0):
+                return ""
         try:
             return self._note.read_text(encoding="utf-8")
         except OSError:  # acquired a moment ago

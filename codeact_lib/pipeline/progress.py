@@ -131,6 +131,7 @@ def ticking(started: float, expected: float | None) -> Iterator[None]:
 
     def tick() -> None:
         while not finished.wait(1.0):
+            # to the start of the line, and clear it: a shorter text would leave the end of a longer one
             print(f"\r\033[K    {clock(time.monotonic() - started)}{of}", end="", flush=True)
         print("\r\033[K", end="", flush=True)
 

@@ -204,7 +204,7 @@ def portable(value: Any) -> Any:
 
 
 def _identified(spec: DatasetSpec | ModelSpec) -> dict[str, Any]:
-    """What identifies a data set or model that is no local file (a local one is identified by its content)."""
+    # a local one is identified by its content, which is an input
     return {} if Path(spec.path).is_absolute() else spec.model_dump(include={"path", "revision"})
 
 

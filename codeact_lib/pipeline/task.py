@@ -264,6 +264,7 @@ def run_options(
 ) -> str:
     """Notebook parameters as options of `codeact run`."""
     words = ["--profile", profile]
+    # `--set` reads YAML: a text stands as it was typed, all else as JSON, which is YAML too
     for key, value in parse_overrides(overrides).items():
         words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     for option, folder in (("--artifacts-dir", artifacts_dir), ("--results-dir", results_dir)):
