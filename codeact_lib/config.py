@@ -319,12 +319,20 @@ def load_profile(name_or_path: str | Path = "mini", overrides: Mapping[str, Any]
         raise ProfileError(f"Profile {path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ProfileError(f"Profile {path} must be a list of `key: value` lines; copy one of codeact_lib/profiles.")
-    for key, value in changes.items():
-        values[key] = _pick_by_name(path, key, values.get(key), value)
-    try:
-        profile = Profile(**_with_grid(path, values, changes))
-    except ValidationError as error:
-        raise ProfileError(_one_line(path, error, changes)) from error
+    for key in ("datasets", "models"):
+        names = changes.get(key)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            entries = {e["name"]: e for e in values.get(key) or [] if isinstance(e, dict) and "name" in e}
+            changes[key] = [_pick(f"Profile {path}", key, entries, name) for name in names]
+    values |= changes
+    profile = _checked(path, values, changes)
+    if profile.grid != "default":
+        if profile.grid not in profile.grids:
+            known = ["default", *profile.grids]
+            hint = f"{_nearest(profile.grid, known)} It has {', '.join(known)}."
+            raise ProfileError(f"Profile {path}: no grid is called {profile.grid!r}{hint}")
+        wider = {**values["grids"][profile.grid], "name": f"{profile.name}-{profile.grid}"}
+        profile = _checked(path, {**values, **wider, **changes}, changes)
     found: dict[str, Any] = {}
     for key in ("datasets", "models"):
         specs = [spec for spec in getattr(profile, key) if key in changes or not spec.on_request]
@@ -334,23 +342,6 @@ def load_profile(name_or_path: str | Path = "mini", overrides: Mapping[str, Any]
     if profile.scorer:
         found["scorer"] = _with_local_path(profile.scorer, "scorer", path)
     return profile.model_copy(update=found)
-
-
-def _with_grid(path: Path, values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The profile with the arms and seeds of the chosen grid, under a name of its own; explicit changes win."""
-    chosen = values.get("grid")
-    grids = values.get("grids")
-    if chosen in (None, "default") or not isinstance(grids, dict):
-        return values
-    if chosen not in grids:
-        known = ", ".join(["default", *grids])
-        raise ProfileError(
-            f"Profile {path}: no grid is called {chosen!r}{_nearest(str(chosen), grids)} It has {known}."
-        )
-    if not isinstance(grids[chosen], dict):
-        return values  # validation says what is wrong with it
-    wider = {**grids[chosen], "name": f"{values.get('name')}-{chosen}"}
-    return values | {key: value for key, value in wider.items() if key not in changes}
 
 
 def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]:
@@ -367,24 +358,20 @@ def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]
     return dict(overrides)
 
 
-def _pick_by_name(path: Path, key: str, known: Any, value: Any) -> Any:
-    """`datasets: [mini-evol]` in an override stands for the file's entry of that name."""
-    if key not in ("datasets", "models") or not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        return value
-    entries = {entry["name"]: entry for entry in known or [] if isinstance(entry, dict) and "name" in entry}
-    return [_pick(f"Profile {path}", key, entries, name) for name in value]
-
-
 def _pick(profile: str, key: str, entries: Mapping[str, Entry], name: str) -> Entry:
     if name not in entries:
         raise ProfileError(f"{profile}: {key} has no {name!r}; it has {', '.join(entries)}.")
     return entries[name]
 
 
-def _one_line(path: Path, error: ValidationError, changes: dict[str, Any]) -> str:
-    """The first problem of a profile as one sentence: where, what, what to do."""
+def _checked(path: Path, values: dict[str, Any], changes: dict[str, Any]) -> Profile:
+    """The profile; `ProfileError` says its first problem as one sentence: where, what, what to do."""
+    try:
+        return Profile(**values)
+    except ValidationError as error:
+        found = error
     # an unknown key first: it is the usual typo, and the reason why another key seems missing
-    problem, *others = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    problem, *others = sorted(found.errors(), key=lambda e: e["type"] != "extra_forbidden")
     place = [str(part) for part in problem["loc"]]
     key = ".".join(place)
     if problem["type"] == "extra_forbidden":
@@ -400,7 +387,7 @@ def _one_line(path: Path, error: ValidationError, changes: dict[str, Any]) -> st
             said += _number_hint(problem["input"])
     source = "Overrides" if place and place[0] in changes else f"Profile {path}"
     more = f" ({len(others)} more problems after this one.)" if others else ""
-    return f"{source}: {said}{more}"
+    raise ProfileError(f"{source}: {said}{more}") from found
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

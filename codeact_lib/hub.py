@@ -51,34 +51,29 @@ def pinned_revision(path: str | Path, revision: str | None = None, kind: str = "
     return None if Path(path).exists() else resolve_commit(str(path), revision, kind)
 
 
-class Commits:
-    """The commits that a run's hub repositories were resolved to, in one small file."""
+def known_commits(path: Path, sources: Sequence[Source]) -> dict[str, str]:
+    """label -> sha of the sources that are in the file or name a commit themselves; asks no network."""
+    kept = read_cache(path)
+    found = {}
+    for source in sources:
+        sha = kept.get(label(source), source[2])
+        if sha and COMMIT.fullmatch(sha):
+            found[label(source)] = sha
+    return found
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
 
-    def known(self, sources: Sequence[Source]) -> dict[str, str]:
-        """label -> sha of the sources that are in the file or name a commit themselves; asks no network."""
-        kept = read_cache(self.path)
-        found = {}
-        for source in sources:
-            sha = kept.get(label(source), source[2])
-            if sha and COMMIT.fullmatch(sha):
-                found[label(source)] = sha
-        return found
-
-    def resolve(self, sources: Sequence[Source]) -> dict[str, str]:
-        """label -> sha of all sources; what was not known is asked for and kept. Of two processes the first counts."""
-        known = self.known(sources)
-        found = {}
-        for source in sources:
-            if label(source) not in known:
-                kind, name, revision = source
-                found[label(source)] = resolve_commit(name, revision, kind)
-        if found:
-            # Read again: while the hub was asked, another process may have written, and what it found counts.
-            write_json(self.path, found | read_cache(self.path))
-        return self.known(sources)
+def resolve_commits(path: Path, sources: Sequence[Source]) -> dict[str, str]:
+    """label -> sha of all sources; what was not known is asked for and kept. Of two processes the first counts."""
+    known = known_commits(path, sources)
+    found = {}
+    for source in sources:
+        if label(source) not in known:
+            kind, name, revision = source
+            found[label(source)] = resolve_commit(name, revision, kind)
+    if found:
+        # Read again: while the hub was asked, another process may have written, and what it found counts.
+        write_json(path, found | read_cache(path))
+    return known_commits(path, sources)
 
 
 def label(source: Source) -> str:

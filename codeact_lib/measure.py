@@ -178,9 +178,9 @@ def peak_flops_per_second(half_precision: bool = True) -> float | None:
     """The peak of the current GPU, or None without one, for an unknown one and in single precision."""
     import torch
 
-    if not torch.cuda.is_available() or not half_precision:
-        return None
-    return peak_of(torch.cuda.get_device_name())
+    if torch.cuda.is_available() and half_precision:
+        return peak_of(torch.cuda.get_device_name())
+    return None
 
 
 def peak_of(name: str) -> float | None:
@@ -202,7 +202,9 @@ def time_unit(seconds: float) -> tuple[float, str]:
     """Divisor and name of the unit that fits a number of seconds: s below 2 min, min below 2 days, h above."""
     if seconds < 120:
         return 1.0, "s"
-    return (60.0, "min") if seconds < 172_800 else (3600.0, "h")
+    if seconds < 172_800:
+        return 60.0, "min"
+    return 3600.0, "h"
 
 
 def memory_unit(n_bytes: float) -> tuple[float, str]:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import NoReturn, Self, TextIO
@@ -14,6 +14,7 @@ import psutil
 from tqdm import tqdm
 
 from codeact_lib.artifacts import PACKAGE_DIR
+from codeact_lib.measure import clock
 
 SECONDS_BETWEEN_LINES = 5.0  # of progress in a log; the last line comes when all is done
 
@@ -59,13 +60,6 @@ def end_with(pid: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def block_imports(names: Iterable[str]) -> None:
-    """Let libraries that import all they find not find these; what is imported already stays."""
-    # to Python a module that is None is not installed
-    for name in names:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
-
-
 def exit_fast(status: int) -> NoReturn:
     """Leave without taking the interpreter apart: with torch in it that takes 2 s, when all is on disk already."""
     # of several processes each has a group to take leave of, so these end as usual
@@ -79,12 +73,10 @@ def exit_fast(status: int) -> NoReturn:
 class Progress:
     """How far a loop is: a tqdm bar on a terminal, else (a log, a notebook, a pipe) a line every few seconds.
 
-    A subclass may word the line (`line`) or reckon the time left (`seconds_left`) in its own way.
-
-        with Progress("IFD", len(rows), "rows") as progress:
-            for row in rows:
-                ...
-                progress.advance()          # IFD 812/2,400 rows, 130.4/s, 12 s left
+    with Progress("IFD", len(rows), "rows") as progress:
+        for row in rows:
+            ...
+            progress.advance()          # IFD 812/2,400 rows, 130.4/s, 12 s left
     """
 
     what: str  # the word in front, may be empty
@@ -114,24 +106,17 @@ class Progress:
         if self.bar is not None and self.note is not None:
             self.bar.set_postfix_str(self.note())
         elif self.bar is None and self.say is not None:
-            self.say(self.line())
+            rate = f"{self.rate:.1f}/s"
+            if self.note is not None:
+                rate = self.note()
+            count = f"{self.what} {self.done:,}/{self.total:,} {self.unit}".strip()
+            self.say(f"{count}, {rate}, {clock((self.total - self.done) / max(self.rate, 1e-9))} left")
             sys.stdout.flush()  # into a pipe, a line would wait until the buffer is full
 
     @property
     def rate(self) -> float:
         """Units a second since the start."""
         return (self.done - self.initial) / max(time.monotonic() - self.started, 1e-9)
-
-    @property
-    def seconds_left(self) -> float:
-        """Seconds that the rest takes at this rate."""
-        return (self.total - self.done) / max(self.rate, 1e-9)
-
-    def line(self) -> str:
-        """The line of a log."""
-        rate = f"{self.rate:.1f}/s" if self.note is None else self.note()
-        count = f"{self.what} {self.done:,}/{self.total:,} {self.unit}".strip()
-        return f"{count}, {rate}, {self.seconds_left:,.0f} s left"
 
     def close(self) -> None:
         """End the bar, if there is one."""

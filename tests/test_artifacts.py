@@ -20,7 +20,6 @@ from codeact_lib.artifacts import (
     read_json,
     sha256_file,
     sha256_json,
-    stage_key,
     write_frame,
     write_json,
 )
@@ -107,7 +106,6 @@ def test_hashes_agree_with_hashlib_and_do_not_depend_on_key_order(tmp_path):
     (tmp_path / "f").write_bytes(b"abc" * 1_000_000)
     assert sha256_file(tmp_path / "f") == sha256(b"abc" * 1_000_000).hexdigest()
     assert sha256_json({"a": 1, "b": [2]}) == sha256_json({"b": [2], "a": 1}) != sha256_json({"a": 1, "b": [3]})
-    assert stage_key("01", {"n": 1}, {}) != stage_key("02", {"n": 1}, {}) != stage_key("02", {"n": 2}, {})
 
 
 def test_the_hash_cache_notices_a_change_and_writes_only_when_it_learnt(tmp_path):

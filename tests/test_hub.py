@@ -17,7 +17,7 @@ from tiny_models import save_tiny_base, save_tiny_embedder
 from transformers import AutoModelForCausalLM
 
 from codeact_lib.config import load_profile
-from codeact_lib.hub import Commits
+from codeact_lib.hub import known_commits, resolve_commits
 from codeact_lib.pipeline import open_stage
 
 # Each call is made in a process of its own environment, and answers with its value or with the error's class and text.
@@ -209,11 +209,12 @@ def test_without_a_network_the_cache_serves_and_what_it_lacks_is_a_clear_error(s
 def test_a_branch_is_resolved_once_a_run_and_later_moves_do_not_count(tmp_path, monkeypatch):
     shas = iter(["a" * 40, "b" * 40])
     monkeypatch.setattr("codeact_lib.hub.resolve_commit", lambda *source: next(shas))
-    source, commits = ("model", "org/name", "main"), Commits(tmp_path / "commits.json")
-    assert commits.known([source]) == {}
-    assert commits.resolve([source]) == commits.known([source]) == {"model org/name@main": "a" * 40}
-    assert Commits(tmp_path / "commits.json").resolve([source]) == {"model org/name@main": "a" * 40}
-    assert commits.known([("model", "org/name", "c" * 40)]) == {f"model org/name@{'c' * 40}": "c" * 40}
+    source, path = ("model", "org/name", "main"), tmp_path / "commits.json"
+    resolved = {"model org/name@main": "a" * 40}
+    assert known_commits(path, [source]) == {}
+    assert resolve_commits(path, [source]) == known_commits(path, [source]) == resolved
+    assert resolve_commits(path, [source]) == resolved
+    assert known_commits(path, [("model", "org/name", "c" * 40)]) == {f"model org/name@{'c' * 40}": "c" * 40}
 
 
 def test_the_stages_name_the_repositories_that_each_of_them_loads():

@@ -1,6 +1,5 @@
 """What a profile will cost before any of it is run: GPU hours, memory and disk, each with the formula it comes from."""
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -72,11 +71,13 @@ def machine_for(profile: Profile, gpu: str = "") -> Machine:
         text = accelerate_config_path(profile.accelerate_config).read_text(encoding="utf-8")
         count = int(yaml.safe_load(text).get("num_processes") or 1)
     wanted = gpu
+    basis = "as asked for"
     if not gpu and torch.cuda.is_available():
         wanted = torch.cuda.get_device_name()
+        basis = "the GPU here"
     for name in GPUS:
         if name.lower() in wanted.lower():
-            return Machine(name, count, "as asked for" if gpu else "the GPU here")
+            return Machine(name, count, basis)
     if gpu:
         raise CodeActError(f"--gpu {gpu}: no figures for this GPU; known are {', '.join(GPUS)}.")
     assumed = "A100" if profile.tuning == "full" else "T4"
@@ -110,10 +111,10 @@ class Costs:
     shapes: Mapping[str, PreTrainedConfig]  # model -> its configuration
 
     def __post_init__(self) -> None:
-        self.memory = GPUS[self.machine.gpu]["memory"]
-        self.bandwidth = GPUS[self.machine.gpu]["bandwidth"]
-        self.peak = GPUS[self.machine.gpu]["tflops"] * 1e12
-        self.speed = self.peak * MFU[self.profile.tuning]
+        self.gpu = GPUS[self.machine.gpu]
+        self.memory = self.gpu["memory"]
+        self.mfu = MFU[self.profile.tuning]
+        self.speed = self.gpu["tflops"] * 1e12 * self.mfu
         self.weights = {name: parameters(shape) for name, shape in self.shapes.items()}
         self.runs = [run for run in self.profile.runs() if run.model in self.shapes]
         # Operations a weight and token in training: forward 2, backward 4 (2 past frozen weights), forward again 2.
@@ -123,9 +124,8 @@ class Costs:
         if self.profile.tuning == "full":
             self.passes = 6
             self.shards = self.machine.count
-        self.operations = self.passes
-        if self.profile.gradient_checkpointing:
-            self.operations += 2
+        self.again = 2 * self.profile.gradient_checkpointing
+        self.operations = self.passes + self.again
 
     @cached_property
     def sizes(self) -> dict[str, DataSize]:
@@ -155,7 +155,7 @@ class Costs:
         for name in self.profile.benchmarks:
             tasks = FIGURES["tasks"].get(name.partition("@")[0], 160)
             batches += math.ceil(min(tasks, self.profile.benchmark_limit or tasks) / self.profile.generation_batch_size)
-        step = 2 * self.weights[model] / self.bandwidth + FIGURES["step_overhead"]
+        step = 2 * self.weights[model] / self.gpu["bandwidth"] + FIGURES["step_overhead"]
         return batches * self.profile.max_new_tokens * step
 
     def run_lines(self) -> Iterator[str]:
@@ -190,10 +190,8 @@ class Costs:
         model = self.profile.model(run.model)
         wanted = [self.profile.dataset(str(run.dataset)).reported_as, model.reported_as, model.size, codeact]
         path = self.paths.root / "results" / "reported" / "rq1.csv"
-        if not path.exists():
-            return ""
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
+        if path.exists():
+            for row in pd.read_csv(path, dtype=str).to_dict("records"):
                 if [row["dataset"], row["model"], row["size"], row["codeact"]] == wanted:
                     return f"; the paper reports {row['training_time_min']} min and {row['peak_memory_gb']} GB"
         return ""
@@ -277,19 +275,12 @@ class Costs:
         sizes = [f"{name} {s.rows:,} rows of {s.tokens:.0f} tokens, {s.basis}" for name, s in self.sizes.items()]
         facts = {
             "data": "; ".join(sizes),
-            "operations": self.operations,
-            "passes": self.passes,
-            "again": ", 2 for gradient checkpointing" if self.profile.gradient_checkpointing else "",
-            "peak": self.peak / 1e12,
-            "utilisation": MFU[self.profile.tuning],
-            "padding": ", ".join(f"{name} {PADDING[name]:.0%}" for name in strategies),
-            "bandwidth": self.bandwidth / 1e12,
-            "overhead": FIGURES["step_overhead"] * 1000,
-            "prompt": FIGURES["prompt_tokens"],
+            "strategies": ", ".join(f"{name} {PADDING[name]:.0%}" for name in strategies),
+            "bandwidth": self.gpu["bandwidth"] / 1e12,
         }
         yield "  basis"
         for line in FIGURES["basis"]:
-            yield f"    {line.format(**facts)}"
+            yield f"    {line.format(costs=self, **facts, **FIGURES)}"
 
 
 def _listed(parts: Mapping[str, float], unit: float) -> str:

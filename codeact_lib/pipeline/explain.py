@@ -84,10 +84,7 @@ def _stages(project: Project, run: Run, record: RunRecord) -> list[str]:
         task = StageTask(project, stage, identity)
         lines.append(f"stage {task.title}")
         if task.manifest_path.is_file():
-            manifest = StageManifest.read(task.manifest_path)
-            facts = {name: getattr(manifest, name) for name in ("key", "started", "seconds", "parameters", "inputs")}
-            facts |= {"code": manifest.code_sha256, "outputs": manifest.outputs}
-            facts |= {"versions": manifest.versions, "hardware": manifest.hardware}
+            facts = vars(StageManifest.read(task.manifest_path))
             lines.append(f"  manifest   {task.paths.shown(task.manifest_path)}")
         else:
             facts = kept.get(stage, {"key": record["provenance"]["keys"].get(stage, "unknown")})

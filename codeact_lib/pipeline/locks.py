@@ -1,8 +1,6 @@
-"""Who works on what: each process locks what it writes, by a lock of the operating system (`filelock`).
+"""Who works on what: each process locks what it writes, by a lock of the operating system (`filelock`)."""
 
-The files lie in `.locks` of the artifacts folder; beside each stands who holds it, for people and `stages_at_work`.
-"""
-
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -12,6 +10,7 @@ from filelock import FileLock, Timeout
 from codeact_lib.artifacts import utc_now
 from codeact_lib.errors import ArtifactError
 
+# The files lie in `.locks` of the artifacts folder; beside each stands who holds it, for people and `stages_at_work`.
 # A kernel, or a notebook run by hand, holds the folder of its stage from `begin` to `finish`. A runner holds the
 # executed copy of the notebook while papermill writes it, so of several runs one starts the kernel. Nothing is handed
 # from a runner to its kernel: when a runner is killed, the kernel that outlives it by a second keeps its folder for so
@@ -21,11 +20,12 @@ COPY = ".run"
 
 
 class Lock:
-    """One lock file. All objects on one path are one lock in a process, so that a cell may be run twice."""
+    """One lock file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._note = path.with_name(f"{path.name}-holder")
+        # all objects on one path are one lock in a process, so that a cell may be run twice
         self._lock = FileLock(path, is_singleton=True, thread_local=False)
 
     def acquire(self, patience: float = 0.0) -> bool:
@@ -54,11 +54,8 @@ class Lock:
             return ""
         if not self._lock.is_locked:
             # nothing tells who holds a flock but trying it; for that moment it looks held to others, who try again
-            try:
-                with self._lock.acquire(timeout=0):
-                    return ""
-            except Timeout:
-                pass
+            with contextlib.suppress(Timeout), self._lock.acquire(timeout=0):
+                return ""
         try:
             return self._note.read_text(encoding="utf-8")
         except OSError:  # acquired a moment ago

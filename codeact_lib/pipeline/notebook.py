@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from codeact_lib import errors
 from codeact_lib.artifacts import PACKAGE_DIR, atomic_write, make_folder
@@ -51,14 +52,8 @@ def kernel_environment() -> Iterator[Config]:
             # threads of OpenMP that wait sleep: by default they spin, and take a busy machine from each other
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
-        before = {name: os.environ[name] for name in ours if name in os.environ}
-        os.environ.update(ours)
-        try:
+        with mock.patch.dict(os.environ, ours):
             yield transport
-        finally:
-            for name in ours:
-                del os.environ[name]
-            os.environ.update(before)
 
 
 def execute(task: StageTask, transport: Config, verbose: bool) -> None:
@@ -130,7 +125,7 @@ def _heading(path: Path, cell_index: int) -> str:
 
 
 def _tidy(path: Path, root: Path) -> None:
-    """Take this machine's folders out of an executed notebook and out of its metadata."""
+    # executed notebooks are kept with the results and published: no folder of this machine may stand in them
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8")

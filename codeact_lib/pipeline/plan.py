@@ -65,6 +65,7 @@ def filter_tasks(
         if not any(stage.startswith(prefix) for stage in STAGES):
             raise ProfileError(f"No stage starts with {prefix!r}; the stages are {', '.join(STAGES)}.")
     wanted = of_runs(tasks, runs) if runs else tasks
+    # every text starts with "", and none with (): without `only` all stages are meant
     chosen = [task for task in wanted if task.stage >= first and task.stage.startswith(tuple(only) or "")]
     if not chosen:
         raise ProfileError(f"No stage from {first or STAGES[0][:2]} on is one of {', '.join(only)}: nothing to run.")

@@ -69,13 +69,13 @@ class Progress:
         return f"[{self.tasks.index(task) + 1}/{len(self.tasks)}] {task.title}"
 
     def _seconds(self, task: StageTask) -> float:
-        """What a task may take once one is finished: the guess, scaled by what those of its stage took, or else all."""
+        # once a task is finished, the guess for another is scaled by what those of its stage took, or else all
         alike = [other for other in self.finished if other.stage == task.stage] or list(self.finished)
         guessed = sum(self.expected[other] for other in alike)
         return self.expected[task] * sum(self.finished[other] for other in alike) / guessed
 
     def _left(self) -> str:
-        """Time for the stages that are not done, shared by the processes that work on them on this machine."""
+        # the time of what is not done is shared by the processes of this machine that work on it
         if not self.finished:
             return ""
         waiting = [task for task, written in self.waiting.items() if written == _written(task)]
@@ -131,6 +131,7 @@ def ticking(started: float, expected: float | None) -> Iterator[None]:
 
     def tick() -> None:
         while not finished.wait(1.0):
+            # to the start of the line, and clear it: a shorter text would leave the end of a longer one
             print(f"\r\033[K    {clock(time.monotonic() - started)}{of}", end="", flush=True)
         print("\r\033[K", end="", flush=True)
 

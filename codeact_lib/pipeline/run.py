@@ -59,6 +59,7 @@ def run(
     """
     everything = plan(profile, overrides, artifacts_dir, results_dir)
     tasks = filter_tasks(everything, first, only, runs)
+    # tables of a grid that others still work on would say "not run" where they are a moment too early
     tables_later = bool(runs) and not only and tasks[-1].stage == "06_tables"
     forced = named(tasks, force)
     for task in tasks:
@@ -128,7 +129,7 @@ def _not_done(tasks: Sequence[StageTask]) -> list[StageTask]:
 
 
 def _forget(task: StageTask) -> None:
-    """Make a stage not done, and mark what it left as foreign, so that its notebook starts from nothing."""
+    # without its manifest a stage is not done; with a key that is none `begin` clears the folder before it starts
     with _turn(task, patience=1.0) as mine:
         if not mine:
             raise ArtifactError(f"--force: {task.title} is held by {task.holder()}: wait, or stop it.")
@@ -177,22 +178,20 @@ def _work(tasks: Sequence[StageTask], progress: Progress, transport: Config, ver
     while left:
         waiting: list[StageTask] = []
         for task in left:
-            blocked = not sources[task].isdisjoint(waiting)  # what it reads is still to be made, here or elsewhere
-            if blocked or not (progress.skip(task) or _run_if_free(task, progress, transport, verbose)):
-                waiting.append(task)
+            if sources[task].isdisjoint(waiting):  # else what it reads is still to be made, here or elsewhere
+                if progress.skip(task):
+                    continue
+                with _turn(task) as mine:
+                    if mine and not progress.skip(task):  # it may have been done between the look and the lock
+                        with progress.step(task):
+                            execute(task, transport, verbose)
+                if mine:
+                    continue
+            waiting.append(task)
         if len(waiting) == len(left):
             progress.wait_for(left)
             time.sleep(POLL_SECONDS)
         left = waiting
-
-
-def _run_if_free(task: StageTask, progress: Progress, transport: Config, verbose: bool) -> bool:
-    """Whether the task is done now; False when another process holds it."""
-    with _turn(task) as mine:
-        if mine and not progress.skip(task):  # it may have been done between the look and the lock
-            with progress.step(task):
-                execute(task, transport, verbose)
-        return mine
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ def cluster(profile: Profile, paths: RunPaths, *, dataset: str) -> Rule:
     return Rule(
         folder=paths.cluster_dir(dataset),
         elsewhere=paths.data_dir(dataset),
-        inputs=_local("instructions", spec.path) | _local("embedding_model", profile.embedding_model),
+        inputs=_files(instructions=spec.path, embedding_model=profile.embedding_model),
         parameters=parameters | _picked(profile, "01_cluster"),
         sources=_from_hub(("dataset", spec.path, spec.revision), ("model", *split_revision(profile.embedding_model))),
     )
@@ -85,8 +85,11 @@ def ifd(profile: Profile, paths: RunPaths, *, dataset: str, model: str) -> Rule:
     scorer = profile.scorer
     inputs = {"examples": paths.examples(profile.dataset(dataset).name), **_base_model(spec)}
     sources: list[Source] = [("model", spec.path, spec.revision)]
-    parameters = {"dataset": dataset, "model": model, **_identified(spec), "template": spec.template}
-    parameters |= _picked(profile, "02_ifd") | _four_bits(profile)
+    parameters: dict[str, Any] = {"dataset": dataset, "model": model, **_identified(spec), "template": spec.template}
+    parameters |= _picked(profile, "02_ifd")
+    # where an adapter is trained on a base in 4 bits, that base scores, and 05 compares with it
+    if profile.tuning == "qlora":
+        parameters["four_bits"] = True
     if scorer:
         inputs |= {f"scorer {name}": path for name, path in _base_model(scorer).items()}
         sources += [("model", scorer.path, scorer.revision)]
@@ -147,18 +150,16 @@ def evaluate(profile: Profile, paths: RunPaths, *, run_id: str) -> Rule:
     if run.dataset is not None:
         dataset = profile.dataset(run.dataset)
         labels.insert(0, [dataset.label, dataset.reported_as])
-    inputs: dict[str, Path] = {}
+    inputs = _files(**{f"benchmark {Path(name).stem}": name for name in profile.benchmarks})
     if run.is_base or profile.tuning != "full":  # an adapter is judged on top of its base model, so that one counts
         inputs |= _base_model(spec)
     if not run.is_base:
         inputs["model"] = paths.train_dir(run_id) / "model"
         inputs["train_metrics"] = paths.train_dir(run_id) / "train_metrics.json"
-    for benchmark in map(Path, profile.benchmarks):
-        inputs |= _local(f"benchmark {benchmark.stem}", str(benchmark))
     parameters = {"run_id": run_id, **_identified(spec), "template": spec.template, "labels": labels}
     parameters |= _picked(profile, "05_eval")
-    if run.is_base:
-        parameters |= _four_bits(profile)
+    if run.is_base and profile.tuning == "qlora":
+        parameters["four_bits"] = True
     return Rule(
         run=run,
         folder=paths.eval_dir(run_id),
@@ -202,22 +203,20 @@ def portable(value: Any) -> Any:
     return value
 
 
-def _four_bits(profile: Profile) -> dict[str, Any]:
-    """Where an adapter is trained on a base in 4 bits, that base is what is scored and what it is compared with."""
-    return {"four_bits": True} if profile.tuning == "qlora" else {}
-
-
 def _identified(spec: DatasetSpec | ModelSpec) -> dict[str, Any]:
-    """What identifies a data set or model that is no local file (a local one is identified by its content)."""
-    return {} if Path(spec.path).is_absolute() else {"path": spec.path, "revision": spec.revision}
+    # a local one is identified by its content, which is an input
+    return {} if Path(spec.path).is_absolute() else spec.model_dump(include={"path", "revision"})
 
 
-def _local(name: str, path: str) -> dict[str, Path]:
-    return {name: Path(path)} if Path(path).is_absolute() else {}
+def _files(**paths: str) -> dict[str, Path]:
+    # those of local files and folders: what is built in, installed or on the hub is no input but a parameter
+    return {name: Path(path) for name, path in paths.items() if Path(path).is_absolute()}
 
 
 def _base_model(spec: ModelSpec | ScorerSpec) -> dict[str, Path]:
-    return {"base_model": MINI_BASE_DIR} if spec.path == MINI_MODEL else _local("base_model", spec.path)
+    if spec.path == MINI_MODEL:  # it may be built anew (`codeact mini build-base`), so its content counts
+        return {"base_model": MINI_BASE_DIR}
+    return _files(base_model=spec.path)
 
 
 def _from_hub(*sources: Source) -> tuple[Source, ...]:

@@ -21,13 +21,13 @@ from codeact_lib.artifacts import (
     StageManifest,
     make_folder,
     read_json,
-    stage_key,
+    sha256_json,
     utc_now,
     write_json,
 )
 from codeact_lib.config import Profile, load_profile, parse_overrides
 from codeact_lib.errors import ArtifactError, ProfileError
-from codeact_lib.hub import COMMITS_FILE, Commits, label, split_revision
+from codeact_lib.hub import COMMITS_FILE, known_commits, label, resolve_commits, split_revision
 from codeact_lib.measure import clock, environment_facts
 from codeact_lib.pipeline.locks import COPY, FOLDER, Lock, stages_at_work
 from codeact_lib.pipeline.stages import RULES, STAGES, Rule, code_sha256, maker_of
@@ -36,9 +36,9 @@ MANY_FILES = 10  # of one folder: more are told as one line
 
 
 class State(NamedTuple):
-    """`name`: done, stale code, missing, changed or damaged. The first two count as done."""
+    """How far a stage is, and why."""
 
-    name: str
+    name: str  # done, stale code (these two count as done), missing, changed or damaged
     reason: str
 
     @property
@@ -97,14 +97,13 @@ class StageTask(Rule):
     def look_again(self) -> None:
         """Forget the hashes seen so far: another process (a notebook) has written since."""
         self._hashes = HashCache(self.paths.artifacts / ".hashes.json")
-        self._commits = Commits(self.paths.artifacts / COMMITS_FILE)
         self._input_hashes: dict[str, str] = {}
 
     @property
     def input_hashes(self) -> dict[str, str]:
         """Hashes of the inputs, and commits of the hub's repositories as far as they are known."""
         if not self._input_hashes:
-            hashes = self._commits.known(self.sources)
+            hashes = known_commits(self.paths.artifacts / COMMITS_FILE, self.sources)
             for name, path in self.inputs.items():
                 if path.exists() or name not in self.optional:
                     hashes[name] = self._hashes(path)
@@ -113,15 +112,15 @@ class StageTask(Rule):
 
     @property
     def key(self) -> str:
-        """sha256 of stage name, parameters and input hashes."""
-        return stage_key(self.stage, self.parameters, self.input_hashes)
+        """sha256 of what the stage is called, what it is told and what it reads."""
+        return sha256_json({"stage": self.stage, "parameters": self.parameters, "inputs": self.input_hashes})
 
     def missing_inputs(self) -> dict[str, Path]:
         """The inputs that are not there although the stage cannot do without."""
         return {name: path for name, path in self.inputs.items() if name not in self.optional and not path.exists()}
 
     def state(self) -> State:
-        """`(name, reason)`: done, stale code, missing, changed or damaged; the first two count as done."""
+        """Whether the stage is done, and if not, what is in the way."""
         # Done is what has a manifest whose key (stage name, parameters, input hashes) still matches. Changed code is
         # reported and never retrains anything by itself: a comment in a module is not worth hours of a GPU.
         for name in self.missing_inputs():
@@ -170,7 +169,8 @@ class StageTask(Rule):
             command = f"codeact run {run_options(**self.call)} --only {maker[:2]}"
             raise ArtifactError(f"{needs} {maker} makes: run notebooks/{maker}.ipynb first, or `{command}`.")
         if self.sources:  # branches of the hub become commits: `profile` then names these, and the key holds them
-            self.profile = with_commits(self.profile, self._commits.resolve(self.sources))
+            commits = resolve_commits(self.paths.artifacts / COMMITS_FILE, self.sources)
+            self.profile = with_commits(self.profile, commits)
         self.look_again()
         for folder in (self.work_folder, self.paths.results):
             make_folder(folder)
@@ -212,7 +212,7 @@ class StageTask(Rule):
             seconds=round(time.monotonic() - self._clock, 3),
         )
         manifest.write(self.manifest_path)  # last: who finds it knows that all it lists is complete
-        self.lock.release()
+        self.lock.release()  # after the manifest: whoever waited for the stage finds it done
         for line in self._saved_lines(paths):
             print(line)
         print(f"{self.title}: done in {clock(manifest.seconds)}")
@@ -264,6 +264,7 @@ def run_options(
 ) -> str:
     """Notebook parameters as options of `codeact run`."""
     words = ["--profile", profile]
+    # `--set` reads YAML: a text stands as it was typed, all else as JSON, which is YAML too
     for key, value in parse_overrides(overrides).items():
         words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     for option, folder in (("--artifacts-dir", artifacts_dir), ("--results-dir", results_dir)):

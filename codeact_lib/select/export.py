@@ -82,15 +82,12 @@ def export(layout: str, conversations: list[list[Message]], folder: str | Path, 
         with atomic_write(folder / "dataset.yml") as file:
             file.write(f"{entry}    field_messages: messages\n    roles_to_train: [assistant]\n")
         return [lines, folder / "dataset.yml"]
-    if layout == "llama-factory":
-        info: dict[str, Any] = {"file_name": "train.json", "formatting": "sharegpt"}
-        info["columns"] = {"messages": "messages"}
-        # Its defaults are ShareGPT's words (`from`, `value`, `human`, `gpt`); these are OpenAI's.
-        info["tags"] = {f"{word}_tag": word for word in ("role", "content", "user", "assistant", "system")}
-        write_json(folder / "train.json", whole)
-        write_json(folder / "dataset_info.json", {name: info})
-        return [folder / "train.json", folder / "dataset_info.json"]
-    raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(EXPORTS)}")
+    info: dict[str, Any] = {"file_name": "train.json", "formatting": "sharegpt", "columns": {"messages": "messages"}}
+    # Its defaults are ShareGPT's words (`from`, `value`, `human`, `gpt`); these are OpenAI's.
+    info["tags"] = {f"{word}_tag": word for word in ("role", "content", "user", "assistant", "system")}
+    write_json(folder / "train.json", whole)
+    write_json(folder / "dataset_info.json", {name: info})
+    return [folder / "train.json", folder / "dataset_info.json"]
 
 
 def plain(value: Any) -> Any:

@@ -65,15 +65,15 @@ def select_rows(
     checked = checked_settings(settings)
     out = Path(out)
     check_outputs(out, exports)
-    kept = _KeptResults(artifacts.make_folder(work_dir or f"{out}.work"), say)
-    busy = f"Another process is choosing rows in {kept.folder}: wait for it, stop it, or take another --work-dir."
-    with artifacts.locked(kept.folder / ".lock", busy):
-        selection = _select(data, checked, kept)
+    folder = artifacts.make_folder(work_dir or f"{out}.work")
+    busy = f"Another process is choosing rows in {folder}: wait for it, stop it, or take another --work-dir."
+    with artifacts.locked(folder / ".lock", busy):
+        selection = _Steps(data, checked, folder, say).select()
         chosen = selection.chosen
         selection.files += write_chosen(data, checked.data_revision, chosen, selection.columns, out, exports)
         if report:
             selection.files.append(write_selection_report(report, selection))
-        selection.files.append(kept.folder / "rows.csv")
+        selection.files.append(folder / "rows.csv")
         write_frame(selection.files[-1], selection.every_row())
     say(f"{len(chosen):,} of {selection.validation.n_read:,} rows chosen")
     for path in selection.files:
@@ -81,52 +81,53 @@ def select_rows(
     return selection
 
 
-def _select(data: str | Path, settings: SelectSettings, kept: _KeptResults) -> Selection:
-    # Bars that count a model's tensors, and a missing 4-bit kernel that nothing here needs, would drown the messages.
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel("ERROR")
-    columns = settings.columns or columns_of(data, settings.data_revision)
-    reading = settings.model_dump(include={"limit", "max_characters", "near_duplicates"})
-    source_key = sha256_json([kept.identity(data, settings.data_revision), vars(columns), reading])
-    examples, validation = _read(data, columns, reading, settings.data_revision, source_key, kept)
-    leaks, unchecked = _find_leaks(examples, source_key, settings, kept)
-    pool = examples
-    if settings.drop_leaks:
-        pool = drop_leaks(pool, pd.concat([*leaks.values(), pd.DataFrame(columns=LEAK_COLUMNS)]))
-    if pool.empty:
-        raise DataError(f"{data}: every usable row holds a benchmark task. Choose without --drop-leaks.")
-    # The ids are in the key: other benchmarks may drop other rows of the same source.
-    pool_key = sha256_json([source_key, pool["example_id"].tolist()])
-    clusters, cards, diagnostics = _cluster(pool, pool_key, settings, kept)
-    scores = _score(pool, pool_key, settings, kept)
-    scored = scores.merge(clusters, on="example_id", validate="one_to_one")
-    how = {"preset": settings.preset, "quota": settings.quota}
-    # "full" takes more rows than the others, "hard" the same as "ifd".
-    others = [policy for policy in POLICIES if policy not in (settings.policy, "full", "hard")]
-    return Selection(
-        settings=settings,
-        columns=columns,
-        validation=validation,
-        examples=examples,
-        scored=scored,
-        table=choose(settings.policy, scored, settings.ratio, settings.seed, **how),
-        cards=cards,
-        diagnostics=diagnostics,
-        leaks=leaks,
-        unchecked=unchecked,
-        comparison=compare_policies(scored, settings.ratio, [settings.policy, *others], settings.seed, **how),
-    )
-
-
-# ---- steps, each with the key of all it depends on -------------------------------------------------------------------
 @dataclass(frozen=True)
-class _KeptResults:
-    """The folder of results."""
+class _Steps:
+    """The steps on one set with one group of settings, and the folder in which they keep their results."""
 
-    # The name of each carries a hash of all it depends on. So nothing has to be thrown away when a setting changes, and
-    # going back to an earlier setting finds its results.
+    # The name of each result carries a hash of all it depends on. So nothing has to be thrown away when a setting
+    # changes, and going back to an earlier setting finds its results.
+    data: str | Path
+    settings: SelectSettings
     folder: Path
     say: Callable[[str], object]
+
+    def select(self) -> Selection:
+        """All steps, one after the other."""
+        # Bars that count a model's tensors, and a missing 4-bit kernel that nothing needs, would drown the messages.
+        transformers.utils.logging.disable_progress_bar()
+        logging.getLogger("bitsandbytes").setLevel("ERROR")
+        settings = self.settings
+        columns = settings.columns or columns_of(self.data, settings.data_revision)
+        reading = settings.model_dump(include={"limit", "max_characters", "near_duplicates"})
+        source_key = sha256_json([self.identity(self.data, settings.data_revision), vars(columns), reading])
+        examples, validation = self.read(source_key, columns, reading)
+        leaks, unchecked = self.leaks(source_key, examples)
+        pool = examples
+        if settings.drop_leaks:
+            pool = drop_leaks(pool, pd.concat([*leaks.values(), pd.DataFrame(columns=LEAK_COLUMNS)]))
+        if pool.empty:
+            raise DataError(f"{self.data}: every usable row holds a benchmark task. Choose without --drop-leaks.")
+        # The ids are in the key: other benchmarks may drop other rows of the same source.
+        pool_key = sha256_json([source_key, pool["example_id"].tolist()])
+        clusters, cards, diagnostics = self.clusters(pool_key, pool)
+        scored = self.scores(pool_key, pool).merge(clusters, on="example_id", validate="one_to_one")
+        how = {"preset": settings.preset, "quota": settings.quota}
+        # "full" takes more rows than the others, "hard" the same as "ifd".
+        others = [policy for policy in POLICIES if policy not in (settings.policy, "full", "hard")]
+        return Selection(
+            settings=settings,
+            columns=columns,
+            validation=validation,
+            examples=examples,
+            scored=scored,
+            table=choose(settings.policy, scored, settings.ratio, settings.seed, **how),
+            cards=cards,
+            diagnostics=diagnostics,
+            leaks=leaks,
+            unchecked=unchecked,
+            comparison=compare_policies(scored, settings.ratio, [settings.policy, *others], settings.seed, **how),
+        )
 
     def path(self, name: str, key: str, suffix: str = ".parquet") -> Path:
         """File of a result."""
@@ -144,85 +145,81 @@ class _KeptResults:
             return [str(name), revision]
         return artifacts.HashCache(self.folder / ".hashes.json")(path)
 
+    def read(self, key: str, columns: Columns, reading: dict[str, Any]) -> tuple[pd.DataFrame, ValidationReport]:
+        """The usable rows, and what was left out."""
+        path = self.path("examples", key)
+        dropped_path = self.path("dropped", key)
+        name = Path(self.data).name
+        if not self.have(path, f"read {name}"):
+            keys = {f"{kind}_column": value for kind, value in vars(columns).items()}
+            examples, report = load_instructions(self.data, revision=self.settings.data_revision, **keys, **reading)
+            write_frame(dropped_path, report.dropped)
+            write_frame(path, examples.assign(row=report.rows))  # last: who finds it finds the other
+        examples = read_frame(path)
+        dropped = read_frame(dropped_path)
+        n_read = len(examples) + len(dropped)
+        validation = ValidationReport(name, n_read, len(examples), dropped, tuple(examples["row"]))
+        self.say(f"  {validation}")
+        return examples, validation
 
-def _read(
-    data: str | Path, columns: Columns, reading: dict[str, Any], revision: str | None, key: str, kept: _KeptResults
-) -> tuple[pd.DataFrame, ValidationReport]:
-    path = kept.path("examples", key)
-    dropped_path = kept.path("dropped", key)
-    name = Path(data).name
-    if not kept.have(path, f"read {name}"):
-        keys = {f"{kind}_column": value for kind, value in vars(columns).items()}
-        examples, report = load_instructions(data, revision=revision, **keys, **reading)
-        write_frame(dropped_path, report.dropped)
-        write_frame(path, examples.assign(row=report.rows))  # last: who finds it finds the other
-    examples = read_frame(path)
-    dropped = read_frame(dropped_path)
-    n_read = len(examples) + len(dropped)
-    validation = ValidationReport(name, n_read, len(examples), dropped, tuple(examples["row"]))
-    kept.say(f"  {validation}")
-    return examples, validation
+    def leaks(self, source_key: str, examples: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+        """By benchmark the rows that hold its tasks, and by benchmark why it was not looked at."""
+        leaks = {}
+        unchecked = {}
+        for name in self.settings.benchmarks:
+            try:
+                benchmark = load_benchmark(name)
+            except CodeActError as error:
+                unchecked[name] = str(error)
+                self.say(f"leaks of {name} are not looked for: {error}")
+                continue
+            path = self.path("leaks", sha256_json([source_key, benchmark.sha256]))
+            if not self.have(path, f"leaks of {name}"):
+                write_frame(path, find_leaks(examples, benchmark.tasks))
+            leaks[benchmark.name] = read_frame(path)
+        return leaks, unchecked
 
+    def clusters(self, pool_key: str, pool: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+        """The cluster of each row, the cards of the clusters, and what was found when they were made."""
+        settings = self.settings
+        model = settings.embedding_model
+        how = [settings.n_clusters, settings.cluster_random_state]
+        # The preset is in the key: `authors` clusters all rows at once, however many.
+        key = sha256_json([pool_key, self.identity(model, None), *how, settings.preset])
+        path = self.path("clusters", key)
+        cards_path = self.path("cards", key)
+        facts_path = self.path("clustering", key, ".json")
+        if not self.have(path, f"embed with {model} and cluster"):
+            options: dict[str, Any] = {"shard_dir": self.folder / "embeddings"}
+            if settings.preset == "authors":
+                options["minibatch_above"] = None
+            found = cluster_rows(pool["instruction"], model, *how, **options)
+            if found.n_cut:
+                long = f"{found.n_cut:,} instructions are longer than the embedding model reads"
+                self.say(f"  {long}: their end is not seen")
+            tables = {"by_k": found.by_k.to_dict("records"), "stability": found.stability.to_dict("records")}
+            with artifacts.atomic_write(self.path("centroids", key, ".npy"), "wb") as file:
+                np.save(file, found.centroids)
+            write_frame(cards_path, found.cards)
+            artifacts.write_json(facts_path, plain({**found.diagnostics, "cut_instructions": found.n_cut, **tables}))
+            write_frame(path, found.frame(pool["example_id"]))  # last: who finds it finds the others
+        return read_frame(path), read_frame(cards_path), artifacts.read_json(facts_path)
 
-def _find_leaks(
-    examples: pd.DataFrame, source_key: str, settings: SelectSettings, kept: _KeptResults
-) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
-    """By benchmark the rows that hold its tasks, and by benchmark why it was not looked at."""
-    leaks = {}
-    unchecked = {}
-    for name in settings.benchmarks:
-        try:
-            benchmark = load_benchmark(name)
-        except CodeActError as error:
-            unchecked[name] = str(error)
-            kept.say(f"leaks of {name} are not looked for: {error}")
-            continue
-        path = kept.path("leaks", sha256_json([source_key, benchmark.sha256]))
-        if not kept.have(path, f"leaks of {name}"):
-            write_frame(path, find_leaks(examples, benchmark.tasks))
-        leaks[benchmark.name] = read_frame(path)
-    return leaks, unchecked
-
-
-def _cluster(
-    pool: pd.DataFrame, pool_key: str, settings: SelectSettings, kept: _KeptResults
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """The cluster of each row, the cards of the clusters, and what was found when they were made."""
-    model, n_clusters, random_state = settings.embedding_model, settings.n_clusters, settings.cluster_random_state
-    key = sha256_json([pool_key, kept.identity(model, None), n_clusters, random_state, settings.preset])
-    # The preset is in the key: `authors` clusters all rows at once, however many.
-    path = kept.path("clusters", key)
-    cards_path = kept.path("cards", key)
-    facts_path = kept.path("clustering", key, ".json")
-    if not kept.have(path, f"embed with {model} and cluster"):
-        options: dict[str, Any] = {"shard_dir": kept.folder / "embeddings"}
-        if settings.preset == "authors":
-            options["minibatch_above"] = None
-        found = cluster_rows(pool["instruction"], model, n_clusters, random_state, **options)
-        if found.n_cut:
-            kept.say(f"  {found.n_cut:,} instructions are longer than the embedding model reads: their end is not seen")
-        tables = {"by_k": found.by_k.to_dict("records"), "stability": found.stability.to_dict("records")}
-        with artifacts.atomic_write(kept.path("centroids", key, ".npy"), "wb") as file:
-            np.save(file, found.centroids)
-        write_frame(cards_path, found.cards)
-        artifacts.write_json(facts_path, plain({**found.diagnostics, "cut_instructions": found.n_cut, **tables}))
-        write_frame(path, found.frame(pool["example_id"]))  # last: who finds it finds the others
-    return read_frame(path), read_frame(cards_path), artifacts.read_json(facts_path)
-
-
-def _score(pool: pd.DataFrame, pool_key: str, settings: SelectSettings, kept: _KeptResults) -> pd.DataFrame:
-    scorer = [kept.identity(settings.model, settings.revision), get_template(settings.template).sha256]
-    key = sha256_json([pool_key, [*scorer, settings.max_length, settings.preset, settings.dtype]])
-    path = kept.path("ifd", key)
-    if kept.have(path, f"score IFD with {settings.model}"):
-        return read_frame(path)
-    # Neither the size of a batch nor the number of processes is in the key: no score depends on them.
-    same = {"revision", "dtype", "max_length", "preset", "tokens_per_batch", "processes"}
-    options = settings.model_dump(include=same)
-    options |= {"shard_dir": kept.folder / "ifd", "say": lambda line: kept.say(f"  {line}")}
-    scores = score_rows(pool, settings.model, settings.template, **options)
-    counts = [f"{count:,} {status}" for status, count in scores["status"].value_counts().items()]
-    kept.say(f"  {', '.join(counts)}")
-    if "oom" not in set(scores["status"]):  # such a row is tried again by the next call
-        write_frame(path, scores)
-    return scores
+    def scores(self, pool_key: str, pool: pd.DataFrame) -> pd.DataFrame:
+        """What `ifd.score_rows` gives for each row."""
+        settings = self.settings
+        scorer = [self.identity(settings.model, settings.revision), get_template(settings.template).sha256]
+        key = sha256_json([pool_key, [*scorer, settings.max_length, settings.preset, settings.dtype]])
+        path = self.path("ifd", key)
+        if self.have(path, f"score IFD with {settings.model}"):
+            return read_frame(path)
+        # Neither the size of a batch nor the number of processes is in the key: no score depends on them.
+        same = {"revision", "dtype", "max_length", "preset", "tokens_per_batch", "processes"}
+        options = settings.model_dump(include=same)
+        options |= {"shard_dir": self.folder / "ifd", "say": lambda line: self.say(f"  {line}")}
+        scores = score_rows(pool, settings.model, settings.template, **options)
+        counts = [f"{count:,} {status}" for status, count in scores["status"].value_counts().items()]
+        self.say(f"  {', '.join(counts)}")
+        if "oom" not in set(scores["status"]):  # such a row is tried again by the next call
+            write_frame(path, scores)
+        return scores

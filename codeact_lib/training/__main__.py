@@ -12,7 +12,7 @@ from transformers.utils import logging
 from codeact_lib import training
 from codeact_lib.artifacts import read_json
 from codeact_lib.errors import CodeActError, ProfileError
-from codeact_lib.processes import block_imports, end_with, exit_fast
+from codeact_lib.processes import end_with, exit_fast
 
 
 def unused_libraries(arguments: Mapping[str, Any]) -> list[str]:
@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = sorted({"train_jsonl", "model_path", "output_dir", "template"} - arguments.keys())
         if missing:
             raise ProfileError(f"{options.config} lacks {', '.join(missing)}")
-        block_imports(unused_libraries(arguments))
+        for name in unused_libraries(arguments):
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # to Python that means not installed
         training.fine_tune(**arguments)  # which imports the Trainer, and so comes after the line above
     except CodeActError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from codeact_lib.measure import PeakMemory
+from codeact_lib.measure import PeakMemory, clock
 from codeact_lib.modeling.loss import use_supervised_loss
 from codeact_lib.processes import Progress
 from codeact_lib.training.checkpoints import WRITE_ERRORS, checkpoints_in, seal_checkpoint, unwritten
@@ -138,7 +138,8 @@ class StepCallback(TrainerCallback):
         trainer.recorder.begin()
         say = print if trainer.is_world_process_zero() else None
         done = state.global_step
-        self.progress = StepProgress("training", state.max_steps, "steps", say, initial=done, note=self.measured)
+        # lines such as `step 40/3,108, loss 0.8123  5,210 supervised tokens/s  1:12 min elapsed, 1:31 h left`
+        self.progress = Progress("step", state.max_steps, "", say, initial=done, note=self.measured)
 
     def on_pre_optimizer_step(self, *given: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
@@ -158,18 +159,3 @@ class StepCallback(TrainerCallback):
         loss = np.mean(recorder.losses[-20:])
         speed = recorder.seen["supervised"] / recorder.seconds
         return f"loss {loss:.4f}  {speed:,.0f} supervised tokens/s  {clock(recorder.seconds)} elapsed"
-
-
-class StepProgress(Progress):
-    """Lines such as `step 40/3108  loss 0.8123  5,210 supervised tokens/s  1:12 elapsed, 1:31:40 left`."""
-
-    def line(self) -> str:
-        note = self.note() if self.note else ""
-        return f"step {self.done}/{self.total}  {note}, {clock(self.seconds_left)} left"
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds: 1:31:40, or 1:12 below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
