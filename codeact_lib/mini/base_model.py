@@ -144,17 +144,16 @@ def build_base_model(output_dir: str | Path, *, steps: int | None = None) -> dic
     trainer.model.to(torch.bfloat16).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     write_json(output_dir / "recipe.json", facts)
+    rows = [f"| {name} | {value} |" for name, value in facts["recipe"].items()]
+    card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
     with atomic_write(output_dir / "README.md") as file:
-        file.write(card(facts))
+        file.write(card.format(**facts, rows="\n".join(rows)))
     return facts
 
 
 def facts_of(trainer: Trainer, recipe: Recipe, seconds: float) -> dict[str, Any]:
     """What recipe.json and the card say of a finished training."""
-    curve = []
-    for entry in trainer.state.log_history:
-        if "loss" in entry:
-            curve.append({"step": entry["step"], "loss": entry["loss"]})
+    curve = [{"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry]
     return {
         "recipe": asdict(recipe),
         "steps": trainer.state.global_step,
@@ -165,10 +164,3 @@ def facts_of(trainer: Trainer, recipe: Recipe, seconds: float) -> dict[str, Any]
         "threads": torch.get_num_threads(),
         "environment": environment_facts(),
     }
-
-
-def card(facts: dict[str, Any]) -> str:
-    """The model card: what it is, how it was made, on what it was measured."""
-    rows = [f"| {name} | {value} |" for name, value in facts["recipe"].items()]
-    text = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-    return text.format(**facts, rows="\n".join(rows))

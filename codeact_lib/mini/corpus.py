@@ -12,14 +12,14 @@ is the same but for names.
 import json
 import random
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codeact_lib.errors import DataError
 from codeact_lib.mini import text
 from codeact_lib.mini.benchmark import example_input, humaneval_prompt, mbpp_text, task_inputs
-from codeact_lib.mini.operations import Program, sample_program
+from codeact_lib.mini.operations import GRAMMAR, Program, sample_program
 from codeact_lib.prompts import benchmark_instruction
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ STDLIB_SHARE = 0.2  # share of mini-oss rows taken from the standard library
 SLOPPY = 0.15  # share of generated responses that overlook edge cases
 STYLES = ("steps", "loops", "expression")
 STYLE_WEIGHTS = (55, 20, 25)
-DESCRIBED = ("Implement the function that this description belongs to.", "Write the Python function described here.")
 
 
 def build_corpus(name: str, n_rows: int = N_ROWS, seed: int = 0) -> "pd.DataFrame":
@@ -95,7 +94,8 @@ def oss_pairs(rng: random.Random, n_rows: int) -> list[Pair]:
         head = name
         if ":\n" in code:
             head = code[code.index("def ") + 4 : code.index(":\n")]
-        pairs.append((f"{rng.choice(DESCRIBED)}\n{' '.join(head.split())}: {doc}", fenced(code)))
+        opening = rng.choice(GRAMMAR["registers"]["docstring"]["openings"])
+        pairs.append((f"{opening}\n{' '.join(head.split())}: {doc}", fenced(code)))
     forms = (say_with_docstring, say_as_problem, say_nested, ask_to_complete, ask_with_examples, ask_by_example)
     while len(pairs) < n_rows:
         program = sample_program(rng, rng.choices((1, 2, 3, 4), (22, 30, 28, 20))[0])
@@ -117,24 +117,31 @@ def response_code(program: Program, rng: random.Random) -> str:
 
 
 # ---- the registers of an instruction ---------------------------------------------------------------------------------
-def say_plainly(program: Program, rng: random.Random) -> str:
-    forms = ("Write a Python function", "Create a function", "Implement a Python function", "Please write a function")
-    start = f"{rng.choice(forms)} `{program.signature}` that takes {program.source.phrase}"
-    return f"{start} and {text.sequence_phrase(program, rng)}."
+def say(register: str, program: Program, rng: random.Random) -> str:
+    """The opening of a register of `grammar.yaml`, and in its words what the program does."""
+    opening = rng.choice(GRAMMAR["registers"][register]["openings"])
+    template = GRAMMAR["registers"][register]["text"]
+    facts = {"opening": opening, "program": program, "source": program.source}
+    if "{steps}" in template:
+        facts["steps"] = text.sequence_phrase(program, rng)
+    if "{doc}" in template:
+        facts["doc"] = text.docstring(program, rng)
+    return template.format(**facts, noun=text.noun_phrase(program))
+
+
+say_plainly = partial(say, "plain")
+say_with_docstring = partial(say, "docstring")
+say_as_problem = partial(say, "problem")
 
 
 def say_nested(program: Program, rng: random.Random) -> str:
-    if len(program.chain) > 3:  # nested four deep, nobody would say it
-        return say_plainly(program, rng)
-    opening = rng.choice(("Write a function", "Define a Python function", "Give me a function"))
-    tail = f"`{program.parameter}` is {program.source.phrase}."
-    return f"{opening} `{program.signature}` that returns {text.noun_phrase(program)}. {tail}"
+    """One noun phrase for everything; nested four deep, nobody would say it."""
+    return say("nested" if len(program.chain) <= 3 else "plain", program, rng)
 
 
 def say_as_list(program: Program, rng: random.Random) -> str:
-    opening = rng.choice(("Develop a function named", "Write a Python function called", "Design a function named"))
-    parameter = f"with one parameter `{program.parameter}`, {program.source.phrase}"
-    request = f"{opening} `{program.name}` {parameter}. It should:"
+    """The steps as a numbered list."""
+    request = say("list", program, rng)
     for i, phrase in enumerate(text.step_phrases(program, rng), 1):
         request += f"\n{i}. {phrase[0].upper()}{phrase[1:]}."
     return request
@@ -142,11 +149,10 @@ def say_as_list(program: Program, rng: random.Random) -> str:
 
 def say_evolved(program: Program, rng: random.Random) -> str:
     """A seed task and the requirements that were added to it one after another."""
-    added = ("Now make it harder: after that, {}.", "Add one more requirement: then {}.", "Extend the task: next, {}.")
     first, *more = text.step_phrases(program, rng)
     told = [f"Write a function `{program.signature}` for {program.source.phrase} that has to {first}."]
     for phrase in more[:-1]:
-        told.append(rng.choice(added).format(phrase))
+        told.append(rng.choice(GRAMMAR["added"]).format(phrase))
     if more:
         told.append(f"Finally, {more[-1]}.")
     return " ".join(told)
@@ -167,17 +173,6 @@ def ask_by_example(program: Program, rng: random.Random) -> str:
     """A text followed by an assertion, as MBPP asks."""
     value = example_input(program.source.name, rng)
     return benchmark_instruction("mbpp", mbpp_text(program, value, rng))
-
-
-def say_with_docstring(program: Program, rng: random.Random) -> str:
-    return f"{rng.choice(DESCRIBED)}\n{program.signature}: {text.docstring(program, rng)}"
-
-
-def say_as_problem(program: Program, rng: random.Random) -> str:
-    scenes = ("You are working on a data tool.", "You are given a task from a code base.", "A program needs a helper.")
-    request = f"{rng.choice(scenes)} Your task is to implement `{program.signature}`, "
-    request += f"where `{program.parameter}` is {program.source.phrase}."
-    return f"{request} The function {text.sequence_phrase(program, rng)}."
 
 
 # ---- pre-training --------------------------------------------------------------------------------------------------

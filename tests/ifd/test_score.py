@@ -36,7 +36,7 @@ from codeact_lib.ifd.nll import plan_batches, score_batches
 from codeact_lib.ifd.resume import scoring_seconds
 from codeact_lib.ifd.score import IFD_COLUMNS, ifd_from_nll, score_ifd, scorer_agreement
 from codeact_lib.modeling.load import load_base_model
-from codeact_lib.modeling.loss import LOGIT_BLOCK, head_loss
+from codeact_lib.modeling.loss import LOGIT_BLOCK, token_losses
 from codeact_lib.prompts import TEMPLATES
 
 TEMPLATE = TEMPLATES["deepseek-coder"]
@@ -236,7 +236,7 @@ def test_the_head_in_blocks_equals_cross_entropy_over_all_logits_at_once(dtype, 
     hidden, target = torch.randn(700, 16, dtype=dtype), torch.randint(0, 3000, (700,))
     with torch.inference_mode():
         expected = torch.nn.functional.cross_entropy(head(hidden).float(), target, reduction="none")
-        nll_of_tokens = head_loss(hidden, head, target, reduction="none")
+        nll_of_tokens = token_losses(hidden, head, target)
     assert nll_of_tokens.dtype == torch.float32
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype]
     torch.testing.assert_close(nll_of_tokens, expected, rtol=tolerance, atol=tolerance)
