@@ -1,13 +1,12 @@
 """Instruction sets in one schema, and what had to be left out of them.
 
-    examples, report = load_instructions("my.jsonl", instruction_column="problem", response_column="solution")
-    examples                  # frame: example_id, instruction, response, dataset
-    print(report)             # my.jsonl: 3,983 rows read, 3,981 usable; dropped: 2 empty
-    report.dropped            # frame: file, row, reason; one line for each row that was left out
-
-Nothing is repaired, guessed or cut here, and no row vanishes: it is dropped, and its row number and reason are kept; or
-it is an error, where the caller wants to hear of it at once.
+examples, report = load_instructions("my.jsonl", instruction_column="problem", response_column="solution")
+examples                  # frame: example_id, instruction, response, dataset
+print(report)             # my.jsonl: 3,983 rows read, 3,981 usable; dropped: 2 empty
+report.dropped            # frame: file, row, reason; one line for each row that was left out
 """
+# Nothing is repaired, guessed or cut here, and no row vanishes: it is dropped, and its row number and reason are kept;
+# or it is an error, where the caller wants to hear of it at once.
 
 import csv
 import json
@@ -199,9 +198,9 @@ def _is_file(path: str | Path) -> bool:
 
 
 def read_rows(path: str | Path, revision: str | None = None, split: str = "train") -> Iterator[tuple[int, Any]]:
-    """Pairs (row number from 1, row) of any source, as they come: a row is a dict if all is well, and may be anything.
+    """Pairs (row number from 1, row) of any source; DataError where the source as a whole cannot be read.
 
-    A row that cannot be decoded comes as an `Unusable`. Raises `DataError` where the source as a whole cannot be read.
+    A row is a dict if all is well, and may be anything; one that cannot be decoded comes as an `Unusable`.
     """
     if str(path) in MINI_DATASETS:
         yield from enumerate(build_corpus(str(path)).to_dict("records"), 1)
@@ -223,7 +222,8 @@ def read_rows(path: str | Path, revision: str | None = None, split: str = "train
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    """One row a line; blank lines are skipped but counted, a line that is not JSON is a row that will be reported."""
+    # Blank lines are skipped but counted, so that a row's number is that of its line. Bytes, because a line that is not
+    # UTF-8 must not end the reading of those after it.
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -250,7 +250,7 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows under the header's names, all fields as text: the word "None" or "NA" is a fine answer."""
+    # All fields stay text, which pandas' reader would not leave them: the word "None" or "NA" is a fine answer.
     # The default, 131,072 characters a field, is an error in mid-file.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -276,6 +276,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
 def _read_hub(path: str, revision: str | None, split: str) -> Iterable[dict[str, Any]]:
     import datasets
 
+    # A commit, not a branch: two stages of one run must not read two versions of a set.
     commit = pinned_revision(path, revision, "dataset")
     try:
         return datasets.load_dataset(path, revision=commit, split=split)

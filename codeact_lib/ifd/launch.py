@@ -49,7 +49,7 @@ def score_rows(
     - `loaded` is the scorer, where the caller has it in memory.
     """
     tokenizer = load_tokenizer(model, revision=revision)
-    scorer = load_base_model(model, revision=revision, dtype=dtype) if loaded is None else loaded
+    scorer = loaded or load_base_model(model, revision=revision, dtype=dtype)
     if max_length is None:
         # Some architectures have no such limit, and no such key.
         window = getattr(scorer.config, "max_position_embeddings", None)

@@ -75,7 +75,9 @@ def sum_nll(
     team = _launched_processes(core)
     rank, n_processes = (team.process_index, team.num_processes) if team else (0, 1)
     say = print if progress and rank == 0 else None
-    sums: dict[Key, float | None] = dict(shards.read()) if shards else {}
+    sums: dict[Key, float | None] = {}
+    if shards:
+        sums |= shards.read()
     if team:
         team.wait_for_everyone()  # nobody appends before all have read: they must agree on what is left
     with _inference(core):

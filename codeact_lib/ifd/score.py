@@ -152,9 +152,9 @@ def _checked_rows(examples: Rows) -> list[Mapping[Any, Any]]:
     rows = list(examples)
     seen = set()
     for number, row in enumerate(rows):
-        missing = [key for key in ("example_id", "instruction", "response") if key not in row]
-        if missing:
-            raise DataError(f"Example {number} has no {missing[0]!r}: load the set with data.load_instructions.")
+        for key in ("example_id", "instruction", "response"):
+            if key not in row:
+                raise DataError(f"Example {number} has no {key!r}: load the set with data.load_instructions.")
         if row["example_id"] in seen:
             raise DataError(f"Example {number} repeats the example_id {row['example_id']!r}: ids must differ.")
         seen.add(row["example_id"])
@@ -191,9 +191,8 @@ def corrected_passes(
     room = max_length - len(prompt)
     if room <= 0:
         return _Passes("prompt_too_long")
-    status = "truncated" if len(answer) > room else "ok"
-    answer = answer[:room]
-    return _Passes(status, prompt + answer, len(prompt), [start, *answer])
+    cut = answer[:room]
+    return _Passes("ok" if cut == answer else "truncated", prompt + cut, len(prompt), [start, *cut])
 
 
 def authors_passes(

@@ -1,9 +1,4 @@
-"""The held-out benchmark of the mini profile, in EvalPlus's schema: 160 HumanEval-like and 160 MBPP-like tasks.
-
-Its operation chains occur in no training text (`is_held_out`). Every task has a few ordinary base inputs and many
-stricter plus inputs: empty and one-element collections, repeats, zeros, negatives, the empty string. Tasks whose
-results hardly depend on the input are left out.
-"""
+"""The held-out benchmark of the mini profile, in EvalPlus's schema: 160 HumanEval-like and 160 MBPP-like tasks."""
 
 import random
 from typing import Any
@@ -14,6 +9,8 @@ from codeact_lib.mini.operations import GRAMMAR, Program, sample_program
 
 BENCHMARKS = ("mini-humaneval", "mini-mbpp")
 N_TASKS = 160
+# A task has a few ordinary inputs and, as in EvalPlus, many stricter ones: empty and one-element collections, repeats,
+# zeros, negatives, the empty string.
 N_BASE = 4
 N_PLUS = 28
 # Of one to four steps. The base model has seen one and two: most tasks ask for a little more than it can do.

@@ -4,9 +4,6 @@
 ones; one pair in fifty is mismatched (the response answers another row), the noise that IFD should find. `mini-oss`
 resembles OSS-Instruct: descriptions of code that exists, one row in five a documented function of the Python standard
 library (stored in `stdlib_texts`, with its licence), the rest generated in that register.
-
-Rows are made from a seed, the same on every Python. No row shares an operation chain with the benchmark, nor code that
-is the same but for names.
 """
 
 import json
@@ -27,13 +24,14 @@ if TYPE_CHECKING:
 
 Pair = tuple[str, str]  # instruction, response
 
+# Rows are made from a seed, the same on every Python (a test holds their hash: every number of `results/mini` rests on
+# them). None shares an operation chain with the benchmark, nor code that is the same but for names.
 CORPORA = ("mini-evol", "mini-oss")
 N_ROWS = 1200
 MISMATCHED = 0.02  # share of mini-evol rows whose response answers another instruction
 STDLIB_SHARE = 0.2  # share of mini-oss rows taken from the standard library
 SLOPPY = 0.15  # share of generated responses that overlook edge cases
-STYLES = ("steps", "loops", "expression")
-STYLE_WEIGHTS = (55, 20, 25)
+STYLE_WEIGHTS = (55, 20, 25)  # of `text.STYLES`
 
 
 def build_corpus(name: str, n_rows: int = N_ROWS, seed: int = 0) -> "pd.DataFrame":
@@ -112,21 +110,21 @@ def fenced(code: str) -> str:
 
 def response_code(program: Program, rng: random.Random) -> str:
     """A function in one of three styles, now and then one that overlooks edge cases."""
-    style = rng.choices(STYLES, STYLE_WEIGHTS)[0]
+    style = rng.choices(list(text.STYLES), STYLE_WEIGHTS)[0]
     return text.write_function(program, rng, style, sloppy=rng.random() < SLOPPY)
 
 
 # ---- the registers of an instruction ---------------------------------------------------------------------------------
 def say(register: str, program: Program, rng: random.Random) -> str:
     """The opening of a register of `grammar.yaml`, and in its words what the program does."""
-    opening = rng.choice(GRAMMAR["registers"][register]["openings"])
-    template = GRAMMAR["registers"][register]["text"]
-    facts = {"opening": opening, "program": program, "source": program.source}
-    if "{steps}" in template:
+    words = GRAMMAR["registers"][register]
+    facts = {"opening": rng.choice(words["openings"]), "program": program, "source": program.source}
+    # Only what is said is drawn: another draw would be other rows from there on.
+    if "{steps}" in words["text"]:
         facts["steps"] = text.sequence_phrase(program, rng)
-    if "{doc}" in template:
+    if "{doc}" in words["text"]:
         facts["doc"] = text.docstring(program, rng)
-    return template.format(**facts, noun=text.noun_phrase(program))
+    return words["text"].format(**facts, noun=text.noun_phrase(program))
 
 
 say_plainly = partial(say, "plain")
@@ -204,7 +202,7 @@ def explained_code(rng: random.Random) -> str:
     """A function that says what it does: in its docstring, or in a comment above it, with its name or without."""
     program = sample_program(rng, rng.choices((1, 2, 3), (50, 35, 15))[0])
     doc = text.docstring(program, rng)
-    style = rng.choices(STYLES, STYLE_WEIGHTS)[0]
+    style = rng.choices(list(text.STYLES), STYLE_WEIGHTS)[0]
     form = rng.random()
     if form < 0.4:
         return text.write_function(program, rng, style, doc=doc)

@@ -4,9 +4,6 @@ An `Operation` knows how it is said (imperative phrases and a noun phrase) and h
 `grammar.yaml` beside this file has all of them. A `Program` is a source (what the function receives), a chain of
 operations and the constants they need; from it come instructions, docstrings, code in several styles, and test inputs.
 Complexity is real: the number of chained steps is what makes a row hard.
-
-Benchmark chains never occur in training text: `is_held_out` sends one chain in six, by a hash of its operation names
-alone, to the benchmark.
 """
 
 import hashlib
@@ -18,7 +15,8 @@ from typing import Any
 
 import yaml
 
-HOLD_OUT_EVERY = 6  # one operation chain in six belongs to the benchmark
+# One chain in six, by a hash of its operation names alone, belongs to the benchmark and occurs in no training text.
+HOLD_OUT_EVERY = 6
 # Written alike for integers and words, so they count as one in the hold-out; so do those with the prefix "words_".
 TWINS = {"alphabetical": "ascending"}
 
@@ -75,10 +73,8 @@ def read_grammar() -> dict[str, Any]:
     text = Path(__file__).with_name("grammar.yaml").read_text(encoding="utf-8")
     # 600 lines take PyYAML's parser in C 14 ms and the one in Python 90 ms; not every build of PyYAML has the former.
     grammar = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    operations = []
-    for row in grammar["operations"]:
-        # An operation of no family is one of its own.
-        operations.append(Operation(**{"gives": row["takes"], "family": row["name"], **row}))
+    # An operation of no family is one of its own.
+    operations = [Operation(**{"gives": row["takes"], "family": row["name"], **row}) for row in grammar["operations"]]
     sources = [Source(**row) for row in grammar["sources"]]
     return {**grammar, "operations": operations, "sources": sources}
 

@@ -47,9 +47,9 @@ def segment_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention inside each sample of packed rows; the signature is that of transformers' AttentionInterface.
 
-    `query` is (rows, heads, length, head_dim), `key` and `value` may have fewer heads (grouped-query attention). The
-    samples come from the keyword `segments` (as `segment_bounds` returns them) or else from `position_ids`. Returns
-    (rows, length, heads, head_dim) and None. Raises ModelError for anything it would compute wrongly.
+    `query` is (rows, heads, length, head_dim), `key` and `value` may have fewer heads. The samples come from `segments`
+    (as `segment_bounds` returns them) or else from `position_ids`. Returns (rows, length, heads, head_dim) and None.
+    Raises ModelError for anything it would compute wrongly.
     """
     problem = None
     if attention_mask is not None:

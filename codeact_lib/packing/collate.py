@@ -93,12 +93,12 @@ class DynamicPackCollator:
                 positions[r, start:] = np.arange(width - start)
             if not one_sample_a_row:
                 positions[r, end:] = np.arange(width - end)
-        batch = {"input_ids": ids, "labels": labels}
+        batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
         if self.isolate:
-            batch["position_ids"] = positions
+            batch["position_ids"] = torch.from_numpy(positions)
         else:
-            batch["attention_mask"] = attended
-        return {name: torch.from_numpy(values) for name, values in batch.items()}
+            batch["attention_mask"] = torch.from_numpy(attended)
+        return batch
 
 
 # ---- accounting ----------------------------------------------------------------------------------------------------
@@ -110,10 +110,9 @@ def padding_report(
     *,
     accumulation_steps: int | None = None,
 ) -> pd.DataFrame:
-    """Account for what each strategy makes of a data set, samples taken in the order given.
+    """Account for what each strategy makes of a data set, samples in the order given: a pandas frame of the strategies.
 
-    Batches of `batch_size` are packed by themselves; with `accumulation_steps`, so many of them are packed together
-    (`plan_micro_batches`). Returns a pandas frame, one row per strategy.
+    Batches of `batch_size` are packed by themselves; with `accumulation_steps`, so many of them are packed together.
     """
     import pandas as pd
 

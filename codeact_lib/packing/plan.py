@@ -8,10 +8,9 @@ model length of 16 (the example of the paper's figure) can be laid out as
     dynamic_pack   3 rows of 13 = 39 slots     ascending lengths, next-fit: [3 4 5] [6 7] [11]
     balanced_pack  3 rows of 13 = 39 slots     fewest rows, then the shortest longest row
     flat           1 row  of 36 = 36 slots     one row, no padding at all
-
-The samples of an optimizer step never change, only the rectangle they fill: the schedule, the number of steps and, with
-`isolate=True`, the loss and the gradient are those of unpacked training.
 """
+# The samples of an optimizer step never change, only the rectangle they fill: the schedule, the number of steps and,
+# with `isolate=True`, the loss and the gradient are those of unpacked training.
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
@@ -101,7 +100,7 @@ def check_lengths(lengths: list[int], max_length: int | None) -> None:
 
 
 def _tokens(row: Iterable[int], lengths: Sequence[int]) -> int:
-    return sum(lengths[i] for i in row)
+    return sum(map(lengths.__getitem__, row))
 
 
 def _longest(rows: Rows, lengths: Sequence[int]) -> int:
@@ -244,7 +243,7 @@ def plan_micro_batches(
     if batch_size is not None:
         for start in range(0, len(lengths), batch_size):
             rows = plan_rows(lengths[start : start + batch_size], max_length, strategy)
-            plans.append([[start + i for i in row] for row in rows])
+            plans.append([list(map(start.__add__, row)) for row in rows])
     elif lengths:
         plans = pack_window(lengths, max_length, strategy, tokens_per_micro_batch or 2 * max_length, ranks)
     while len(plans) % ranks:

@@ -71,14 +71,15 @@ class TrainSettings:
         return {name: getattr(self, name) for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")}
 
 
+ARGUMENTS = inspect.signature(TrainingArguments).parameters.keys()
 # What a profile gives under the same name as fine_tune or TrainingArguments; the seed is that of a run.
-KNOWN = {field.name for field in fields(TrainSettings)} | inspect.signature(TrainingArguments).parameters.keys()
-PROFILE_KEYS = [name for name in Profile.model_fields if name in KNOWN - {"seed", "training_arguments"}]
+TAKEN = {field.name for field in fields(TrainSettings)} | ARGUMENTS - {"seed"}
+PROFILE_KEYS = [name for name in Profile.model_fields if name in TAKEN - {"training_arguments"}]
 
 
 def make_arguments(folder: str | Path, given: Mapping[str, Any]) -> TrainingArguments:
     """`TrainingArguments` from the keywords of a profile; ProfileError for an unknown or impossible one."""
-    unknown = sorted(given.keys() - inspect.signature(TrainingArguments).parameters.keys())
+    unknown = sorted(given.keys() - ARGUMENTS)
     if unknown:
         raise ProfileError(f"unknown training argument {', '.join(unknown)}: use the names of TrainingArguments")
     device = compute_device().type
