@@ -14,8 +14,7 @@ import torch
 from conftest import REPO, held_elsewhere
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from tokenizers import decoders as tokenizer_decoders
+from tokenizers import processors
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     Gemma2Config,
@@ -35,6 +34,7 @@ from codeact_lib.ifd.launch import score_in_processes
 from codeact_lib.ifd.nll import plan_batches, score_batches
 from codeact_lib.ifd.resume import scoring_seconds
 from codeact_lib.ifd.score import IFD_COLUMNS, ifd_from_nll, score_ifd, scorer_agreement
+from codeact_lib.mini.tokenizer import byte_level_bpe
 from codeact_lib.modeling.load import load_base_model
 from codeact_lib.modeling.loss import LOGIT_BLOCK, token_losses
 from codeact_lib.prompts import TEMPLATES
@@ -56,13 +56,8 @@ EXAMPLES = [
 
 def make_tokenizer(bos=True, eos=True):
     """A byte-level BPE tokenizer without padding token; with BOS it puts it in front of every text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizer_decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
     texts = [TEMPLATE.prompt(row["instruction"]) + row["response"] for row in EXAMPLES]
-    tokenizer.train_from_iterator(texts + ["Question:\n\nAnswer:\n\n\n    return"] * 5, trainer)
+    tokenizer = byte_level_bpe(texts + ["Question:\n\nAnswer:\n\n\n    return"] * 5, 330, ["<s>", "</s>"])
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     names = {**({"bos_token": "<s>"} if bos else {}), **({"eos_token": "</s>"} if eos else {})}
