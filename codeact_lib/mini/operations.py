@@ -11,7 +11,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -68,20 +67,12 @@ class Source:
     weight: int  # how often a program draws it
 
 
-def read_grammar() -> dict[str, Any]:
-    """The content of `grammar.yaml`, its operations and sources as records."""
-    text = Path(__file__).with_name("grammar.yaml").read_text(encoding="utf-8")
-    # 600 lines take PyYAML's parser in C 14 ms and the one in Python 90 ms; not every build of PyYAML has the former.
-    grammar = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    # An operation of no family is one of its own.
-    operations = [Operation(**{"gives": row["takes"], "family": row["name"], **row}) for row in grammar["operations"]]
-    sources = [Source(**row) for row in grammar["sources"]]
-    return {**grammar, "operations": operations, "sources": sources}
-
-
-GRAMMAR = read_grammar()
-OPERATIONS: list[Operation] = GRAMMAR["operations"]
-SOURCES: list[Source] = GRAMMAR["sources"]
+# 600 lines take PyYAML's parser in C 14 ms and the one in Python 90 ms; not every build of PyYAML has the former.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+GRAMMAR = yaml.load(Path(__file__).with_name("grammar.yaml").read_text(encoding="utf-8"), Loader=_LOADER)
+# An operation of no family is one of its own.
+OPERATIONS = [Operation(**{"gives": row["takes"], "family": row["name"], **row}) for row in GRAMMAR["operations"]]
+SOURCES = [Source(**row) for row in GRAMMAR["sources"]]
 
 
 @dataclass(frozen=True)
