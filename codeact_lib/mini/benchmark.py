@@ -1,5 +1,6 @@
 """The held-out benchmark of the mini profile, in EvalPlus's schema: 160 HumanEval-like and 160 MBPP-like tasks."""
 
+import json
 import random
 from typing import Any
 
@@ -114,22 +115,7 @@ def example_input(source: str, rng: random.Random, size: int | None = None) -> A
 
 
 def edge_inputs(source: str, rng: random.Random) -> list[Any]:
-    """Arguments on which careless code fails."""
+    """Arguments on which careless code fails: those of `grammar.yaml`, its three place holders filled with words."""
     word, other = rng.sample(VOCABULARY, 2)
-    ints = [[], [0], [-7], [5, 5, 5, 5], [0, 0, -1], list(range(-6, 7)), [4, 4, 4, -4, -4, -4], [100, -100, 99, 98]]
-    words = [[], [""], [word], [word] * 3, ["", word, "a"], ["A", "B", word.upper()], [word, other, word, other]]
-    found: dict[str, list[Any]] = {
-        "ints": ints,
-        "words": [*words, ["zz", "z", ""]],
-        "text": ["", " ", word, f"{word} {word}", f"  {word}  {other} ", word.upper(), "a b c d e"],
-        "digits": [0, 1, 9, 10, 11111, 90909, 1234567890],
-        "dict_values": [
-            {},
-            {word: 0},
-            {word: -3, other: -3},
-            {word: 5, other: 5, "a": 5},
-            {"a": 100, "b": -100, "c": 1},
-        ],
-        "dict_keys": [{}, {word: 0}, {"": 1}, {word: 1, word.upper(): 2, "a": 3}, {other: 0, word: 0, "zz": 0}],
-    }
-    return found[source]
+    values = json.dumps(GRAMMAR["edge_inputs"][source])
+    return json.loads(values.replace("LOUD", word.upper()).replace("WORD", word).replace("OTHER", other))
