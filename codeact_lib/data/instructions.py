@@ -12,6 +12,7 @@ import csv
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -49,7 +50,7 @@ class ValidationReport:
 
     def counts(self) -> dict[str, int]:
         """Number of dropped rows by kind of reason: `{"empty": 2}`."""
-        return self.dropped["reason"].str.partition(":")[0].value_counts(sort=False).to_dict()
+        return dict(Counter(reason.partition(":")[0] for reason in self.dropped["reason"]))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but `rows` as plain JSON values, the dropped rows included."""
