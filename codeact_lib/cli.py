@@ -226,7 +226,7 @@ def merge_adapter(
     traceback: Traceback = False,
 ) -> None:
     """Join a LoRA or QLoRA adapter with its base model; the logits before and after are compared."""
-    error = _load("training.merge").merge_adapter(adapter, output, tuning=tuning or None)
+    error = _load("training.checkpoints").merge_adapter(adapter, output, tuning=tuning or None)
     _say(f"merged model written to {output}; its logits differ by at most {error:.1e} of the largest")
 
 

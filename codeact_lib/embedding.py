@@ -10,6 +10,7 @@ the instruction is embedded; the response plays no part.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -135,9 +136,8 @@ def load_embedder(name: str | SentenceTransformer) -> SentenceTransformer:
         )
     except (OSError, ValueError, ModelError) as error:
         cause = error if isinstance(error, ModelError) else hub_error(error, path, revision, "embedding model")
-        raise ModelError(
-            f"{cause}. Without a network: {', '.join(PACKAGED_MODELS)}, installed as a package."
-        ) from error
+        offline = f"Without a network: {', '.join(PACKAGED_MODELS)}, installed as a package."
+        raise ModelError(f"{cause}. {offline}") from error
 
 
 def packaged_folder(name: str) -> Path:
@@ -154,13 +154,9 @@ def embed_instructions(
 ) -> np.ndarray:
     """Embed n texts: (n, d) float32, every row of length 1, so a dot product is a cosine.
 
-    A UserWarning says which share of them is longer than the model reads; `count_truncated` gives the number.
-
-    Args:
-        model: a name for `load_embedder`, or what it returned.
-        batch_size: texts at a time; speed and memory only.
-        shard_dir: folder for one file per `SHARD_ROWS` texts: a second call with the same texts and model reads what
-            is there and embeds what is missing.
+    A UserWarning says which share of them is longer than the model reads. `model` is a name for `load_embedder`, or
+    what it returned; `batch_size` decides speed and memory only. `shard_dir` keeps a file per `SHARD_ROWS` texts: a
+    second call with the same texts and model reads what is there and embeds what is missing.
     """
     embedder = load_embedder(model)
     texts = list(texts)
@@ -184,11 +180,16 @@ def _embed(texts: list[str], embedder: SentenceTransformer, batch_size: int, sha
 
     if shard_dir is None:
         return encode(texts)
+    # Another model differs in the shape of a parameter or in its first values.
+    words = [str(embedder.max_seq_length)]
+    for name, parameter in embedder.named_parameters():
+        start = parameter.detach().flatten()[:64].float().cpu().numpy()
+        words.append(f"{name} {list(start.shape)} {start.tobytes().hex()}")
+    of_model = hashlib.sha256(" ".join(words).encode())
     # Not JSONL, as the scores have: a vector of 384 numbers is 1.5 KB in a file of numpy's and 8 KB as text.
-    of_model = hashlib.sha256(_fingerprint(embedder))
     found = []
-    for start in range(0, len(texts), SHARD_ROWS):
-        part = texts[start : start + SHARD_ROWS]
+    for first in range(0, len(texts), SHARD_ROWS):
+        part = texts[first : first + SHARD_ROWS]
         digest = of_model.copy()
         for text in part:
             digest.update(hashlib.sha256(text.encode()).digest())
@@ -200,20 +201,9 @@ def _embed(texts: list[str], embedder: SentenceTransformer, batch_size: int, sha
     return np.concatenate(found)
 
 
-def _fingerprint(embedder: SentenceTransformer) -> bytes:
-    """Bytes that differ for another model: the shape of every parameter and the first values of it."""
-    words = [str(embedder.max_seq_length)]
-    for name, parameter in embedder.named_parameters():
-        start = parameter.detach().flatten()[:64].float().cpu().numpy()
-        words.append(f"{name} {list(start.shape)} {start.tobytes().hex()}")
-    return " ".join(words).encode()
-
-
 def count_truncated(texts: Iterable[str], embedder: SentenceTransformer) -> int:
     """Number of texts longer than `embedder.max_seq_length` tokens, of which the model reads the beginning only."""
-    limit = embedder.max_seq_length
-    if limit is None:
-        return 0
+    limit = embedder.max_seq_length or math.inf
     # A token holds at least one character, so only texts with that many can be too long: the others need no tokenizer.
     long = [text for text in texts if len(text) + 2 > limit]
     if not long:
@@ -254,13 +244,13 @@ def cluster_embeddings(
     with threadpool_limits(limits=1):
         labels = kmeans.fit_predict(embeddings).astype(np.int64)
         silhouette = _silhouette(embeddings, labels, random_state)
-    diagnostics: ClusterDiagnostics = {
-        "sizes": np.bincount(labels, minlength=n_clusters).tolist(),
-        "silhouette": silhouette,
-        "inertia": float(kmeans.inertia_),
-        "algorithm": type(kmeans).__name__,
-        "n_iter": int(kmeans.n_iter_),
-    }
+    diagnostics = ClusterDiagnostics(
+        sizes=np.bincount(labels, minlength=n_clusters).tolist(),
+        silhouette=silhouette,
+        inertia=float(kmeans.inertia_),
+        algorithm=type(kmeans).__name__,
+        n_iter=int(kmeans.n_iter_),
+    )
     return Clustering(labels, kmeans.cluster_centers_.astype(np.float32), diagnostics)
 
 

@@ -35,3 +35,8 @@ def require_package(package: str, extra: str) -> None:
     """`CodeActError` naming the extra to install where `package`, which only some uses need, is not there."""
     if find_spec(package) is None:
         raise CodeActError(f"This needs {package}, which is not installed: pip install 'codeact-lib[{extra}]'.")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line; the name of its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

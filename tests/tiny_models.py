@@ -4,19 +4,15 @@ import json
 import shutil
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM as Auto
 from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+
+from codeact_lib.mini.tokenizer import byte_level_bpe
 
 
 def tiny_tokenizer(**special):
     """A byte-level BPE with a few merges; `special` overrides bos_token, eos_token or pad_token (None for without)."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>", "<pad>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(["def add(x):\n    return x + 1\n"] * 3, trainer)
+    tokenizer = byte_level_bpe(["def add(x):\n    return x + 1\n"] * 3, 300, ["<s>", "</s>", "<pad>"])
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", **special}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens)
 

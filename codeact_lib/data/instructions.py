@@ -1,13 +1,12 @@
 """Instruction sets in one schema, and what had to be left out of them.
 
-    examples, report = load_instructions("my.jsonl", instruction_column="problem", response_column="solution")
-    examples                  # frame: example_id, instruction, response, dataset
-    print(report)             # my.jsonl: 3,983 rows read, 3,981 usable; dropped: 2 empty
-    report.dropped            # frame: file, row, reason; one line for each row that was left out
-
-Nothing is repaired, guessed or cut here, and no row vanishes: it is dropped, and its row number and reason are kept; or
-it is an error, where the caller wants to hear of it at once.
+examples, report = load_instructions("my.jsonl", instruction_column="problem", response_column="solution")
+examples                  # frame: example_id, instruction, response, dataset
+print(report)             # my.jsonl: 3,983 rows read, 3,981 usable; dropped: 2 empty
+report.dropped            # frame: file, row, reason; one line for each row that was left out
 """
+# Nothing is repaired, guessed or cut here, and no row vanishes: it is dropped, and its row number and reason are kept;
+# or it is an error, where the caller wants to hear of it at once.
 
 import csv
 import json
@@ -51,7 +50,7 @@ class ValidationReport:
 
     def counts(self) -> dict[str, int]:
         """Number of dropped rows by kind of reason: `{"empty": 2}`."""
-        return dict(Counter(_kind(reason) for reason in self.dropped["reason"]))
+        return dict(Counter(reason.partition(":")[0] for reason in self.dropped["reason"]))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but `rows` as plain JSON values, the dropped rows included."""
@@ -61,10 +60,6 @@ class ValidationReport:
     def __str__(self) -> str:
         reasons = ", ".join(f"{count:,} {kind}" for kind, count in self.counts().items())
         return f"{self.source}: {self.n_read:,} rows read, {self.n_usable:,} usable; dropped: {reasons or 'none'}"
-
-
-def _kind(reason: str) -> str:
-    return reason.partition(":")[0]
 
 
 def load_instructions(
@@ -89,21 +84,16 @@ def load_instructions(
         path: a built-in set (`mini-evol`, `mini-oss`), a file (.jsonl, .json with a list, .parquet, .csv), or the
             id of a hub data set.
         dataset: name written into the `dataset` column and the ids; by default the last part of `path`.
-        revision, split: commit and split of a hub data set.
         instruction_column, response_column, input_column, messages_column: see `rows.Columns`.
         limit: keep the first `limit` usable rows.
         max_characters: drop a row whose two texts together are longer.
         drop_duplicates: drop a row whose two texts, blanks at the ends aside, equal those of an earlier one.
-        near_duplicates: drop a row that has at least this share of its five-token sequences in common with an earlier
-            one, see `overlap.NearDuplicates`. About a millisecond a row.
+        near_duplicates: drop a row that has this share in common with an earlier one, see `overlap.NearDuplicates`.
         invalid_rows: "drop" leaves out and reports a row that cannot be used, "error" raises for the first such row.
 
-    Returns:
-        A frame `example_id, instruction, response, dataset` in the order of the source, and a report. `example_id` is
-        `<dataset>-<row>`, so an id leads back to its row; where every row has an `example_id` of its own, that is kept.
-
-    Raises:
-        DataError: the source is missing, unreadable, or holds no usable row; or see `invalid_rows`.
+    Returns a frame `example_id, instruction, response, dataset` in the order of the source, and a report. `example_id`
+    is `<dataset>-<row>`, so an id leads back to its row; where every row has one of its own, that is kept. Raises
+    DataError when the source is missing, unreadable, or holds no usable row.
     """
     source = Path(path).name if _is_file(path) else str(path)
     dataset = dataset or Path(path).stem
@@ -147,10 +137,7 @@ def load_instructions(
 
 
 def columns_of(path: str | Path, revision: str | None = None) -> Columns:
-    """The `Columns` that the keys of the first readable row suggest.
-
-    Raises DataError with the keys, where they are none of the usual.
-    """
+    """The `Columns` that the keys of the first readable row suggest; DataError, where they are none of the usual."""
     first = next((row for _, row in islice(read_rows(path, revision), 100) if isinstance(row, dict)), {})
     if not first:
         raise DataError(f"{path} holds no row with named columns: each needs an instruction and a response.")
@@ -171,12 +158,12 @@ def _checked_texts(row: Any, columns: Columns, max_characters: int | None) -> tu
     if not isinstance(row, dict):
         raise Unusable(f"not an object: {type(row).__name__}")
     texts = row_texts(row, columns)
-    names = [columns.messages or columns.instruction, columns.messages or columns.response]
-    for name, text in zip(names, texts, strict=True):
+    for column, text in zip((columns.instruction, columns.response), texts, strict=True):
+        name = columns.messages or column
         if _UNDECODED.search(text):
             raise Unusable(f"not UTF-8: {name}")
+        # JSON can write one, no tokenizer and no UTF-8 file takes it.
         if _SURROGATE.search(text):
-            # JSON can write one, no tokenizer and no UTF-8 file takes it.
             raise Unusable(f"not text: {name} holds half a surrogate pair")
     length = sum(map(len, texts))
     if max_characters is not None and length > max_characters:
@@ -189,9 +176,7 @@ def _check_rows(
 ) -> None:
     """DataError where no row can be used, or where one cannot and the caller wants to hear of it at once."""
     if not usable and not dropped:
-        raise DataError(
-            f"{path} holds no rows. An instruction set needs at least one row with an instruction and a response."
-        )
+        raise DataError(f"{path} holds no rows. An instruction set needs one with an instruction and a response.")
     if not usable:
         problem = f"the first problem is in row {dropped[0]['row']}: {dropped[0]['reason']}."
         if keys:
@@ -199,7 +184,7 @@ def _check_rows(
             problem += "set instruction_column and response_column."
         raise DataError(f"{path} holds no usable row in {len(dropped):,}; {problem}")
     # A repeated row is left out too, but nothing is wrong with it.
-    invalid = [each for each in dropped if _kind(each["reason"]) not in ("duplicate", "near duplicate")]
+    invalid = [each for each in dropped if not each["reason"].startswith(("duplicate:", "near duplicate:"))]
     if invalid and invalid_rows == "error":
         others = f" ({len(invalid) - 1:,} more rows cannot be used either)" if len(invalid) > 1 else ""
         raise DataError(
@@ -214,9 +199,9 @@ def _is_file(path: str | Path) -> bool:
 
 
 def read_rows(path: str | Path, revision: str | None = None, split: str = "train") -> Iterator[tuple[int, Any]]:
-    """Pairs (row number from 1, row) of any source, as they come: a row is a dict if all is well, and may be anything.
+    """Pairs (row number from 1, row) of any source; DataError where the source as a whole cannot be read.
 
-    A row that cannot be decoded comes as an `Unusable`. Raises `DataError` where the source as a whole cannot be read.
+    A row is a dict if all is well, and may be anything; one that cannot be decoded comes as an `Unusable`.
     """
     if str(path) in MINI_DATASETS:
         yield from enumerate(build_corpus(str(path)).to_dict("records"), 1)
@@ -238,7 +223,8 @@ def read_rows(path: str | Path, revision: str | None = None, split: str = "train
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    """One row a line; blank lines are skipped but counted, a line that is not JSON is a row that will be reported."""
+    # Blank lines are skipped but counted, so that a row's number is that of its line. Bytes, because a line that is not
+    # UTF-8 must not end the reading of those after it.
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -254,7 +240,6 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
-    """A list of objects."""
     # Bytes that are not UTF-8 become surrogates, and so spoil the row that holds them, not the file.
     try:
         rows = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
@@ -266,7 +251,7 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows under the header's names, all fields as text: the word "None" or "NA" is a fine answer."""
+    # All fields stay text, which pandas' reader would not leave them: the word "None" or "NA" is a fine answer.
     # The default, 131,072 characters a field, is an error in mid-file.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -284,14 +269,15 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
 def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet
 
+    # Batch by batch, so that a large file never stands in memory whole.
     with pyarrow.parquet.ParquetFile(path) as file:
-        # Batch by batch, so that a large file never stands in memory whole.
         yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(4096)), 1)
 
 
 def _read_hub(path: str, revision: str | None, split: str) -> Iterable[dict[str, Any]]:
     import datasets
 
+    # A commit, not a branch: two stages of one run must not read two versions of a set.
     commit = pinned_revision(path, revision, "dataset")
     try:
         return datasets.load_dataset(path, revision=commit, split=split)

@@ -4,9 +4,10 @@ Whatever a row looks like, CodeACT scores one instruction and one response of it
 
 - columns: the two texts as they are;
 - Alpaca: where ``input`` holds text, the instruction is ``instruction``, a line break, ``input`` (as in LLaMA-Factory);
-- chat: the first message of the user and the assistant's message right after it. System messages and later turns
-  are not scored; they stay in the row and in what is exported.
+- chat: the first message of the user and the assistant's message right after it.
 """
+# System messages and later turns are not scored, because IFD is defined for one question and its answer; they stay in
+# the row and in what is exported.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

@@ -1,8 +1,4 @@
-"""Score rows by one process or by several that share them.
-
-    scores = score_rows(examples, "deepseek-ai/deepseek-coder-1.3b-base", "deepseek-coder", shard_dir="ifd/shards")
-
-is what notebook 02 and `codeact select` call: one process for each GPU. From the shell
+"""Score rows by one process or by several that share them: `score_rows`, or from the shell
 
     torchrun --nproc-per-node 8 -m codeact_lib.ifd data.jsonl --model deepseek-ai/deepseek-coder-6.7b-base \\
         --template deepseek-coder --max-length 2048 --dtype bfloat16 --shards ifd/shards --out ifd.parquet
@@ -46,15 +42,14 @@ def score_rows(
 ) -> pd.DataFrame:
     """Load a scorer and score every row: step 2 of CDAS, in notebook 02 and `codeact select`.
 
-    Args:
-        examples, template, shard_dir, preset, tokens_per_batch: see `score_ifd`.
-        model, revision, dtype: the scorer, as `load_base_model` takes it.
-        max_length: tokens of prompt and answer; None for `DEFAULT_MAX_LENGTH`, or what the model reads if that is less.
-        processes: None for one for each GPU, whose lines `say` takes; a model in 4 bits is scored by this one alone.
-        loaded: the scorer, where the caller has it in memory.
+    The options are those of `score_ifd`, and of `load_base_model` for the scorer. Besides,
+
+    - `max_length` None is `DEFAULT_MAX_LENGTH`, or what the model reads if that is less;
+    - `processes` None is one for each GPU, whose lines `say` takes; a model in 4 bits is scored by this one alone;
+    - `loaded` is the scorer, where the caller has it in memory.
     """
     tokenizer = load_tokenizer(model, revision=revision)
-    scorer = load_base_model(model, revision=revision, dtype=dtype) if loaded is None else loaded
+    scorer = loaded or load_base_model(model, revision=revision, dtype=dtype)
     if max_length is None:
         # Some architectures have no such limit, and no such key.
         window = getattr(scorer.config, "max_position_embeddings", None)
@@ -73,10 +68,9 @@ def score_rows(
 
 
 def score_in_processes(arguments: Mapping[str, Any], n_processes: int, say: Callable[[str], object]) -> None:
-    """Run `python -m codeact_lib.ifd` in processes launched by torchrun; what they leave are the shards.
+    """Run `python -m codeact_lib.ifd` with these options in processes launched by torchrun; they leave the shards.
 
-    `arguments`: the command's own, by name. `say` gets the lines that tell how far it is. Raises ModelError with the
-    first error that was printed.
+    `say` gets the lines that tell how far it is. Raises ModelError with the first error that was printed.
     """
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
     command += ["-m", "codeact_lib.ifd", str(arguments["data"]), f"--parent={os.getpid()}"]

@@ -3,8 +3,8 @@
     sums = sum_nll(model, [Sequence(0, "direct", ids, start), ...], ...)   # nats, one float a sequence
 
 A batch of one leaves most of a machine idle, and logits at every position are most of the memory. So sequences are
-sorted by length and cut into batches, the head works at scored positions only (`modeling.loss.head_loss`), a batch that
-does not fit in memory is halved, and processes that `torchrun` or `accelerate` started share the batches.
+sorted by length and cut into batches, the head works at scored positions only, a batch that does not fit in memory is
+halved, and processes that `torchrun` or `accelerate` started share the batches.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from codeact_lib.ifd.resume import Key, SumShards
 from codeact_lib.measure import unless_out_of_memory
-from codeact_lib.modeling.loss import causal_lm, head_loss
+from codeact_lib.modeling.loss import causal_lm, token_losses
 from codeact_lib.processes import Progress
 
 if TYPE_CHECKING:  # only processes that were launched together need it
@@ -75,7 +75,9 @@ def sum_nll(
     team = _launched_processes(core)
     rank, n_processes = (team.process_index, team.num_processes) if team else (0, 1)
     say = print if progress and rank == 0 else None
-    sums: dict[Key, float | None] = dict(shards.read()) if shards else {}
+    sums: dict[Key, float | None] = {}
+    if shards:
+        sums |= shards.read()
     if team:
         team.wait_for_everyone()  # nobody appends before all have read: they must agree on what is left
     with _inference(core):
@@ -157,8 +159,8 @@ def score_batches(
 ) -> Iterator[tuple[list[Sequence], list[float] | list[None]]]:
     """Yield (batch, sums) of every batch, in halves where memory does not suffice.
 
-    `score` returns the sums of a batch, or raises what PyTorch raises when memory is out. Then half as many slots are
-    the most that is tried from there on, until a single sequence fails: its sum is None.
+    Once PyTorch says that memory is out, half as many slots are the most that is tried from there on, until a single
+    sequence fails: its sum is None.
     """
     waiting = deque(batches)
     limit = float("inf")
@@ -168,10 +170,8 @@ def score_batches(
         sums = None
         if slots <= limit or len(batch) == 1:
             sums = unless_out_of_memory(score, batch)
-        if sums is not None:
-            yield batch, sums
-        elif len(batch) == 1:
-            yield batch, [None]
+        if sums is not None or len(batch) == 1:
+            yield batch, sums or [None]
         else:
             limit = min(limit, max(slots // 2, 1))
             half = len(batch) // 2
@@ -192,7 +192,7 @@ def _forward_nll(core: PreTrainedModel, batch: list[Sequence], plain_head: bool)
     ids = torch.from_numpy(padded).to(_device(core))
     if plain_head:
         hidden = core.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[row, position]
-        losses = head_loss(hidden, core.get_output_embeddings(), target.to(hidden.device), reduction="none")
+        losses = token_losses(hidden, core.get_output_embeddings(), target.to(hidden.device))
     else:
         logits = core(input_ids=ids, use_cache=False).logits[row, position]
         losses = F.cross_entropy(logits.float(), target.to(logits.device), reduction="none")

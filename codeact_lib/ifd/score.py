@@ -28,7 +28,6 @@ from codeact_lib.prompts import TEMPLATES, PromptTemplate, encode, get_template,
 from codeact_lib.sampling import USABLE
 
 IFD_COLUMNS = ["example_id", "n_response_tokens", "nll_conditioned", "nll_direct", "ifd", "status"]
-PRESETS = ("corrected", "authors")
 
 Rows: TypeAlias = "pd.DataFrame | Iterable[Mapping[str, Any]]"
 
@@ -69,22 +68,19 @@ def score_ifd(
         model, tokenizer: a causal language model, on whatever device and in whatever precision, with or without
             adapters. NLLs are computed in float32 and added up in float64; no padding token is needed.
         examples: frame or list of dicts with `example_id, instruction, response`; the ids must differ.
-        template: name in `prompts.TEMPLATES` or a `PromptTemplate`; not used by `preset="authors"`.
+        template: not used by `preset="authors"`.
         max_length: tokens of prompt and answer together; a longer answer is cut (status `truncated`).
-        preset: `corrected` or `authors`, see `_corrected_passes` and `_authors_passes`.
-        tokens_per_batch: slots of a batch, padding included; None for what suits the device. Speed and memory only: no
-            score depends on it.
+        preset: `corrected` or `authors`, see `corrected_passes` and `authors_passes`.
+        tokens_per_batch: slots of a batch, None for what suits the device. No score depends on it.
         shard_dir: folder for the append-only files. A second call with the same model and texts reads them and scores
-            only what is missing; other models and changed texts in the same folder do no harm. In processes that
-            torchrun or accelerate launched together, each makes this call, scores its share, and returns all rows.
+            only what is missing; other models and changed texts in the same folder do no harm.
         progress: say every 5 seconds how far it is.
 
     Returns:
-        Frame `example_id, n_response_tokens, nll_conditioned, nll_direct, ifd, status` in the order of `examples`.
-        NLLs are sums over `n_response_tokens`. Status: `ok`, `truncated`, `prompt_too_long` (no room for an answer
-        token), `empty` (no text on one side), `oom` (one row alone does not fit in memory; tried again on the next
-        call), `nan`. The last four have IFD NaN; in `authors` they have 0, except `empty`, which that code drops
-        beforehand.
+        Frame of `IFD_COLUMNS` in the order of `examples`. NLLs are sums over `n_response_tokens`. Status: `ok`,
+        `truncated`, `prompt_too_long` (no room for an answer token), `empty` (no text on one side), `oom` (one row
+        alone does not fit in memory; tried again on the next call), `nan`. The last four have IFD NaN; in `authors`
+        they have 0, except `empty`, which that code drops beforehand.
 
     Raises:
         DataError: a missing column, a repeated id. ModelError: a tokenizer without any start token.
@@ -92,13 +88,12 @@ def score_ifd(
     rows = _checked_rows(examples)
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
-    to_passes = _authors_passes if preset == "authors" else _corrected_passes
     statuses = []
     sequences = []
     for i, row in enumerate(rows):
         passes = _Passes("empty")
         if isinstance(row["instruction"], str) and isinstance(row["response"], str):
-            passes = to_passes(tokenizer, template, row["instruction"], row["response"], max_length)
+            passes = PRESETS[preset](tokenizer, template, row["instruction"], row["response"], max_length)
         statuses.append(passes.status)
         if passes.conditioned:
             ids = np.array(passes.conditioned, np.int32)
@@ -126,8 +121,8 @@ def scorer_agreement(
 ) -> Agreement:
     """How far the scores of one model can stand for those of another, on examples that both have scored.
 
-    `scores, reference`: frames of `score_ifd` over the same examples in the same order, else DataError. `choose` takes
-    such a frame and gives the numbers of the rows chosen: `lambda frame: ifd_sample(frame["ifd"], 0.4)`.
+    Both frames are of `score_ifd` over the same examples in the same order, else DataError. `choose` takes such a frame
+    and gives the numbers of the rows chosen: `lambda frame: ifd_sample(frame["ifd"], 0.4)`.
     """
     # A model of 1B scores five times as fast as one of 7B. Whether it chooses the same rows is a question of the data
     # and the two models, so a sample is scored with both.
@@ -157,9 +152,9 @@ def _checked_rows(examples: Rows) -> list[Mapping[Any, Any]]:
     rows = list(examples)
     seen = set()
     for number, row in enumerate(rows):
-        missing = [key for key in ("example_id", "instruction", "response") if key not in row]
-        if missing:
-            raise DataError(f"Example {number} has no {missing[0]!r}: load the set with data.load_instructions.")
+        for key in ("example_id", "instruction", "response"):
+            if key not in row:
+                raise DataError(f"Example {number} has no {key!r}: load the set with data.load_instructions.")
         if row["example_id"] in seen:
             raise DataError(f"Example {number} repeats the example_id {row['example_id']!r}: ids must differ.")
         seen.add(row["example_id"])
@@ -176,7 +171,7 @@ class _Passes(NamedTuple):
     direct: list[int] = []  # of which the first is not scored
 
 
-def _corrected_passes(
+def corrected_passes(
     tokenizer: Tokenizer, template: str | PromptTemplate, instruction: str, response: str, max_length: int
 ) -> _Passes:
     """The prompt of training, the answer tokenised alone, so that both passes score the same tokens; without an EOS."""
@@ -196,12 +191,11 @@ def _corrected_passes(
     room = max_length - len(prompt)
     if room <= 0:
         return _Passes("prompt_too_long")
-    status = "truncated" if len(answer) > room else "ok"
-    answer = answer[:room]
-    return _Passes(status, prompt + answer, len(prompt), [start, *answer])
+    cut = answer[:room]
+    return _Passes("ok" if cut == answer else "truncated", prompt + cut, len(prompt), [start, *cut])
 
 
-def _authors_passes(
+def authors_passes(
     tokenizer: Tokenizer, template: str | PromptTemplate, instruction: str, response: str, max_length: int
 ) -> _Passes:
     """What the authors' released code scores, with a prompt of its own (for comparison; docs/deviations.md)."""
@@ -224,6 +218,9 @@ def _authors_passes(
         return _Passes("nan")  # the mean over no token
     whole = tokenizer(prompt + response, verbose=False)["input_ids"]
     return _Passes("truncated" if len(whole) > max_length else "ok", joint, n_prompt, answer)
+
+
+PRESETS = {"corrected": corrected_passes, "authors": authors_passes}
 
 
 def _assemble(

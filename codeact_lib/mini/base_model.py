@@ -1,7 +1,6 @@
 """The base model of the mini profile: a 2-million-parameter Llama architecture, trained from scratch on generated code.
 
-As with the paper's models, the base model comes ready: it ships with the package. `codeact mini build-base` rebuilds
-it from the recipe below (38 minutes on one thread of a busy 2-core machine).
+It ships with the package, as the paper's models come ready. `codeact mini build-base` rebuilds it from this recipe.
 """
 
 import inspect
@@ -64,7 +63,8 @@ def document(recipe: Recipe, index: int) -> tuple[str, str]:
 
 # ---- tokenizer and model -------------------------------------------------------------------------------------------
 def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    """The tokenizer of the base model, with single digits, learnt from the first documents of the stream."""
+    """The tokenizer of the base model, learnt from the first documents of the stream."""
+    # With single digits: 1,536 entries leave no room for numbers, and a number in an example is copied digit by digit.
     documents = ("".join(document(recipe, i)) for i in range(recipe.tokenizer_documents))
     tokenizer = byte_level_bpe(documents, recipe.vocab_size, SPECIAL_TOKENS, single_digits=True)
     bos, eos, pad = SPECIAL_TOKENS
@@ -133,7 +133,8 @@ def build_base_model(output_dir: str | Path, *, steps: int | None = None) -> dic
         remove_unused_columns=False,
         disable_tqdm=False,
     )
-    # Every batch is packed with isolation, because the fine-tuning that follows must not be the first to be.
+    # 38 minutes on one thread of a busy 2-core machine. Every batch is packed with isolation, because the fine-tuning
+    # that follows must not be the first to be.
     collator = DynamicPackCollator(tokenizer, recipe.max_length, strategy="balanced_pack")
     documents = Documents(recipe, tokenizer)
     model = use_supervised_loss(new_model(recipe, tokenizer))
@@ -144,17 +145,16 @@ def build_base_model(output_dir: str | Path, *, steps: int | None = None) -> dic
     trainer.model.to(torch.bfloat16).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     write_json(output_dir / "recipe.json", facts)
+    rows = [f"| {name} | {value} |" for name, value in facts["recipe"].items()]
+    card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
     with atomic_write(output_dir / "README.md") as file:
-        file.write(card(facts))
+        file.write(card.format(**facts, rows="\n".join(rows)))
     return facts
 
 
 def facts_of(trainer: Trainer, recipe: Recipe, seconds: float) -> dict[str, Any]:
     """What recipe.json and the card say of a finished training."""
-    curve = []
-    for entry in trainer.state.log_history:
-        if "loss" in entry:
-            curve.append({"step": entry["step"], "loss": entry["loss"]})
+    curve = [{"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry]
     return {
         "recipe": asdict(recipe),
         "steps": trainer.state.global_step,
@@ -165,10 +165,3 @@ def facts_of(trainer: Trainer, recipe: Recipe, seconds: float) -> dict[str, Any]
         "threads": torch.get_num_threads(),
         "environment": environment_facts(),
     }
-
-
-def card(facts: dict[str, Any]) -> str:
-    """The model card: what it is, how it was made, on what it was measured."""
-    rows = [f"| {name} | {value} |" for name, value in facts["recipe"].items()]
-    text = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-    return text.format(**facts, rows="\n".join(rows))

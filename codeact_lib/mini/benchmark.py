@@ -1,10 +1,6 @@
-"""The held-out benchmark of the mini profile, in EvalPlus's schema: 160 HumanEval-like and 160 MBPP-like tasks.
+"""The held-out benchmark of the mini profile, in EvalPlus's schema: 160 HumanEval-like and 160 MBPP-like tasks."""
 
-Its operation chains occur in no training text (`is_held_out`). Every task has a few ordinary base inputs and many
-stricter plus inputs: empty and one-element collections, repeats, zeros, negatives, the empty string. Tasks whose
-results hardly depend on the input are left out.
-"""
-
+import json
 import random
 from typing import Any
 
@@ -14,6 +10,8 @@ from codeact_lib.mini.operations import GRAMMAR, Program, sample_program
 
 BENCHMARKS = ("mini-humaneval", "mini-mbpp")
 N_TASKS = 160
+# A task has a few ordinary inputs and, as in EvalPlus, many stricter ones: empty and one-element collections, repeats,
+# zeros, negatives, the empty string.
 N_BASE = 4
 N_PLUS = 28
 # Of one to four steps. The base model has seen one and two: most tasks ask for a little more than it can do.
@@ -117,22 +115,7 @@ def example_input(source: str, rng: random.Random, size: int | None = None) -> A
 
 
 def edge_inputs(source: str, rng: random.Random) -> list[Any]:
-    """Arguments on which careless code fails."""
+    """Arguments on which careless code fails: those of `grammar.yaml`, its three place holders filled with words."""
     word, other = rng.sample(VOCABULARY, 2)
-    ints = [[], [0], [-7], [5, 5, 5, 5], [0, 0, -1], list(range(-6, 7)), [4, 4, 4, -4, -4, -4], [100, -100, 99, 98]]
-    words = [[], [""], [word], [word] * 3, ["", word, "a"], ["A", "B", word.upper()], [word, other, word, other]]
-    found: dict[str, list[Any]] = {
-        "ints": ints,
-        "words": [*words, ["zz", "z", ""]],
-        "text": ["", " ", word, f"{word} {word}", f"  {word}  {other} ", word.upper(), "a b c d e"],
-        "digits": [0, 1, 9, 10, 11111, 90909, 1234567890],
-        "dict_values": [
-            {},
-            {word: 0},
-            {word: -3, other: -3},
-            {word: 5, other: 5, "a": 5},
-            {"a": 100, "b": -100, "c": 1},
-        ],
-        "dict_keys": [{}, {word: 0}, {"": 1}, {word: 1, word.upper(): 2, "a": 3}, {other: 0, word: 0, "zz": 0}],
-    }
-    return found[source]
+    values = json.dumps(GRAMMAR["edge_inputs"][source])
+    return json.loads(values.replace("LOUD", word.upper()).replace("WORD", word).replace("OTHER", other))

@@ -4,22 +4,19 @@
 ones; one pair in fifty is mismatched (the response answers another row), the noise that IFD should find. `mini-oss`
 resembles OSS-Instruct: descriptions of code that exists, one row in five a documented function of the Python standard
 library (stored in `stdlib_texts`, with its licence), the rest generated in that register.
-
-Rows are made from a seed, the same on every Python. No row shares an operation chain with the benchmark, nor code that
-is the same but for names.
 """
 
 import json
 import random
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codeact_lib.errors import DataError
 from codeact_lib.mini import text
 from codeact_lib.mini.benchmark import example_input, humaneval_prompt, mbpp_text, task_inputs
-from codeact_lib.mini.operations import Program, sample_program
+from codeact_lib.mini.operations import GRAMMAR, Program, sample_program
 from codeact_lib.prompts import benchmark_instruction
 
 if TYPE_CHECKING:
@@ -27,14 +24,14 @@ if TYPE_CHECKING:
 
 Pair = tuple[str, str]  # instruction, response
 
+# Rows are made from a seed, the same on every Python (a test holds their hash: every number of `results/mini` rests on
+# them). None shares an operation chain with the benchmark, nor code that is the same but for names.
 CORPORA = ("mini-evol", "mini-oss")
 N_ROWS = 1200
 MISMATCHED = 0.02  # share of mini-evol rows whose response answers another instruction
 STDLIB_SHARE = 0.2  # share of mini-oss rows taken from the standard library
 SLOPPY = 0.15  # share of generated responses that overlook edge cases
-STYLES = ("steps", "loops", "expression")
-STYLE_WEIGHTS = (55, 20, 25)
-DESCRIBED = ("Implement the function that this description belongs to.", "Write the Python function described here.")
+STYLE_WEIGHTS = (55, 20, 25)  # of `text.STYLES`
 
 
 def build_corpus(name: str, n_rows: int = N_ROWS, seed: int = 0) -> "pd.DataFrame":
@@ -95,7 +92,8 @@ def oss_pairs(rng: random.Random, n_rows: int) -> list[Pair]:
         head = name
         if ":\n" in code:
             head = code[code.index("def ") + 4 : code.index(":\n")]
-        pairs.append((f"{rng.choice(DESCRIBED)}\n{' '.join(head.split())}: {doc}", fenced(code)))
+        opening = rng.choice(GRAMMAR["registers"]["docstring"]["openings"])
+        pairs.append((f"{opening}\n{' '.join(head.split())}: {doc}", fenced(code)))
     forms = (say_with_docstring, say_as_problem, say_nested, ask_to_complete, ask_with_examples, ask_by_example)
     while len(pairs) < n_rows:
         program = sample_program(rng, rng.choices((1, 2, 3, 4), (22, 30, 28, 20))[0])
@@ -112,29 +110,36 @@ def fenced(code: str) -> str:
 
 def response_code(program: Program, rng: random.Random) -> str:
     """A function in one of three styles, now and then one that overlooks edge cases."""
-    style = rng.choices(STYLES, STYLE_WEIGHTS)[0]
+    style = rng.choices(list(text.STYLES), STYLE_WEIGHTS)[0]
     return text.write_function(program, rng, style, sloppy=rng.random() < SLOPPY)
 
 
 # ---- the registers of an instruction ---------------------------------------------------------------------------------
-def say_plainly(program: Program, rng: random.Random) -> str:
-    forms = ("Write a Python function", "Create a function", "Implement a Python function", "Please write a function")
-    start = f"{rng.choice(forms)} `{program.signature}` that takes {program.source.phrase}"
-    return f"{start} and {text.sequence_phrase(program, rng)}."
+def say(register: str, program: Program, rng: random.Random) -> str:
+    """The opening of a register of `grammar.yaml`, and in its words what the program does."""
+    words = GRAMMAR["registers"][register]
+    facts = {"opening": rng.choice(words["openings"]), "program": program, "source": program.source}
+    # Only what is said is drawn: another draw would be other rows from there on.
+    if "{steps}" in words["text"]:
+        facts["steps"] = text.sequence_phrase(program, rng)
+    if "{doc}" in words["text"]:
+        facts["doc"] = text.docstring(program, rng)
+    return words["text"].format(**facts, noun=text.noun_phrase(program))
+
+
+say_plainly = partial(say, "plain")
+say_with_docstring = partial(say, "docstring")
+say_as_problem = partial(say, "problem")
 
 
 def say_nested(program: Program, rng: random.Random) -> str:
-    if len(program.chain) > 3:  # nested four deep, nobody would say it
-        return say_plainly(program, rng)
-    opening = rng.choice(("Write a function", "Define a Python function", "Give me a function"))
-    tail = f"`{program.parameter}` is {program.source.phrase}."
-    return f"{opening} `{program.signature}` that returns {text.noun_phrase(program)}. {tail}"
+    """One noun phrase for everything; nested four deep, nobody would say it."""
+    return say("nested" if len(program.chain) <= 3 else "plain", program, rng)
 
 
 def say_as_list(program: Program, rng: random.Random) -> str:
-    opening = rng.choice(("Develop a function named", "Write a Python function called", "Design a function named"))
-    parameter = f"with one parameter `{program.parameter}`, {program.source.phrase}"
-    request = f"{opening} `{program.name}` {parameter}. It should:"
+    """The steps as a numbered list."""
+    request = say("list", program, rng)
     for i, phrase in enumerate(text.step_phrases(program, rng), 1):
         request += f"\n{i}. {phrase[0].upper()}{phrase[1:]}."
     return request
@@ -142,11 +147,10 @@ def say_as_list(program: Program, rng: random.Random) -> str:
 
 def say_evolved(program: Program, rng: random.Random) -> str:
     """A seed task and the requirements that were added to it one after another."""
-    added = ("Now make it harder: after that, {}.", "Add one more requirement: then {}.", "Extend the task: next, {}.")
     first, *more = text.step_phrases(program, rng)
     told = [f"Write a function `{program.signature}` for {program.source.phrase} that has to {first}."]
     for phrase in more[:-1]:
-        told.append(rng.choice(added).format(phrase))
+        told.append(rng.choice(GRAMMAR["added"]).format(phrase))
     if more:
         told.append(f"Finally, {more[-1]}.")
     return " ".join(told)
@@ -167,17 +171,6 @@ def ask_by_example(program: Program, rng: random.Random) -> str:
     """A text followed by an assertion, as MBPP asks."""
     value = example_input(program.source.name, rng)
     return benchmark_instruction("mbpp", mbpp_text(program, value, rng))
-
-
-def say_with_docstring(program: Program, rng: random.Random) -> str:
-    return f"{rng.choice(DESCRIBED)}\n{program.signature}: {text.docstring(program, rng)}"
-
-
-def say_as_problem(program: Program, rng: random.Random) -> str:
-    scenes = ("You are working on a data tool.", "You are given a task from a code base.", "A program needs a helper.")
-    request = f"{rng.choice(scenes)} Your task is to implement `{program.signature}`, "
-    request += f"where `{program.parameter}` is {program.source.phrase}."
-    return f"{request} The function {text.sequence_phrase(program, rng)}."
 
 
 # ---- pre-training --------------------------------------------------------------------------------------------------
@@ -209,7 +202,7 @@ def explained_code(rng: random.Random) -> str:
     """A function that says what it does: in its docstring, or in a comment above it, with its name or without."""
     program = sample_program(rng, rng.choices((1, 2, 3), (50, 35, 15))[0])
     doc = text.docstring(program, rng)
-    style = rng.choices(STYLES, STYLE_WEIGHTS)[0]
+    style = rng.choices(list(text.STYLES), STYLE_WEIGHTS)[0]
     form = rng.random()
     if form < 0.4:
         return text.write_function(program, rng, style, doc=doc)

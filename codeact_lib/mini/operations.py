@@ -4,9 +4,6 @@ An `Operation` knows how it is said (imperative phrases and a noun phrase) and h
 `grammar.yaml` beside this file has all of them. A `Program` is a source (what the function receives), a chain of
 operations and the constants they need; from it come instructions, docstrings, code in several styles, and test inputs.
 Complexity is real: the number of chained steps is what makes a row hard.
-
-Benchmark chains never occur in training text: `is_held_out` sends one chain in six, by a hash of its operation names
-alone, to the benchmark.
 """
 
 import hashlib
@@ -14,11 +11,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-HOLD_OUT_EVERY = 6  # one operation chain in six belongs to the benchmark
+# One chain in six, by a hash of its operation names alone, belongs to the benchmark and occurs in no training text.
+HOLD_OUT_EVERY = 6
 # Written alike for integers and words, so they count as one in the hold-out; so do those with the prefix "words_".
 TWINS = {"alphabetical": "ascending"}
 
@@ -70,22 +67,12 @@ class Source:
     weight: int  # how often a program draws it
 
 
-def read_grammar() -> dict[str, Any]:
-    """The content of `grammar.yaml`, its operations and sources as records."""
-    text = Path(__file__).with_name("grammar.yaml").read_text(encoding="utf-8")
-    # 600 lines take PyYAML's parser in C 14 ms and the one in Python 90 ms; not every build of PyYAML has the former.
-    grammar = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    operations = []
-    for row in grammar["operations"]:
-        # An operation of no family is one of its own.
-        operations.append(Operation(**{"gives": row["takes"], "family": row["name"], **row}))
-    sources = [Source(**row) for row in grammar["sources"]]
-    return {**grammar, "operations": operations, "sources": sources}
-
-
-GRAMMAR = read_grammar()
-OPERATIONS: list[Operation] = GRAMMAR["operations"]
-SOURCES: list[Source] = GRAMMAR["sources"]
+# 600 lines take PyYAML's parser in C 14 ms and the one in Python 90 ms; not every build of PyYAML has the former.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+GRAMMAR = yaml.load(Path(__file__).with_name("grammar.yaml").read_text(encoding="utf-8"), Loader=_LOADER)
+# An operation of no family is one of its own.
+OPERATIONS = [Operation(**{"gives": row["takes"], "family": row["name"], **row}) for row in GRAMMAR["operations"]]
+SOURCES = [Source(**row) for row in GRAMMAR["sources"]]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ packed row (where `position_ids` stop counting up) and runs causal scaled-dot-pr
 (L, L) mask is ever built, and cost grows with the sum of squared sample lengths, not of row lengths.
 """
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -46,9 +47,9 @@ def segment_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention inside each sample of packed rows; the signature is that of transformers' AttentionInterface.
 
-    `query` is (rows, heads, length, head_dim), `key` and `value` may have fewer heads (grouped-query attention). The
-    samples come from the keyword `segments` (as `segment_bounds` returns them) or else from `position_ids`. Returns
-    (rows, length, heads, head_dim) and None. Raises ModelError for anything it would compute wrongly.
+    `query` is (rows, heads, length, head_dim), `key` and `value` may have fewer heads. The samples come from `segments`
+    (as `segment_bounds` returns them) or else from `position_ids`. Returns (rows, length, heads, head_dim) and None.
+    Raises ModelError for anything it would compute wrongly.
     """
     problem = None
     if attention_mask is not None:
@@ -131,19 +132,14 @@ def flash_attention_runs_here(half_precision: bool) -> bool:
 def flash_varlen_arguments(position_ids: Tensor) -> dict[str, Any]:
     """What FlashAttention's variable-length kernel must be told to keep packed samples apart.
 
-    The rows of `position_ids` (rows, length) count as one long row: `cu_seq_lens_q` and `cu_seq_lens_k` are where in it
-    each sample starts, and its end (samples + 1, int32); `max_length_q` and `max_length_k` the longest sample. The
-    names are those of transformers' FlashAttentionKwargs.
+    The rows of `position_ids` (rows, length) count as one long row: `cu_seq_lens_*` are where in it each sample starts,
+    and its end (samples + 1, int32), `max_length_*` the longest sample, as in transformers' FlashAttentionKwargs.
     """
     # Left to find the samples by itself, transformers looks for them only in a batch of one row, and asks the device
     # in every layer.
-    ends = [0]
-    longest = 0
-    for samples in segment_bounds(position_ids):
-        for start, end in samples:
-            ends.append(ends[-1] + end - start)
-            longest = max(longest, end - start)
-    bounds = torch.tensor(ends, dtype=torch.int32, device=position_ids.device)
+    lengths = [end - start for row in segment_bounds(position_ids) for start, end in row]
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=position_ids.device)
+    longest = max(lengths)
     return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 
 

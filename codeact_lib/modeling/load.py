@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from codeact_lib.artifacts import MINI_BASE_DIR, read_json
-from codeact_lib.errors import ModelError, require_package
+from codeact_lib.errors import ModelError, first_line, require_package
 from codeact_lib.hub import hub_error, pinned_revision
 from codeact_lib.modeling.attention import SEGMENTS, check_segment_support
 
@@ -78,22 +78,20 @@ def load_base_model(
     dequantize: bool = False,
     four_bits: bool = False,
 ) -> PreTrainedModel:
-    """Load a causal language model for training or scoring.
+    """Load a causal language model for training or scoring: in eval mode, with `use_cache` off.
 
     `path` is a folder, a hub id or "mini-base". A folder with a saved adapter loads its base model, in 4 bits if that
-    is how it was trained (`recorded_tuning`), and the adapter.
+    is how it was trained (`recorded_tuning`), and the adapter. Raises ModelError when it cannot be loaded or cannot do
+    what is asked.
 
     Args:
         tuning: "full" (all weights train), "lora" (adapters on frozen weights) or "qlora" (the same on weights held in
             4 bits: NF4, double quantisation).
-        dtype: a torch dtype or its name, float32 by default.
+        dtype: float32 by default.
         adapter: a folder with a LoRA adapter to apply for inference; with "qlora" onto the base in 4 bits.
         lora_r: this and the next three are the authors' by default (CodeACT, arXiv 2408.02193).
         dequantize: unpack weights of 4 bits to floating point again, to merge an adapter into them.
         four_bits: hold a model without an adapter as QLoRA would, to score or judge the base that it starts from.
-
-    Returns the model in eval mode with `use_cache` off. Raises ModelError when it cannot be loaded or cannot do what is
-    asked.
     """
     if tuning not in ("full", "lora", "qlora"):
         raise ModelError(f"unknown tuning {tuning!r}: choose full, lora or qlora")
@@ -160,8 +158,7 @@ def with_adapter(model: PreTrainedModel, adapter: PathLike) -> Any:
     try:
         model = PeftModel.from_pretrained(model, str(adapter))
     except (OSError, ValueError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"cannot load the adapter in {adapter}: {first_line}") from error
+        raise ModelError(f"cannot load the adapter in {adapter}: {first_line(error)}") from error
     evaluation_mode(model)
     return model
 

@@ -2,13 +2,13 @@
 
 In instruction tuning only response tokens are supervised, often fewer than half, yet the language-model head is usually
 applied to every slot: at 32,000 entries a token that is most of the memory. `supervised_loss` applies it to the
-supervised positions only, in chunks; `head_loss` serves the scoring of stage 02 as well.
+supervised positions only, in chunks; `token_losses` serves the scoring of stage 02.
 
     loss = supervised_loss(model, collator(features), num_items_in_batch=n_supervised)
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,10 +36,9 @@ def supervised_loss(
     """Cross-entropy of the next token at the supervised positions of a batch.
 
     `batch` holds `input_ids`, `labels` (rows, length) and the model's other inputs. The sum of the losses is divided
-    by `num_items_in_batch`: pass the number of supervised tokens of the whole optimizer step, over all micro-batches
-    and ranks, and every token weighs the same however the step was cut (None divides by the micro-batch's own count,
-    which gives tokens of small micro-batches more weight). Returns a float32 scalar with gradient; a batch without a
-    supervised position gives a connected 0, not NaN.
+    by `num_items_in_batch`: pass the supervised tokens of the whole optimizer step, over all micro-batches and ranks,
+    and every token weighs the same however the step was cut (None: the micro-batch's own count). Returns a float32
+    scalar with gradient; a batch without a supervised position gives a connected 0, not NaN.
     """
     core = causal_lm(model)
     inputs = dict(batch)
@@ -60,10 +59,7 @@ def supervised_loss(
 
 
 def use_supervised_loss(model: PreTrainedModel) -> PreTrainedModel:
-    """Make `model(..., labels=...)` return `supervised_loss`, so that any Hugging Face Trainer trains with it.
-
-    Without labels the model behaves as before. Returns the model.
-    """
+    """Make `model(..., labels=...)` return `supervised_loss`, so that any Trainer trains with it; returns the model."""
     # Replaced on the model itself, inside whatever wraps it (PEFT, mixed precision, DDP): their hooks still run.
     core = causal_lm(model)
     plain_forward = core.forward
@@ -95,24 +91,14 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 
 
 # ---- cross-entropy under a head, in pieces -------------------------------------------------------------------------
-def head_loss(
-    hidden: Tensor,
-    head: nn.Module,
-    target: Tensor,
-    config: PretrainedConfig | None = None,
-    reduction: Literal["sum", "none"] = "sum",
-) -> Tensor:
-    """Cross-entropy of `target` (n,) under `head` applied to `hidden` (n, d), logits never held all at once.
+def head_loss(hidden: Tensor, head: nn.Module, target: Tensor, config: PretrainedConfig | None = None) -> Tensor:
+    """Summed cross-entropy of `target` (n,) under `head` applied to `hidden` (n, d), with gradient, for training.
 
-    Returns the sum with gradient, for training; with `reduction` "none" the loss of each token (n,) in float32 and
-    without gradient, for scoring. Raises ModelError for models that transform their logits after the head (soft cap,
-    scaling): the loss would differ.
+    Raises ModelError for models that transform their logits after the head (soft cap, scaling): the loss would differ.
     """
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if config is not None and getattr(config, name, None) not in (None, 1, 1.0):
             raise ModelError(f"{config.model_type} transforms its logits ({name}), which supervised_loss does not do")
-    if reduction == "none":
-        return token_losses(hidden, head, target)
     weight = head.weight
     bias = getattr(head, "bias", None)
     if torch.is_autocast_enabled(hidden.device.type):
@@ -139,7 +125,7 @@ def chunk_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tens
 
 @torch.no_grad()
 def token_losses(hidden: Tensor, head: nn.Module, target: Tensor) -> Tensor:
-    """The loss of each token (n,), a block of logits at a time: memory grows with neither length nor vocabulary."""
+    """The loss of each token (n,) in float32, for scoring; of the logits there is a block at a time."""
     n_positions, n_entries = LOGIT_BLOCK.get(hidden.device.type, LOGIT_BLOCK["cuda"])
     losses = []
     if type(head) is nn.Linear and head.bias is None and head.weight.device == hidden.device:

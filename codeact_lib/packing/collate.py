@@ -31,16 +31,12 @@ class DynamicPackCollator:
     dicts with `input_ids` and optionally `labels` (default: the ids themselves), lists or 1-D tensors; other keys are
     ignored, nothing is changed in place. Shapes are (rows, longest row), or (rows, max_length) under "traditional".
 
-    isolate=True (default): samples of a row do not see each other. `position_ids` restart at every sample and there is
-    no `attention_mask`; an attention that derives the samples from the positions does the rest (`attn_implementation`
-    "codeact_segments" of `codeact_lib.modeling`, or transformers' own masks with `use_cache=False`). The loss is that
-    of unpacked training. Pass no attention mask of your own: even one of all ones switches isolation off. And
+    isolate=True: samples of a row do not see each other, the loss is that of unpacked training. `position_ids` restart
+    at every sample and there is no `attention_mask`; an attention that derives the samples from the positions does the
+    rest (`attn_implementation` "codeact_segments" of `codeact_lib.modeling`, or transformers' own masks with
+    `use_cache=False`). Pass no attention mask of your own: even one of all ones switches isolation off. And
     FlashAttention looks for samples in a batch of one row only: take "flat", or `use_supervised_loss`, which tells it.
-
-    isolate=False: as in the paper, plain causal attention over the row and an `attention_mask` that hides the padding,
-    so a sample also sees the samples before it.
-
-    The first label of each sample is -100: nothing in a sample predicts it.
+    isolate=False: as in the paper, causal attention over the row and an `attention_mask` that hides the padding.
     """
 
     def __init__(
@@ -92,17 +88,17 @@ class DynamicPackCollator:
                     numbers = f"{lengths[i]} input_ids but {len(own)} labels"
                     raise DataError(f"a sample has {numbers}: they must be equally many")
                 labels[r, start:end] = ids[r, start:end] if own is None else own
-                labels[r, start] = IGNORE_INDEX  # only the end of its neighbour would predict it
+                labels[r, start] = IGNORE_INDEX  # nothing in a sample predicts its first token
                 attended[r, start:end] = 1
                 positions[r, start:] = np.arange(width - start)
             if not one_sample_a_row:
                 positions[r, end:] = np.arange(width - end)
-        batch = {"input_ids": ids, "labels": labels}
+        batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
         if self.isolate:
-            batch["position_ids"] = positions
+            batch["position_ids"] = torch.from_numpy(positions)
         else:
-            batch["attention_mask"] = attended
-        return {name: torch.from_numpy(values) for name, values in batch.items()}
+            batch["attention_mask"] = torch.from_numpy(attended)
+        return batch
 
 
 # ---- accounting ----------------------------------------------------------------------------------------------------
@@ -114,13 +110,9 @@ def padding_report(
     *,
     accumulation_steps: int | None = None,
 ) -> pd.DataFrame:
-    """Account for what each strategy makes of a data set, samples taken in the order given.
+    """Account for what each strategy makes of a data set, samples in the order given: a pandas frame of the strategies.
 
-    Batches of `batch_size` are packed by themselves; with `accumulation_steps`, so many of them are packed together
-    (`plan_micro_batches`). Returns a pandas frame, one row per strategy: `strategy`, `batches` (micro-batches), `rows`,
-    `tokens` (real ones), `slots` (tokens with padding), `padding_rate` (share of slots that is padding, 0 to 1),
-    `largest_batch` (slots), `attention_pairs` (sum of squared row lengths: the cost of attention over whole rows) and
-    `isolated_pairs` (sum of squared sample lengths: that of attention inside each sample).
+    Batches of `batch_size` are packed by themselves; with `accumulation_steps`, so many of them are packed together.
     """
     import pandas as pd
 
@@ -134,21 +126,19 @@ def padding_report(
             step = lengths[start : start + window]
             for rows in plan.plan_micro_batches(step, max_length, strategy, batch_size=alone):
                 shapes.append(shape_of(rows, step, max_length, strategy))
-        accounts.append({"strategy": plan.strategy_name(strategy), **_account(shapes, lengths)})
+        heights, widths = np.array(shapes, dtype=np.int64).reshape(-1, 2).T
+        slots = int(np.sum(heights * widths))
+        padding_rate = 1 - sum(lengths) / slots if slots else 0.0
+        account = {
+            "strategy": plan.strategy_name(strategy),
+            "batches": len(shapes),  # micro-batches
+            "rows": int(heights.sum()),
+            "tokens": sum(lengths),
+            "slots": slots,  # tokens with padding
+            "padding_rate": padding_rate,
+            "largest_batch": int(np.max(heights * widths, initial=0)),  # slots
+            "attention_pairs": int(np.sum(heights * widths**2)),  # the cost of attention over whole rows
+            "isolated_pairs": int(np.sum(np.square(lengths))),  # that of attention inside each sample
+        }
+        accounts.append(account)
     return pd.DataFrame(accounts)
-
-
-def _account(shapes: list[tuple[int, int]], lengths: list[int]) -> dict[str, float]:
-    """What micro-batches of these shapes (rows, slots of a row) make of samples of these lengths."""
-    rows, widths = np.array(shapes, dtype=np.int64).reshape(-1, 2).T
-    slots = int(np.sum(rows * widths))
-    return {
-        "batches": len(shapes),
-        "rows": int(rows.sum()),
-        "tokens": sum(lengths),
-        "slots": slots,
-        "padding_rate": 1 - sum(lengths) / slots if slots else 0.0,
-        "largest_batch": int(np.max(rows * widths, initial=0)),
-        "attention_pairs": int(np.sum(rows * widths**2)),
-        "isolated_pairs": sum(n**2 for n in lengths),
-    }

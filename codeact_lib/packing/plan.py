@@ -8,10 +8,9 @@ model length of 16 (the example of the paper's figure) can be laid out as
     dynamic_pack   3 rows of 13 = 39 slots     ascending lengths, next-fit: [3 4 5] [6 7] [11]
     balanced_pack  3 rows of 13 = 39 slots     fewest rows, then the shortest longest row
     flat           1 row  of 36 = 36 slots     one row, no padding at all
-
-The samples of an optimizer step never change, only the rectangle they fill: the schedule, the number of steps and, with
-`isolate=True`, the loss and the gradient are those of unpacked training.
 """
+# The samples of an optimizer step never change, only the rectangle they fill: the schedule, the number of steps and,
+# with `isolate=True`, the loss and the gradient are those of unpacked training.
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
@@ -60,13 +59,10 @@ def strategy_name(strategy: Strategy) -> str:
 def plan_rows(lengths: Iterable[int], max_length: int, strategy: Strategy = "dynamic_pack") -> Rows:
     """Distribute samples over rows; return for each row the indices of its samples, in order.
 
-    `lengths` are token counts (each at least 1). No sample is lost, split or repeated, and no row exceeds `max_length`
-    tokens except under "flat". Equal lengths keep their order, so the plan is a function of its arguments alone.
-
-    "dynamic_pack" is the paper's (CodeACT, arXiv 2408.02193, Dynamic Pack): ascending, next-fit. A strategy of your own
-    is a function `(lengths, max_length) -> rows`, or its name "module:function"; its plan is checked. Raises DataError
-    for a sample longer than `max_length` (truncate it first) or shorter than one token, and for a plan that breaks the
-    rules above.
+    `lengths` are token counts. No sample is lost, split or repeated, and no row exceeds `max_length` tokens except
+    under "flat". Equal lengths keep their order, so the plan is a function of its arguments alone. "dynamic_pack" is
+    the paper's (CodeACT, arXiv 2408.02193). Raises DataError for a sample that is empty or longer than `max_length`,
+    and for a plan of one's own strategy that breaks these rules.
 
     >>> plan_rows([4, 3, 5, 11, 7, 6], max_length=16)  # rows of 3 + 4 + 5, 6 + 7 and 11 tokens
     [[1, 0, 2], [5, 4], [3]]
@@ -104,7 +100,7 @@ def check_lengths(lengths: list[int], max_length: int | None) -> None:
 
 
 def _tokens(row: Iterable[int], lengths: Sequence[int]) -> int:
-    return sum(lengths[i] for i in row)
+    return sum(map(lengths.__getitem__, row))
 
 
 def _longest(rows: Rows, lengths: Sequence[int]) -> int:
@@ -134,12 +130,10 @@ def best_fit_descending(lengths: list[int], max_length: int) -> Rows:
     rows: Rows = []
     free: list[int] = []
     for i in _longest_samples_first(lengths):
-        fitting = [r for r, room in enumerate(free) if room >= lengths[i]]
-        if not fitting:
-            fitting = [len(rows)]
+        if max(free, default=0) < lengths[i]:
             rows.append([])
             free.append(max_length)
-        row = min(fitting, key=free.__getitem__)
+        _, row = min((room, r) for r, room in enumerate(free) if room >= lengths[i])
         rows[row].append(i)
         free[row] -= lengths[i]
     return rows
@@ -246,13 +240,12 @@ def plan_micro_batches(
     strategy = as_strategy(strategy)
     lengths = list(map(int, lengths))
     plans: list[Rows] = []
-    if batch_size is None:
-        budget = tokens_per_micro_batch or 2 * max_length
-        plans = pack_window(lengths, max_length, strategy, budget, ranks) if lengths else []
-    else:
+    if batch_size is not None:
         for start in range(0, len(lengths), batch_size):
             rows = plan_rows(lengths[start : start + batch_size], max_length, strategy)
-            plans.append([[start + i for i in row] for row in rows])
+            plans.append([list(map(start.__add__, row)) for row in rows])
+    elif lengths:
+        plans = pack_window(lengths, max_length, strategy, tokens_per_micro_batch or 2 * max_length, ranks)
     while len(plans) % ranks:
         plans.append([])
     return plans

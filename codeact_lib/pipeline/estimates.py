@@ -228,13 +228,13 @@ class Costs:
     def training_fit(self, by_slots: Callable[[float], dict[str, float]]) -> str:
         """What the planner of a training would do where micro-batches are full."""
 
-        def need(layout: BatchLayout) -> float:
-            return sum(by_slots(layout.per_device_train_batch_size * layout.max_length).values())
+        def needs(layout: BatchLayout) -> dict[str, float]:
+            return by_slots(layout.per_device_train_batch_size * layout.max_length)
 
         batch = (self.profile.per_device_train_batch_size, self.profile.gradient_accumulation_steps)
         layout = BatchLayout(*batch, self.profile.max_length)
         try:
-            lowered = fit_layout(layout, need, self.memory, self.machine.gpu)[1]["lowered"]
+            lowered = fit_layout(layout, needs, self.memory, self.machine.gpu)[1]["lowered"]
         except CodeActError as error:
             return f"does not fit: {error}"
         if lowered:

@@ -11,7 +11,6 @@ _HOMES = {
     "TrainReport": "report",
     "fine_tune": "run",
     "fine_tune_in_child": "launch",
-    "latest_checkpoint": "checkpoints",
     "make_arguments": "settings",
     "read_rows": "steps",
     "tokenize_rows": "steps",

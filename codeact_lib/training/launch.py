@@ -36,11 +36,12 @@ def fine_tune_in_child(
     output_dir = make_folder(arguments["output_dir"])
     config = output_dir / "train.json"
     log = output_dir / "training.log"
-    plain = {}
+    plain = dict(arguments)
     for name, value in arguments.items():
         if isinstance(value, PromptTemplate):
-            value = value.name
-        plain[name] = str(value) if isinstance(value, os.PathLike) else value
+            plain[name] = value.name
+        elif isinstance(value, os.PathLike):
+            plain[name] = str(value)
     write_json(config, plain)
     command = ["-m", "codeact_lib.training", "--config", str(config), "--with-parent", str(os.getpid())]
     if launcher == "accelerate":

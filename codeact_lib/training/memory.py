@@ -45,10 +45,9 @@ def memory_by_slots(
 ) -> Callable[[float], dict[str, float]]:
     """Bytes that training needs on one device, as a function of the slots (tokens with padding) of a micro-batch.
 
-    `path` is a model's folder or hub id, or its configuration; `dtype` that of its weights (None: float32); `ranks`
-    over how many devices they are sharded (1: not at all). The function returns the bytes by purpose: `weights`,
-    `gradients` and `optimizer` are exact up to a few per cent, `activations` is what `activations_per_slot` counts and
-    one chunk of logits.
+    `path` is a model's folder or hub id, or its configuration; `ranks` over how many devices the weights are sharded.
+    The function returns the bytes by purpose: `weights`, `gradients` and `optimizer` are exact up to a few per cent,
+    `activations` is what `activations_per_slot` counts and one chunk of logits.
     """
     model = without_weights(path, revision)
     if tuning == "full":
@@ -61,12 +60,12 @@ def memory_by_slots(
     return lambda slots: {**sharded, "activations": float(slots * per_slot + logits)}
 
 
-def without_weights(path: str | Path | PreTrainedConfig, revision: str | None) -> PreTrainedModel:
+def without_weights(config: str | Path | PreTrainedConfig, revision: str | None) -> PreTrainedModel:
     """The model on the meta device: shapes, and no memory."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = path
+    path = config
     try:
         if isinstance(path, str | Path):
             commit = pinned_revision(path, revision)
@@ -113,10 +112,7 @@ def activations_per_slot(
 
 
 def check_memory(estimate: dict[str, float], available: float, place: str) -> str:
-    """One line that says what training needs and what there is.
-
-    Raises ModelError with the sum and the remedies when it cannot fit.
-    """
+    """One line that says what training needs and what there is; ModelError with the remedies when it cannot fit."""
     parts = ", ".join(f"{name} {size / GB:.3g}" for name, size in estimate.items())
     need = sum(estimate.values())
     line = f"memory estimate: {need / GB:.3g} GB ({parts}) of {available / GB:.3g} GB on {place}"
@@ -195,15 +191,19 @@ def smaller_layouts(layout: BatchLayout, batches: bool = True) -> Iterator[Batch
 
 
 def fit_layout(
-    layout: BatchLayout, need: Callable[[BatchLayout], float], available: float, place: str, batches: bool = True
+    layout: BatchLayout,
+    needs: Callable[[BatchLayout], dict[str, float]],
+    available: float,
+    place: str,
+    batches: bool = True,
 ) -> tuple[BatchLayout, dict[str, Any]]:
     """The first of `smaller_layouts` whose predicted peak fits, and the plan: `memory_plan` in `train_metrics.json`.
 
-    `need(layout)` predicts the peak, `available` is what `place` has free, in bytes. The plan has `predicted_bytes`,
+    `needs` are the predicted bytes by purpose, `available` those that `place` has free. The plan has `predicted_bytes`,
     `available_bytes`, the layout's three numbers, and in `lowered` what was changed. ModelError when nothing fits.
     """
     for smaller in smaller_layouts(layout, batches):
-        peak = need(smaller)
+        peak = sum(needs(smaller).values())
         if peak <= HEADROOM * available:
             changes = zip(layout._fields, layout, smaller, strict=True)
             lowered = [f"{name} {asked} -> {fitted}" for name, asked, fitted in changes if asked != fitted]

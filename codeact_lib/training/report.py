@@ -14,41 +14,32 @@ from codeact_lib.measure import PeakMemory
 
 @dataclass
 class TrainReport:
-    """What a training did and what it cost: the content of `train_metrics.json`.
+    """What a training did and what it cost: the content of `train_metrics.json`."""
 
-    `seconds` is the training loop without writing checkpoints, added up over the attempts that led to the result.
-    `peak_memory_bytes` is the CUDA allocator's peak (`peak_reserved_bytes`: what it had taken from the device), or
-    without a GPU how far resident memory grew above that of the resting process with the model loaded
-    (`peak_memory_kind`); both are those of the first process. `slots` are tokens with padding, `epochs` times the data
-    was seen. `final_loss` is the mean over the last tenth of the optimizer steps, per supervised token; a point of
-    `loss_curve` has the step and the supervised tokens up to it. `model_flops_utilization` is the share of the devices'
-    peak that went into useful work (`measure.model_flops`), null where that peak is unknown. `isolation_error` is what
-    the start-up test measured: the largest difference between a sample's loss packed and alone. `memory_plan` is what
-    `memory.fit_layout` predicted and lowered, null where the device's memory was not known.
-    """
-
-    seconds: float
+    seconds: float  # of the loop without writing checkpoints, over all attempts that led to the result
     optimizer_steps: int
     n_samples: int
-    epochs: float
+    epochs: float  # times the data was seen
     samples_per_second: float
     supervised_tokens: int
     supervised_tokens_per_second: float
     tokens: int
-    slots: int
+    slots: int  # tokens with padding
     padding_rate: float
     rows: int
+    # Of the first process: the CUDA allocator's peak and what it had taken from the device; without a GPU how far
+    # resident memory grew above that of the resting process with the model loaded.
     peak_memory_bytes: int
     peak_memory_kind: str
     peak_reserved_bytes: int | None
     model_flops: float
-    model_flops_utilization: float | None
-    final_loss: float
-    loss_curve: list[dict[str, Any]]
+    model_flops_utilization: float | None  # share of the devices' peak (`measure.model_flops`), where that is known
+    final_loss: float  # mean over the last tenth of the optimizer steps, per supervised token
+    loss_curve: list[dict[str, Any]]  # points with the step and the supervised tokens up to it
     strategy: str
     isolate: bool
     packing_scope: str
-    isolation_error: float | None
+    isolation_error: float | None  # the largest difference between a sample's loss packed and alone, before step one
     tuning: str
     attn_implementation: str
     template_sha256: str
@@ -57,7 +48,7 @@ class TrainReport:
     processes: int
     resumed: bool
     hardware: dict[str, Any]
-    memory_plan: dict[str, Any] | None = None
+    memory_plan: dict[str, Any] | None = None  # of `memory.fit_layout`, where the device's memory was known
 
 
 @dataclass
@@ -83,16 +74,14 @@ class TrainRecorder:
         """Start the clock."""
         self.started = time.monotonic() - self.seconds
 
-    def stop(self) -> None:
-        """Bring `seconds` up to date."""
+    def stop(self, memory: PeakMemory) -> None:
+        """Bring the seconds up to date, and the peak, where it is higher than that of the attempts before."""
         self.seconds = time.monotonic() - self.started
-
-    def see_memory(self, memory: PeakMemory) -> None:
-        """Take over the peak up to now, where it is higher than that of the attempts before."""
         self.peak_memory_bytes = max(self.peak_memory_bytes, memory.bytes())
         self.peak_memory_kind = memory.kind
-        if memory.reserved_bytes() is not None:
-            self.peak_reserved_bytes = max(self.peak_reserved_bytes or 0, memory.reserved_bytes() or 0)
+        reserved = memory.reserved_bytes()
+        if reserved is not None:
+            self.peak_reserved_bytes = max(self.peak_reserved_bytes or 0, reserved)
 
     def count(self, counts: Mapping[str, int]) -> None:
         """Add what a step holds."""
@@ -118,10 +107,6 @@ class TrainRecorder:
         self.settle()
         # The monotonic clock of this process means nothing to the next one.
         return {**asdict(self), "started": 0.0}
-
-    def final_loss(self) -> float:
-        """Mean over the last tenth of the steps."""
-        return float(np.mean(self.losses[-max(1, len(self.losses) // 10) :]))
 
     def curve(self, every: int) -> list[dict[str, Any]]:
         """Mean loss of each `every` steps, at their last step."""

@@ -4,7 +4,7 @@
     accelerate launch --config_file fsdp2.yaml -m codeact_lib.training --config train.json      # several GPUs or nodes
 
 A training killed at any moment goes on from its last complete checkpoint when started again with the same arguments,
-and ends with the loss, the seconds and the token counts of an undisturbed one.
+and ends with the loss, the seconds and the token counts of an undisturbed one. With other arguments it starts anew.
 
 Files in `output_dir`: `checkpoints/` (while training), `model/` (weights as safetensors, or the LoRA adapter, the
 tokenizer and a model card), `train_metrics.json` (written last).
@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import psutil
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -66,8 +67,6 @@ def fine_tune(
     """Fine-tune `model_path` on the rows of `train_jsonl` and write the model and its metrics into `output_dir`.
 
     `options` are the other fields of `TrainSettings`; every other keyword is a `transformers.TrainingArguments` one.
-    Starting again after a kill resumes; starting again with other arguments starts anew.
-
     Raises DataError, ModelError, ProfileError or ArtifactError with a remedy, before training where that can be known.
     """
     settings = TrainSettings.from_keywords(
@@ -104,13 +103,17 @@ def plan_training(settings: TrainSettings, args: TrainingArguments) -> TrainingP
 
     @cache
     def planned(layout: memory.BatchLayout) -> TrainingPlan:
-        return plan_layout(settings, args, layout, tokenizer, tokenized(layout.max_length))
+        # Copied, because new TrainingArguments would set up device and process group once more.
+        own = copy.copy(args)
+        own.per_device_train_batch_size = layout.per_device_train_batch_size
+        own.gradient_accumulation_steps = layout.gradient_accumulation_steps
+        tokenised = tokenized(layout.max_length)
+        collator = DynamicPackCollator(tokenizer, layout.max_length, settings.strategy, settings.isolate)
+        packing = (settings.packing_scope, settings.tokens_per_micro_batch)
+        return TrainingPlan(own, tokenizer, tokenised, OptimizerSteps(tokenised.samples, collator, own, *packing))
 
     def needs(layout: memory.BatchLayout) -> dict[str, float]:
         return estimate(planned(layout).steps.largest_micro_batch())
-
-    def peak(layout: memory.BatchLayout) -> float:
-        return sum(needs(layout).values())
 
     layout = memory.BatchLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, settings.max_length)
     available = settings.device_memory or memory.free_gpu_memory(args)
@@ -119,7 +122,7 @@ def plan_training(settings: TrainSettings, args: TrainingArguments) -> TrainingP
         line = memory.check_memory(needs(layout), float(psutil.virtual_memory().available), "this machine")
     else:
         batches = settings.packing_scope == "batch"
-        layout, memory_plan = memory.fit_layout(layout, peak, available, "the device", batches)
+        layout, memory_plan = memory.fit_layout(layout, needs, available, "the device", batches)
         line = memory.plan_line(memory_plan, "the device")
     if args.process_index == 0:
         memory.check_disk(settings.output_dir, needs(layout), args.save_total_limit, memory.sharding_ranks(args))
@@ -143,26 +146,9 @@ def memory_of(settings: TrainSettings, args: TrainingArguments) -> Callable[[flo
     )
 
 
-def plan_layout(
-    settings: TrainSettings,
-    args: TrainingArguments,
-    layout: memory.BatchLayout,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: TokenizedRows,
-) -> TrainingPlan:
-    """The training when its samples are taken in this layout."""
-    # Copied, because new TrainingArguments would set up device and process group once more.
-    args = copy.copy(args)
-    args.per_device_train_batch_size = layout.per_device_train_batch_size
-    args.gradient_accumulation_steps = layout.gradient_accumulation_steps
-    collator = DynamicPackCollator(tokenizer, layout.max_length, settings.strategy, settings.isolate)
-    steps = OptimizerSteps(rows.samples, collator, args, settings.packing_scope, settings.tokens_per_micro_batch)
-    return TrainingPlan(args, tokenizer, rows, steps)
-
-
 def identity(settings: TrainSettings, plan: TrainingPlan) -> str:
     """sha256 of what decides the result: only a training of the same one goes on from a checkpoint."""
-    packing = {name: getattr(settings, name) for name in ("packing_scope", "tokens_per_micro_batch")}
+    packing = {"packing_scope": settings.packing_scope, "tokens_per_micro_batch": settings.tokens_per_micro_batch}
     data = [settings.template.sha256, strategy_name(settings.strategy), settings.isolate]
     # Of the layout only max_length is in it: the others change how a step is cut, not what is learnt.
     data += [plan.steps.collator.max_length, settings.loss_normalization, packing, settings.overlong]
@@ -245,7 +231,7 @@ def make_report(settings: TrainSettings, plan: TrainingPlan, trainer: PackedTrai
         padding_rate=1 - seen["tokens"] / seen["slots"],
         model_flops=flops,
         model_flops_utilization=None if peak is None else flops / (recorder.seconds * peak * args.world_size),
-        final_loss=recorder.final_loss(),
+        final_loss=float(np.mean(recorder.losses[-max(1, len(recorder.losses) // 10) :])),
         loss_curve=recorder.curve(max(1, int(args.logging_steps))),
         strategy=strategy_name(settings.strategy),
         attn_implementation=trainer.model.config._attn_implementation,

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from codeact_lib.artifacts import make_folder
+from codeact_lib.config import Profile
 from codeact_lib.errors import ProfileError
 from codeact_lib.modeling.load import LORA_TARGETS, compute_device
 from codeact_lib.packing.plan import PaddingStrategy, as_strategy
@@ -17,9 +18,15 @@ from codeact_lib.prompts import PromptTemplate, get_template
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProfileSettings:
-    """What a profile gives under the same name."""
+class TrainSettings:
+    """All that `fine_tune` can be asked for."""
 
+    train_jsonl: str | Path  # one {"instruction", "response"} object a line
+    model_path: str | Path  # a folder, a hub id, or "mini-base"
+    revision: str | None = None  # of a hub model
+    output_dir: Path  # for checkpoints, model and metrics
+    template: PromptTemplate
+    strategy: PaddingStrategy | Callable[..., Any]
     tuning: str = "full"  # all weights train; "lora" and "qlora" and the next four as in `load_base_model`
     lora_r: int = 8
     lora_alpha: int = 16
@@ -32,18 +39,6 @@ class ProfileSettings:
     packing_scope: str = "batch"
     attn_implementation: str | None = None  # the fastest that keeps packed samples apart
     torch_threads: int | None = None  # of PyTorch on a CPU: its default
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings(ProfileSettings):
-    """All that `fine_tune` can be asked for."""
-
-    train_jsonl: str | Path  # one {"instruction", "response"} object a line
-    model_path: str | Path  # a folder, a hub id, or "mini-base"
-    revision: str | None = None  # of a hub model
-    output_dir: Path  # for checkpoints, model and metrics
-    template: PromptTemplate
-    strategy: PaddingStrategy | Callable[..., Any]
     # Slots of a micro-batch under packing_scope "window"; None takes two rows of max_length.
     tokens_per_micro_batch: int | None = None
     # "step" divides the loss by the supervised tokens of the whole optimizer step; "micro_batch" averages the means of
@@ -57,47 +52,34 @@ class TrainSettings(ProfileSettings):
     training_arguments: dict[str, Any]  # every other keyword: those of transformers.TrainingArguments
 
     @classmethod
-    def from_keywords(
-        cls,
-        *,
-        output_dir: str | Path,
-        template: str | PromptTemplate,
-        strategy: str | PaddingStrategy | Callable[..., Any] = "dynamic_pack",
-        **others: Any,
-    ) -> Self:
+    def from_keywords(cls, **given: Any) -> Self:
         """The record of a call: names looked up, and what is no field kept for `TrainingArguments`.
 
         Raises DataError for an unknown `template` or `strategy`, ProfileError for an unknown `loss_normalization`.
         """
         names = {field.name for field in fields(cls)} - {"training_arguments"}
-        own = {name: others.pop(name) for name in names & others.keys()}
+        own = {name: given.pop(name) for name in names & given.keys()}
         if own.get("loss_normalization", "step") not in ("step", "micro_batch"):
             raise ProfileError(f"unknown loss_normalization {own['loss_normalization']!r}: choose step or micro_batch")
-        return cls(
-            output_dir=make_folder(output_dir),
-            template=get_template(template),
-            strategy=as_strategy(strategy),
-            training_arguments=others,
-            **own,
-        )
+        own["output_dir"] = make_folder(own["output_dir"])
+        own["template"] = get_template(own["template"])
+        own["strategy"] = as_strategy(own.get("strategy", "dynamic_pack"))
+        return cls(**own, training_arguments=given)
 
     def lora(self) -> dict[str, Any]:
         """The `lora_` keywords of `load_base_model`."""
         return {name: getattr(self, name) for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")}
 
 
-# The arguments of fine_tune that a profile gives under the same name; the second part are those of TrainingArguments.
-PROFILE_KEYS = (
-    *(field.name for field in fields(ProfileSettings)),
-    *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
-    *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "bf16", "fp16"),
-    *("gradient_checkpointing", "save_steps", "logging_steps"),
-)
+ARGUMENTS = inspect.signature(TrainingArguments).parameters.keys()
+# What a profile gives under the same name as fine_tune or TrainingArguments; the seed is that of a run.
+TAKEN = {field.name for field in fields(TrainSettings)} | ARGUMENTS - {"seed"}
+PROFILE_KEYS = [name for name in Profile.model_fields if name in TAKEN - {"training_arguments"}]
 
 
 def make_arguments(folder: str | Path, given: Mapping[str, Any]) -> TrainingArguments:
     """`TrainingArguments` from the keywords of a profile; ProfileError for an unknown or impossible one."""
-    unknown = sorted(given.keys() - inspect.signature(TrainingArguments).parameters.keys())
+    unknown = sorted(given.keys() - ARGUMENTS)
     if unknown:
         raise ProfileError(f"unknown training argument {', '.join(unknown)}: use the names of TrainingArguments")
     device = compute_device().type

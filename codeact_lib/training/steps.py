@@ -6,6 +6,7 @@ samples, so that all padding strategies and all numbers of devices train the sam
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,11 +58,11 @@ def tokenize_rows(
     source: str | Path,
     overlong: str = "truncate",
 ) -> TokenizedRows:
-    """Token ids and labels of the usable rows, counts of the others by reason, and how many responses were cut.
+    """Token ids and labels of the usable rows.
 
     `overlong` "truncate" cuts the response of a row longer than `max_length` (the paper), "drop" leaves the row out.
     Rows whose prompt alone fills `max_length` have nothing to learn from and are left out too. DataError, which names
-    `source`, when nothing is left, and for another `overlong`.
+    `source`, when nothing is left.
     """
     if overlong not in ("truncate", "drop"):
         raise DataError(f"unknown overlong {overlong!r}: choose truncate or drop")
@@ -103,10 +104,11 @@ class SeededOrder:
 
 
 class StepPlan(NamedTuple):
-    """The samples of a step, in order, and its micro-batches as rows of positions in that list."""
+    """The samples of a step in order, its micro-batches as rows of positions in that list, and the slots of each."""
 
     indices: list[int]
     micro_batches: list[list[list[int]]]
+    slots: list[int]  # tokens with padding
 
 
 class Step(TypedDict):
@@ -119,9 +121,8 @@ class Step(TypedDict):
 class OptimizerSteps(torch.utils.data.Dataset):
     """A data set whose item (epoch, step) is what one process trains on in that optimizer step.
 
-    In packing_scope "batch" the samples of a step are packed in batches of `per_device_train_batch_size`; in "window"
-    all together, into micro-batches of at most `tokens_per_micro_batch` slots. The last step of an epoch has the
-    samples that are left. Raises ProfileError for an unknown `packing_scope`.
+    `packing_scope` and `tokens_per_micro_batch` are those of `TrainSettings`. The last step of an epoch has the samples
+    that are left. Raises ProfileError for an unknown `packing_scope`.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class OptimizerSteps(torch.utils.data.Dataset):
         counts = {
             "samples": len(plan.indices),
             "rows": sum(map(len, plan.micro_batches)),
-            "slots": sum(self.slots(plan)),
+            "slots": sum(plan.slots),
             "tokens": sum(lengths),
             "supervised": sum(self.supervised[i] for i in plan.indices),
             "pairs": sum(n * n for n in lengths),
@@ -178,34 +179,24 @@ class OptimizerSteps(torch.utils.data.Dataset):
             self.order.set_epoch(epoch)
             self.drawn = list(self.order)
         indices = self.drawn[step * self.step_size : (step + 1) * self.step_size]
+        lengths = [self.lengths[i] for i in indices]
+        packing = (self.collator.max_length, self.collator.strategy)
         micro_batches = plan_micro_batches(
-            [self.lengths[i] for i in indices],
-            self.collator.max_length,
-            self.collator.strategy,
+            lengths,
+            *packing,
             batch_size=self.batch_size,
             tokens_per_micro_batch=self.tokens_per_micro_batch,
             ranks=self.ranks,
         )
-        return StepPlan(indices, micro_batches)
+        slots = [math.prod(shape_of(rows, lengths, *packing)) for rows in micro_batches]
+        return StepPlan(indices, micro_batches, slots)
 
     def largest_micro_batch(self) -> int:
         """Slots of the largest micro-batch of the first epoch: what decides the peak of memory."""
         # The plans are kept for the training, which begins with that epoch.
-        slots = 0
         for step in range(len(self)):
-            plan = self.plan(0, step)
-            self.planned[0, step] = plan
-            slots = max(slots, *self.slots(plan))
-        return slots
-
-    def slots(self, plan: StepPlan) -> list[int]:
-        """Tokens with padding of each micro-batch."""
-        lengths = [self.lengths[i] for i in plan.indices]
-        slots = []
-        for rows in plan.micro_batches:
-            height, width = shape_of(rows, lengths, self.collator.max_length, self.collator.strategy)
-            slots.append(height * width)
-        return slots
+            self.planned[0, step] = self.plan(0, step)
+        return max(max(plan.slots) for plan in self.planned.values())
 
 
 class StepSampler(torch.utils.data.Sampler):

@@ -7,6 +7,7 @@ sum over all of them divided by the supervised tokens of the step; gradients are
 import copy
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,20 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
+from codeact_lib.errors import ModelError
 from codeact_lib.measure import PeakMemory, clock
+from codeact_lib.modeling.load import evaluation_mode
 from codeact_lib.modeling.loss import use_supervised_loss
+from codeact_lib.packing.collate import DynamicPackCollator, Sample
 from codeact_lib.processes import Progress
+from codeact_lib.prompts import IGNORE_INDEX
 from codeact_lib.training.checkpoints import WRITE_ERRORS, checkpoints_in, seal_checkpoint, unwritten
-from codeact_lib.training.isolation import check_isolation
 from codeact_lib.training.report import TrainRecorder
 from codeact_lib.training.settings import half_dtype
 from codeact_lib.training.steps import OptimizerSteps, StepSampler
+
+# Difference of a sample's loss that rounding explains. A neighbour that is seen moves it by far more.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
 class PackedTrainer(Trainer):
@@ -31,8 +38,8 @@ class PackedTrainer(Trainer):
         steps = OptimizerSteps(samples, collator, args, packing_scope="window")
         PackedTrainer(model, args, steps, TrainRecorder(identity="")).run()
 
-    `loss_normalization` "step" divides by the supervised tokens of the step, "micro_batch" averages the micro-batches'
-    means. Checkpoints are sealed with the recorder's state; `checkpoint` is the one to go on from.
+    Checkpoints are sealed with the recorder's state; `checkpoint` is the one to go on from. `loss_normalization`: see
+    `TrainSettings`.
     """
 
     def __init__(
@@ -64,8 +71,7 @@ class PackedTrainer(Trainer):
         with self.memory:
             self.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint))
             self.recorder.settle()  # waits for the device
-            self.recorder.stop()
-            self.recorder.see_memory(self.memory)
+            self.recorder.stop(self.memory)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """One item a step, over all epochs."""
@@ -105,9 +111,8 @@ class PackedTrainer(Trainer):
         # The clock is read before and put forward after: neither this attempt nor the next one counts the writing. What
         # the Trainer would remove by `save_total_limit` stays until the new one is sealed.
         began = time.monotonic()
-        self.recorder.stop()
-        self.recorder.see_memory(self.memory)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        self.recorder.stop(self.memory)
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
@@ -155,7 +160,52 @@ class StepCallback(TrainerCallback):
         """Mean loss of the last 20 steps, speed and time; only when a line is due, because it waits for the GPU."""
         recorder = self.trainer.recorder
         recorder.settle()
-        recorder.stop()
+        recorder.stop(self.trainer.memory)
         loss = np.mean(recorder.losses[-20:])
         speed = recorder.seen["supervised"] / recorder.seconds
         return f"loss {loss:.4f}  {speed:,.0f} supervised tokens/s  {clock(recorder.seconds)} elapsed"
+
+
+# ---- whether packed samples stay apart: on the user's own model and data ---------------------------------------------
+@torch.no_grad()
+def isolation_error(model: PreTrainedModel, collator: DynamicPackCollator, samples: Sequence[Sample]) -> float:
+    """Largest difference, over `samples`, between the loss of a sample packed with the others and alone.
+
+    `model(**batch)` must return a loss (`use_supervised_loss`, or any Hugging Face causal language model).
+    """
+    alone = DynamicPackCollator(collator.pad_id, collator.max_length, "dynamic")
+    # With the labels of its neighbours hidden, the loss of a packed batch is that of one sample.
+    hidden: list[Sample] = [{**sample, "labels": [IGNORE_INDEX] * len(sample["labels"])} for sample in samples]
+    errors = []
+    for i, sample in enumerate(samples):
+        losses = []
+        for batch in (collator([*hidden[:i], sample, *hidden[i + 1 :]]), alone([sample])):
+            there = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            losses.append(float(model(**there).loss))
+        errors.append(abs(losses[0] - losses[1]))
+    return max(errors)
+
+
+def check_isolation(
+    model: PreTrainedModel, collator: DynamicPackCollator, samples: Sequence[Sample], dtype: torch.dtype = torch.float32
+) -> float | None:
+    """Refuse to train where packing would change the training; return the `isolation_error` that was measured.
+
+    `dtype` is the precision that the model computes in. Nothing is tested (None) when samples may see each other
+    (`isolate=False`). Raises ModelError on a mismatch.
+    """
+    if not collator.isolate:
+        return None
+    # The three shortest share a row if any do, and cost next to nothing.
+    shortest = sorted(samples, key=lambda sample: len(sample["input_ids"]))[:3]
+    training = model.training
+    evaluation_mode(model)
+    error = isolation_error(model, collator, shortest)
+    model.train(training)
+    if not error <= TOLERANCE[dtype]:  # also when it is not a number
+        raise ModelError(
+            f"packed samples do not train as unpacked ones: their losses differ by {error:.4f} (rounding explains "
+            f"{TOLERANCE[dtype]}). attn_implementation {model.config._attn_implementation!r} does not keep samples "
+            "apart in this model: take 'sdpa' or 'eager', strategy 'dynamic', or isolate: false if that is wanted"
+        )
+    return error

@@ -41,6 +41,7 @@ def test_every_file_format_gives_the_same_rows(tmp_path, suffix):
     assert set(examples["dataset"]) == {"set"}
     assert (report.n_read, report.n_usable, len(report.dropped)) == (5, 5, 0)
     assert report.rows == (1, 2, 3, 4, 5)
+    assert report.to_dict()["counts"] == {} and str(report).endswith("5 rows read, 5 usable; dropped: none")
 
 
 BAD_LINES = [

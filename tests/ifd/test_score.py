@@ -14,8 +14,7 @@ import torch
 from conftest import REPO, held_elsewhere
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from tokenizers import decoders as tokenizer_decoders
+from tokenizers import processors
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     Gemma2Config,
@@ -35,8 +34,9 @@ from codeact_lib.ifd.launch import score_in_processes
 from codeact_lib.ifd.nll import plan_batches, score_batches
 from codeact_lib.ifd.resume import scoring_seconds
 from codeact_lib.ifd.score import IFD_COLUMNS, ifd_from_nll, score_ifd, scorer_agreement
+from codeact_lib.mini.tokenizer import byte_level_bpe
 from codeact_lib.modeling.load import load_base_model
-from codeact_lib.modeling.loss import LOGIT_BLOCK, head_loss
+from codeact_lib.modeling.loss import LOGIT_BLOCK, token_losses
 from codeact_lib.prompts import TEMPLATES
 
 TEMPLATE = TEMPLATES["deepseek-coder"]
@@ -56,13 +56,8 @@ EXAMPLES = [
 
 def make_tokenizer(bos=True, eos=True):
     """A byte-level BPE tokenizer without padding token; with BOS it puts it in front of every text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizer_decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
     texts = [TEMPLATE.prompt(row["instruction"]) + row["response"] for row in EXAMPLES]
-    tokenizer.train_from_iterator(texts + ["Question:\n\nAnswer:\n\n\n    return"] * 5, trainer)
+    tokenizer = byte_level_bpe(texts + ["Question:\n\nAnswer:\n\n\n    return"] * 5, 330, ["<s>", "</s>"])
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     names = {**({"bos_token": "<s>"} if bos else {}), **({"eos_token": "</s>"} if eos else {})}
@@ -236,7 +231,7 @@ def test_the_head_in_blocks_equals_cross_entropy_over_all_logits_at_once(dtype, 
     hidden, target = torch.randn(700, 16, dtype=dtype), torch.randint(0, 3000, (700,))
     with torch.inference_mode():
         expected = torch.nn.functional.cross_entropy(head(hidden).float(), target, reduction="none")
-        nll_of_tokens = head_loss(hidden, head, target, reduction="none")
+        nll_of_tokens = token_losses(hidden, head, target)
     assert nll_of_tokens.dtype == torch.float32
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype]
     torch.testing.assert_close(nll_of_tokens, expected, rtol=tolerance, atol=tolerance)

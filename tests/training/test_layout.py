@@ -22,10 +22,10 @@ def fitted(model, memory, **changes):
     costs = Costs(profile, None, Machine("T4", 1, "given"), shapes)
     steps = profile.per_device_train_batch_size, profile.gradient_accumulation_steps
 
-    def need(layout):
-        return sum(costs.memory_by_slots(model)(layout.per_device_train_batch_size * layout.max_length).values())
+    def needs(layout):
+        return costs.memory_by_slots(model)(layout.per_device_train_batch_size * layout.max_length)
 
-    return fit_layout(BatchLayout(*steps, profile.max_length), need, memory, "T4")
+    return fit_layout(BatchLayout(*steps, profile.max_length), needs, memory, "T4")
 
 
 def test_smaller_layouts_keep_the_samples_of_a_step_and_shorten_them_last():

@@ -19,8 +19,8 @@ from codeact_lib.modeling.loss import use_supervised_loss
 from codeact_lib.packing.collate import DynamicPackCollator
 from codeact_lib.packing.plan import PaddingStrategy
 from codeact_lib.training import memory, run
-from codeact_lib.training.isolation import check_isolation, isolation_error
 from codeact_lib.training.memory import check_disk, check_memory, memory_by_slots
+from codeact_lib.training.trainer import check_isolation, isolation_error
 
 
 @pytest.fixture(scope="module")

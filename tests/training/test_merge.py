@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM as Auto
 from codeact_lib.errors import ArtifactError, ModelError
 from codeact_lib.evaluation.generation import generate_solutions
 from codeact_lib.modeling.load import evaluation_mode, load_base_model, load_tokenizer
-from codeact_lib.training.merge import merge_adapter
+from codeact_lib.training.checkpoints import merge_adapter
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_logits_that_change_stop_the_merge_and_leave_nothing(base, tmp_path, mon
             (adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 1000}))
         return load_base_model(*arguments, **options)
 
-    monkeypatch.setattr("codeact_lib.training.merge.load_base_model", changed_in_between)
+    monkeypatch.setattr("codeact_lib.training.checkpoints.load_base_model", changed_in_between)
     with pytest.raises(ModelError, match="logits differ by"):
         merge_adapter(adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
