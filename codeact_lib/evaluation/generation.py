@@ -45,7 +45,7 @@ def generate_solutions(
         tasks: dicts with task_id, prompt, entry_point.
         template: the `PromptTemplate` the model was trained with, or its name.
         protocol: a key of `prompts.PROTOCOLS`.
-        max_new_tokens: tokens after the opening of the answer; the authors' value is 1024.
+        max_new_tokens: tokens after the opening of the answer.
         batch_size: rows decoded together, halved whenever memory does not suffice. In float32 it does not change the
             text but for ties within rounding.
         output_path: JSONL of {"task_id", "solution", "raw", "n_tokens", "seconds", "key"}, and where the text may
@@ -92,8 +92,9 @@ def generate_solutions(
             answers = unless_out_of_memory(decode, batch)
             if answers is None:
                 if len(batch) == 1:
-                    remedy = "take a smaller max_new_tokens, model, or a larger GPU"
-                    raise ModelError(f"memory is out for a single answer: {remedy}")
+                    raise ModelError(
+                        "memory is out for a single answer: take a smaller max_new_tokens, model, or a larger GPU"
+                    )
                 batch_size = len(batch) // 2
                 if progress:
                     progress(f"memory is out with {len(batch)} answers at a time: going on with {batch_size}")
@@ -113,10 +114,8 @@ def generate_solutions(
 
 
 def require_template(template: PromptTemplate, trained_with: str | None) -> None:
-    """Refuse to ask a model in another way than it was trained: that costs accuracy without a word of warning.
-
-    ModelError if `trained_with` (a sha256, or None for an untouched base model) is not the hash of `template`.
-    """
+    """ModelError if `trained_with` (a sha256, None for an untouched base model) is not the hash of `template`."""
+    # To ask a model in another way than it was trained costs accuracy without a word of warning.
     if trained_with not in (None, template.sha256):
         raise ModelError(
             f"The model was trained with another prompt template (sha256 {trained_with[:12]}) than {template.name!r} "

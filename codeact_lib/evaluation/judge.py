@@ -18,13 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codeact_lib.artifacts import write_json, write_jsonl
+from codeact_lib.artifacts import read_cache, write_json, write_jsonl
 from codeact_lib.errors import EvaluationError, require_package
 from codeact_lib.evaluation.benchmarks import Benchmark, Task, load_benchmark, read_jsonl, user_caches
-from codeact_lib.evaluation.boxed.messages import TESTS, JudgeTask, Prepared, PrepareTask, Question, Rules
+from codeact_lib.evaluation.boxed.messages import TESTS, JudgeTask, Prepared, PrepareTask, Question, Rules, Texts
 from codeact_lib.evaluation.boxed.plain import OUT_OF_TIME
 from codeact_lib.evaluation.boxes import Answer, BoxRunner
-from codeact_lib.evaluation.expected import load_expected, save_expected
 from codeact_lib.measure import usable_cores
 from codeact_lib.prompts import get_protocol
 from codeact_lib.sandbox.backends import WRITE
@@ -35,6 +34,8 @@ STATUSES = ("pass", "fail", "timeout", "error")
 FAILURES = ("", "wrong", "error", "timeout", "syntax", "empty", "missing", "crash", "unconfirmed")
 # EvalPlus itself ends a task after at most 2 x 62 s; the rest is for its expected outputs.
 TASK_SECONDS = 240.0
+# Expected outputs depend on the benchmark alone, kept where they took longer: those of MBPP+ take half a minute.
+WORTH_KEEPING = 2.0
 
 Count = tuple[int, int]  # k of n
 
@@ -74,28 +75,16 @@ class PassAtOne:
 
     def to_dict(self) -> dict[str, Any]:
         """The record of a metrics file; counts as {"k", "n"}."""
+        record = vars(self) | {"n": self.base[1], "failures": self.failures(), "unconfirmed": self.unconfirmed}
+        record |= {"base": _named(self.base), "plus": _named(self.plus)}
+        record["plain"] = {tests: _named(count) for tests, count in self.plain.items()}
+        # in a metrics file the key of the record
+        del record["benchmark"]
+        return record
 
-        def named(count: Count) -> dict[str, int]:
-            return {"k": count[0], "n": count[1]}
 
-        return {
-            "n": self.base[1],
-            "base": named(self.base),
-            "plus": named(self.plus),
-            "plain": {tests: named(count) for tests, count in self.plain.items()},
-            "failures": self.failures(),
-            "kind": self.kind,
-            "verdicts": self.verdicts,
-            "version": self.version,
-            "sha256": self.sha256,
-            "protocol": self.protocol,
-            "isolation": self.isolation,
-            "isolation_stops": self.isolation_stops,
-            "seconds": self.seconds,
-            "ignored": self.ignored,
-            "unconfirmed": self.unconfirmed,
-            "incidents": self.incidents,
-        }
+def _named(count: Count) -> dict[str, int]:
+    return dict(zip(("k", "n"), count, strict=True))
 
 
 def evaluate_solutions(
@@ -182,18 +171,14 @@ def evaluate_solutions(
     # EvalPlus's own two statuses stand beside the verdicts, so that both can be counted anew.
     statuses = {}
     for task_id, row in sorted(checked.items()):
-        statuses[task_id] = {"base_status": row["base"], "plus_status": row["plus"]}
+        statuses[task_id] = {f"{tests}_status": row[tests] for tests in TESTS}
     record = {"benchmark": benchmark.name, **result.to_dict(), "evalplus": statuses}
     write_json(Path(output_dir) / "verdicts.json", record)
     return result
 
 
 def imports_of(prompt: str) -> str:
-    """The top-level imports of a task's prompt, a line each; nothing for a prompt that is no Python.
-
-    >>> imports_of("from typing import List\\n\\ndef f(x: List):\\n    '''Add.'''\\n")
-    'from typing import List\\n'
-    """
+    """The top-level imports of a task's prompt, a line each; nothing for a prompt that is no Python."""
     try:
         body = ast.parse(prompt).body
     except (SyntaxError, ValueError):
@@ -205,14 +190,14 @@ def _read_samples(
     samples: Iterable[Mapping[str, Any]] | Path | str, benchmark: Benchmark, imports_in_front: bool
 ) -> tuple[dict[str, str], int]:
     """({task id: what is to be judged}, number of samples for tasks the benchmark does not have)."""
-    source: Path | str = "samples"
     if isinstance(samples, (str, Path)):
-        source = Path(samples)
-        if not source.is_file():
+        source = str(samples)
+        if not Path(source).is_file():
             raise EvaluationError(f"{source} does not exist; generate the solutions first.")
         # Half a line at the end is what a kill leaves: then a task is missing, and no file damaged.
-        rows: dict[int, Any] = read_jsonl(source, repair=True)
+        rows = read_jsonl(Path(source), repair=True)
     else:
+        source = "samples"
         rows = dict(enumerate(samples, 1))
     solutions: dict[str, str] = {}
     for number, row in rows.items():
@@ -235,7 +220,7 @@ def _prepare(
     boxes: BoxRunner, tasks: list[Task], solutions: dict[str, str], cache: Path | None
 ) -> tuple[dict[str, Prepared], dict[str, Answer]]:
     """({task id: what was prepared}, {task id: {"lost": why}} for those that have nothing)."""
-    known = load_expected(cache, tasks) if cache else {}
+    known = _known_outputs(cache) if cache else {}
     asked = []
     for task in tasks:
         name = task["task_id"]
@@ -252,8 +237,31 @@ def _prepare(
         else:
             prepared[task_id] = row
     if cache:
-        save_expected(cache, prepared, boxes.rules["min_time_limit"])
+        _keep_outputs(cache, prepared, boxes.rules["min_time_limit"])
     return prepared, lost
+
+
+def _known_outputs(cache: Path) -> dict[str, Texts]:
+    """Task id -> expected outputs of an earlier evaluation, as far as they are whole."""
+    known = {}
+    for task_id, texts in read_cache(cache).items():
+        if isinstance(texts, dict) and all(isinstance(texts.get(tests), str) for tests in TESTS):
+            known[task_id] = texts
+    return known
+
+
+def _keep_outputs(cache: Path, prepared: dict[str, Prepared], min_time_limit: float) -> None:
+    # EvalPlus keeps a pickle that holds time limits too, which depend on what else the machine did. Here it is JSON,
+    # without times: a task is kept only where its reference is so fast that the time limit does not depend on it.
+    total = 0.0
+    kept = {}
+    for task_id, row in prepared.items():
+        times = [*row["seconds"]["base"], *row["seconds"]["plus"]]
+        total += sum(times)
+        if max(times, default=0.0) * 8 < min_time_limit:
+            kept[task_id] = row["expected"]
+    if total > WORTH_KEEPING:
+        write_json(cache, kept)
 
 
 def _judge(boxes: BoxRunner, prepared: Iterable[Prepared]) -> dict[str, Answer]:

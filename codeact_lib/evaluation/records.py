@@ -64,14 +64,10 @@ def metrics_record(
     stages: dict[str, dict[str, Any]] | None = None,
     concurrent_jobs: int = 1,
 ) -> RunRecord:
-    """What one run is known by in the tables, JSON-able and sealed; `RunRecord` says what is not said here.
+    """What one run is known by in the tables, JSON-able and sealed; arguments not named here are as in `RunRecord`.
 
-    Args:
-        profile, run: what was asked for.
-        results: one for each benchmark.
-        train: content of train_metrics.json, None for an untouched base model; the loss curve is left out.
-        n_train, n_total, selection_cost, concurrent_jobs: as in the record.
-        stages: stage -> at least {"key": key of its manifest}; see `codeact_lib.pipeline.history.run_history`.
+    results: one for each benchmark. train: content of train_metrics.json, None for an untouched base model. stages:
+    stage -> at least {"key": key of its manifest}; see `codeact_lib.pipeline.history.run_history`.
     """
     model = profile.model(run.model)
     dataset = profile.dataset(run.dataset) if run.dataset else None

@@ -5,11 +5,12 @@ fig = figures.cluster_map(x, y, labels)      # the last line of a notebook cell 
 figures.save_figure(fig, "figures/clusters") # writes .svg, .pdf and .png, the same bytes each time
 """
 
-from codeact_lib.figures.illustrations import cdas_illustration, pipeline_diagram
-from codeact_lib.figures.padding import loss_curves, padding_illustration, padding_rates
+from codeact_lib.figures.illustrations import cdas_illustration, padding_illustration, pipeline_diagram
 from codeact_lib.figures.results import (
     cost_bars,
     data_efficiency,
+    loss_curves,
+    padding_rates,
     pass_at_one_bars,
     sampling_rate_curve,
     time_memory_bars,

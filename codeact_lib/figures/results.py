@@ -1,9 +1,10 @@
-"""Figures of stage 06: pass@1, seconds and memory by arm, sampling rates, costs, benches.
+"""Figures of stages 04 to 06: padding, losses, pass@1, seconds and memory by arm, sampling rates, costs, benches.
 
 Where bars are drawn, an optional column `group` of the frame (a data set) sets them apart under a heading.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from operator import itemgetter
 from typing import Any
 
@@ -19,15 +20,14 @@ from codeact_lib.measure import memory_unit, number, time_unit
 
 def arm_colours(labels: Sequence[str]) -> dict[str, str]:
     """An arm keeps its colour over all figures; CDAS at another rate is one kind; others take the colours left."""
-    left = [colour for colour in style.PALETTE if colour not in (*style.ARM_COLOURS.values(), style.SKY)]
+    taken = {*style.ARM_COLOURS.values(), style.SKY}
+    left = cycle(colour for colour in style.PALETTE if colour not in taken)
     colours = dict(style.ARM_COLOURS)
-    n_others = 0
     for label in dict.fromkeys(labels):
         if label.startswith("CDAS ") and label.endswith("%"):
             colours[label] = style.SKY
         elif label not in colours:
-            colours[label] = left[n_others % len(left)]
-            n_others += 1
+            colours[label] = next(left)
     return colours
 
 
@@ -50,6 +50,7 @@ def pass_at_one_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure
     for ax, (benchmark, part) in zip(axes.flat, parts.items(), strict=False):
         for y, row in zip(places, part.to_dict("records"), strict=True):
             _interval_bar(ax, y, row, colours[row["label"]])
+        # beyond 100% the numbers of the longest bars stand
         ax.set(xlim=(0, 124), xticks=range(0, 101, 20))
         ax.spines["bottom"].set_bounds(0, 100)
         ax.grid(axis="x")
@@ -105,7 +106,8 @@ def cost_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     steps = [column for column in frame.columns if column not in ("label", "group")]
     places, heads = style.bar_places(frame)
     totals = frame[steps].fillna(0).sum(axis=1)
-    divisor, symbol = time_unit(float(totals.max()) if len(totals) else 0.0)
+    # one unit for all bars, that of the longest: hours beside seconds could not be stacked
+    divisor, symbol = time_unit(totals.to_numpy().max(initial=0.0))
     fig, ax = style.canvas(8.4, 0.34 * (places.max(initial=0) + 1) + 1.6)
     start = np.zeros(len(frame))
     colours = (style.GREEN, style.SKY, style.BLUE, style.ORANGE, style.PINK, style.MUTED)
@@ -119,6 +121,34 @@ def cost_bars(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     style.name_bars([ax], places, heads, frame["label"])
     style.legend_on_top(ax, ncols=len(steps))
     style.headline(fig, title or "Cost of each run")
+    return fig
+
+
+@style.styled()
+def padding_rates(report: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """Share of token slots that are padding. report: one row a bar with `strategy`, `padding_rate` (0..1).
+
+    An optional column `group` (a data set) sets bars apart under a heading. Where the report has `attention_pairs` and
+    `isolated_pairs` (`packing.padding_report`), a second panel shows what attention over whole rows costs, in multiples
+    of attention inside each sample.
+    """
+    rates = 100 * np.asarray(report["padding_rate"], float)
+    places, heads = style.bar_places(report)
+    names = [style.STRATEGY_NAMES.get(name, str(name)) for name in report["strategy"]]
+    packed = [name == style.STRATEGY_NAMES["flat"] or "pack" in name.lower() for name in names]
+    panels = [(rates, "%", "padding (% of token slots)", max(rates.max(initial=1) * 1.15, 1))]
+    if "attention_pairs" in report:
+        costs = np.asarray(report["attention_pairs"], float) / np.asarray(report["isolated_pairs"], float)
+        panels.append((costs, "×", "attention over whole rows (× inside samples)", costs.max(initial=1) * 1.2))
+    size = (4.0 + 2.8 * len(panels), 0.36 * (places.max(initial=0) + 1) + 1.2)
+    fig, axes = style.canvas(*size, 1, len(panels), squeeze=False, sharey=True)
+    for ax, (values, symbol, xlabel, right) in zip(axes[0], panels, strict=True):
+        ax.barh(places, values, color=np.where(packed, style.BLUE, style.MUTED), height=0.68)
+        for place, value in zip(places, values, strict=True):
+            ax.text(value, place, f" {value:.1f}{symbol}", va="center", fontsize=8.5)
+        ax.set(xlabel=xlabel, xlim=(0, right))
+    style.name_bars(axes[0], places, heads, names)
+    style.headline(fig, title or f"Padding falls from {rates.max():.0f}% to {rates.min():.0f}% of the slots")
     return fig
 
 
@@ -138,9 +168,7 @@ def bench_bars(table: pd.DataFrame, *, title: str | None = None) -> Figure:
         ax.barh(places, values, height=0.65, **look)
         ax.set(xlabel=xlabel, xlim=(0, 1.18 * max(np.nanmax(ends), 1e-9)))
         for y, end, value in zip(places, ends.fillna(0), values, strict=True):
-            text = "no result"
-            if value >= 0:
-                text = number(value) if value >= 1 else f"{value:.3g}"
+            text = number(value) if value >= 1 else f"{value:.3g}".replace("nan", "no result")
             ax.annotate(text, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes[0, 0].set(yticks=places, yticklabels=table["contender"])
     style.headline(fig, title or "Time and memory, side by side")
@@ -153,8 +181,9 @@ def data_efficiency(panels: Mapping[str, pd.DataFrame]) -> Figure:
 
     panels: heading -> frame with `label`, `samples`, `pass_at_one` (%), `ours` (bool), optional low/high (%).
     """
-    most = max(map(len, panels.values()))
-    fig, axes = style.canvas(4.6 * len(panels) + 0.4, max(3.6, 0.2 * most + 1.6), 1, len(panels), squeeze=False)
+    # as high as the longest list of names at the side
+    height = max(3.6, 0.2 * max(map(len, panels.values())) + 1.6)
+    fig, axes = style.canvas(4.6 * len(panels) + 0.4, height, 1, len(panels), squeeze=False)
     for ax, (heading, frame) in zip(axes[0], panels.items(), strict=True):
         _efficiency_panel(ax, frame.to_dict("records"))
         ax.set(title=heading, xlabel="training samples (logarithmic)", ylabel="HumanEval pass@1 (%)")
@@ -167,12 +196,17 @@ def _efficiency_panel(ax: Axes, rows: list[dict[str, Any]]) -> None:
         # About the same number of samples stand side by side (3% apart), so that no interval hides another.
         near = sum(abs(np.log(row["samples"] / other)) < 0.02 for other in samples[:i])
         row["x"] = row["samples"] * 1.03**near
-        colour = style.BLUE if row["ours"] else style.MUTED
+        # shape and weight say the same as colour, for who cannot see it
+        look = (style.MUTED, "s", "normal")
+        if row["ours"]:
+            look = (style.BLUE, "o", "bold")
+        colour, marker, row["weight"] = look
         if np.isfinite(row.get("low", np.nan)):
             ax.plot([row["x"]] * 2, [row["low"], row["high"]], color=colour, linewidth=1)
-        ax.plot(row["x"], row["pass_at_one"], "o" if row["ours"] else "s", color=colour, markersize=6.5)
+        ax.plot(row["x"], row["pass_at_one"], marker, color=colour, markersize=6.5)
     ax.set_xscale("log")
     ax.set_xlim(min(samples) / 1.35, max(row["x"] for row in rows) * 1.2)
+    # room above and below for names that are moved apart
     ax.margins(y=0.12)
     _side_labels(ax, rows)
     ticks = np.array([1, 2, 3, 5]) * 10.0 ** np.arange(9)[:, None]
@@ -205,7 +239,7 @@ def _side_labels(ax: Axes, rows: list[dict[str, Any]]) -> None:
             arrowprops=dict(line),  # matplotlib takes keys out of it
             va="center",
             fontsize=8,
-            fontweight="bold" if row["ours"] else "normal",
+            fontweight=row["weight"],
             annotation_clip=False,
         )
 
@@ -233,4 +267,30 @@ def sampling_rate_curve(frame: pd.DataFrame, scores: Mapping[str, str]) -> Figur
     handles, labels = axes[0][0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), columnspacing=1.2, handlelength=1.6)
     style.headline(fig, "How much to choose")
+    return fig
+
+
+@style.styled()
+def loss_curves(curves: Mapping[str, Sequence[Any]], *, title: str = "Training loss") -> Figure:
+    """Training loss over optimizer steps. curves: label -> [(step, loss)] or [{"step": .., "loss": ..}]."""
+    fig, ax = style.canvas(6.8, 3.7)
+    for (label, points), colour in zip(curves.items(), cycle(style.PALETTE), strict=False):
+        pairs = [(p["step"], p["loss"]) if isinstance(p, Mapping) else tuple(p)[:2] for p in points]
+        steps, losses = np.array(pairs, float).reshape(-1, 2).T
+        # faint what was logged, strong its running mean over a twentieth of the curve: the loss of one step is mostly
+        # that of its samples
+        ax.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
+        # an odd number of points, so that the mean stands in their middle; fewer at the ends
+        around = 2 * (len(losses) // 20 // 2) + 1
+        mean = pd.Series(losses).rolling(around, center=True, min_periods=1).mean()
+        # a line through one point would not be seen
+        marker = "o" if len(losses) == 1 else None
+        ax.plot(steps, mean, label=label, color=colour, linewidth=1.7, marker=marker)
+    ax.grid(axis="y")
+    ax.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)")
+    # from zero on: a cut axis makes a small difference between two arms look like a large one
+    ax.set_ylim(bottom=0)
+    ax.set_title(title)
+    if any(curves):
+        ax.legend()
     return fig

@@ -10,9 +10,11 @@ from numpy.typing import ArrayLike
 
 from codeact_lib.figures import style
 
-IFD_TOP = 3.0  # axes end here: a weak scorer gives a few short answers an IFD of ten and more
+# axes end here: a weak scorer gives a few short answers an IFD of ten and more
+IFD_TOP = 3.0
 IFD_BAR = 0.05
-MOST_POINTS = 20_000  # of a scatter; more take long to draw and show nothing new
+# of a scatter; more take long to draw and show nothing new
+MOST_POINTS = 20_000
 
 
 @style.styled()
@@ -25,8 +27,10 @@ def cluster_map(x: ArrayLike, y: ArrayLike, labels: ArrayLike) -> Figure:
     fig, ax = style.canvas(6.4, 4.6)
     for i, cluster in enumerate(clusters):
         inside = labels == cluster
+        # beyond ten clusters colours come again; the number tells them apart
         colour = style.PALETTE[i % len(style.PALETTE)]
         ax.scatter(x[inside], y[inside], s=7, color=colour, alpha=0.55, linewidths=0, rasterized=True)
+        # the median, for a few outliers of a projection would draw the mean out of its cluster
         centre = (np.median(x[inside]), np.median(y[inside]))
         circle = {"boxstyle": "circle,pad=0.22", "facecolor": "white", "edgecolor": colour, "linewidth": 1.8}
         ax.annotate(str(cluster), centre, ha="center", va="center", fontweight="bold", bbox=circle)
@@ -55,7 +59,7 @@ def ifd_histogram(ifd: ArrayLike, clusters: ArrayLike) -> Figure:
     ax.annotate("1: the instruction\nstops helping", (1, 0.98), **place)
     more = f"; last bar: {top:g} and more" if (scored > top).any() else ""
     ax.set(xlabel=f"IFD = PPL(answer | instruction) / PPL(answer){more}", ylabel="rows", xlim=(0, top))
-    ax.margins(y=0.15)  # room for the words
+    ax.margins(y=0.15)  # room for the words above the line
     share = np.sum(scored >= 1) / max(len(scored), 1)
     ax.set_title(f"{share:.1%} of rows have IFD ≥ 1 and are dropped")
     return fig
@@ -108,7 +112,8 @@ def ifd_against_length(ifd: ArrayLike, n_tokens: ArrayLike, kept: ArrayLike) -> 
         look = {"s": 9, "color": colour, "alpha": alpha, "linewidths": 0, "rasterized": True}
         label = f"{name} ({(kept == chosen).sum():,})"
         ax.scatter(n_tokens[rows], np.minimum(ifd[rows], top), label=label, **look)
-    if not len(shown):  # a logarithmic axis without any point cannot be drawn
+    # a logarithmic axis without any point cannot be drawn
+    if not len(shown):
         ax.set_xlim(1, 1000)
         ax.text(0.5, 0.3, "no row has a score", ha="center", transform=ax.transAxes)
     ax.axhline(1, color=style.INK, linewidth=1, linestyle="--")
@@ -137,7 +142,8 @@ def selection_bars(kept: ArrayLike, dropped: Mapping[str, ArrayLike], *, labels:
         ax.barh(places, counts, left=start, color=colour, edgecolor="white", label=label)
         start = start + counts
     for y, count in enumerate(kept):
-        if count >= start.max() / 16:  # else there is no room in the bar
+        # in a shorter bar there is no room
+        if count >= start.max() / 16:
             ax.text(count, y, f" {count:,.0f} ", ha="right", va="center", color="white", fontsize=8, fontweight="bold")
     ax.set_yticks(places, list(map(str, labels)))
     ax.set(xlabel="rows", ylabel="cluster", xlim=(0, max(start.max(initial=0), 1)))

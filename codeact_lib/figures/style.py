@@ -21,6 +21,7 @@ from codeact_lib.artifacts import atomic_write
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, INK = "#56B4E9", "#CC79A7", "#222222"
 MUTED, FAINT = "#6B7280", "#D9DCE1"
+# taken in this order: the first six are the ones easiest to tell apart, the rest only serves many clusters
 PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, MUTED, "#004D73", "#8C6100", INK)
 ARM_COLOURS = {"CodeACT": BLUE, "full data": ORANGE, "random 40%": PINK, "base model": MUTED}
 STRATEGY_NAMES = {
@@ -61,7 +62,8 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **kwarg
 def _settle(fig: Figure) -> None:
     # Lay the figure out once: it would be done again, at the same cost, for every format.
     if fig.get_layout_engine() is not None:
-        for _ in range(2):  # the first pass only guesses the room that tick labels take
+        # the first pass only guesses the room that tick labels take
+        for _ in range(2):
             fig.draw_without_rendering()
         fig.set_layout_engine("none")
 
@@ -69,6 +71,7 @@ def _settle(fig: Figure) -> None:
 @styled()
 def save_figure(fig: Figure, stem: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write `stem`.svg, .pdf and .png by rename; the same figure gives the same bytes. Returns the paths."""
+    # else every file would differ from the last by the second it was written in
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     _settle(fig)
     paths = []

@@ -127,10 +127,11 @@ def _run_behind(
         if uid is None:
             return _supervise(backend, box, limits, stdin)
         try:
-            _give([cwd, scratch], uid)
+            # Links are not followed (-h): they may lead to files of the caller.
+            subprocess.run(["chown", "-hR", f"{uid}:{uid}", cwd, scratch], check=True)
             return _supervise(backend, box, limits, stdin)
         finally:
-            _give([cwd], 0)
+            subprocess.run(["chown", "-hR", "0:0", cwd], check=True)
 
 
 def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes) -> BoxResult:
@@ -172,11 +173,6 @@ def _scratch_folder() -> Iterator[Path]:
         subprocess.run(["rm", "-rf", scratch], stderr=subprocess.DEVNULL)
 
 
-def _give(places: list[Path], uid: int) -> None:
-    """Hand folders and what is in them to `uid`; links are not followed, they may lead to files of the caller."""
-    subprocess.run(["chown", "-hR", f"{uid}:{uid}", *places], check=True)
-
-
 _CANARY = """
 import os, signal, socket, sys
 def attempt(action):
@@ -195,19 +191,19 @@ print(text or "nothing", "end")
 
 def probe_isolation(names: Sequence[str] = LADDER) -> list[BackendReport]:
     """Try each backend with canaries; what got through is seen from outside, not reported by the boxed program."""
-    return [probe(name) for name in names]
+    return list(map(probe, names))
 
 
 @functools.lru_cache
 def choose_isolation(isolation: str = "auto") -> str:
     """The backend that will be used; SandboxError where it is unknown, does not run, or stops less than it must."""
-    if isolation != "auto" and isolation not in BACKENDS:
-        raise SandboxError(f"isolation: {isolation!r} is not known; use auto, {', '.join(LADDER)} or none.")
     names: tuple[str, ...] = (isolation,)
     remedy = "isolation: auto takes the best there is"
     if isolation == "auto":
         names = LADDER
         remedy = "isolation: none does without"
+    elif isolation not in BACKENDS:
+        raise SandboxError(f"isolation: {isolation!r} is not known; use auto, {', '.join(LADDER)} or none.")
     reports = probe_isolation(names)
     for report in reports:
         if report.available:

@@ -12,9 +12,15 @@ Reported and measured numbers never share a row.
 from importlib import import_module
 from typing import Any
 
-from codeact_lib.tables.ablations import policy_table, rate_frame, rate_table, split_table
+from codeact_lib.tables.ablations import policy_table, rate_table, split_table
 from codeact_lib.tables.cells import bold_marks, fits, percent_cell
-from codeact_lib.tables.comparisons import comparison_table, findings
+from codeact_lib.tables.comparisons import (
+    comparison_table,
+    derived_claims_table,
+    findings,
+    followup_table,
+    headline_table,
+)
 from codeact_lib.tables.costs import cost_table
 from codeact_lib.tables.frames import (
     cost_frame,
@@ -24,7 +30,6 @@ from codeact_lib.tables.frames import (
     reported_time_memory_frame,
     time_memory_frame,
 )
-from codeact_lib.tables.headline import derived_claims_table, followup_table, headline_table
 from codeact_lib.tables.render import Cell, Column, Table, values, words, write_table
 from codeact_lib.tables.report import ReportFigure, provenance, run_facts, run_groups, write_report
 from codeact_lib.tables.research_questions import arms_table, rq1_table, rq2_table

@@ -76,14 +76,15 @@ def policy_table(metrics: Sequence[RunRecord]) -> Table:
     return Table("policies", frame, columns, blocks, [TEXTS["notes"]["policies"], *_notes(lines)], metrics)
 
 
-def rate_frame(metrics: Sequence[RunRecord]) -> pd.DataFrame:
-    """The measured lines of `rate_table` in the columns of its CSV, for the sampling-rate curve."""
-    return cells.flat_frame(_rate_lines(metrics), MEANS)
-
-
 def rate_table(metrics: Sequence[RunRecord], followup: pd.DataFrame | None = None) -> Table:
     """pass@1 against the sampling rate (10% to 60%), and below it what the authors' follow-up reports (30% and 40%)."""
-    lines = _rate_lines(metrics)
+    lines = []
+    for _, arms in _by_setting(metrics):
+        rates = [line for (policy, _, strategy), line in arms.items() if (policy, strategy) == ("cdas", "dynamic_pack")]
+        # of full data the packed run where there is one
+        full = [line for arm, line in arms.items() if arm[0] == "full"]
+        full.sort(key=lambda line: line.names["strategy"] != "dynamic_pack")
+        lines += sorted([*rates, *full[:1]], key=lambda line: line.names["ratio"])
     if followup is not None:
         reported = []
         scores = followup[followup["table"] == "pass_at_one"].sort_values("ratio", kind="stable")
@@ -102,17 +103,6 @@ def rate_table(metrics: Sequence[RunRecord], followup: pd.DataFrame | None = Non
     padded = ", trained with dynamic padding where it was not packed" if "dynamic" in set(frame["strategy"]) else ""
     notes = [f"CDAS + Dynamic Pack; 100% is all data{padded}.", *_notes(lines)]
     return Table("sampling_rates", frame, columns, frame["setting"].tolist(), notes, metrics)
-
-
-def _rate_lines(metrics: Sequence[RunRecord]) -> list[Line]:
-    lines = []
-    for _, arms in _by_setting(metrics):
-        rates = [line for (policy, _, strategy), line in arms.items() if (policy, strategy) == ("cdas", "dynamic_pack")]
-        # of full data the packed run where there is one
-        full = [line for arm, line in arms.items() if arm[0] == "full"]
-        full.sort(key=lambda line: line.names["strategy"] != "dynamic_pack")
-        lines += sorted([*rates, *full[:1]], key=lambda line: line.names["ratio"])
-    return lines
 
 
 def _by_setting(metrics: Sequence[RunRecord]) -> list[tuple[RunRecord, dict[results.Arm, Line]]]:

@@ -109,7 +109,8 @@ def score_columns(lines: Sequence[Line], bold: pd.DataFrame | None = None) -> li
             text = _nothing(line)
             if not pd.isna(line.rate(column)):
                 score = line.scores[column]
-                text = f"{score.rate:.1f}" if pd.isna(score.sd) else f"{score.rate:.1f} ± {score.sd:.1f}"
+                # one seed has no spread
+                text = f"{score.rate:.1f} ± {score.sd:.1f}".removesuffix(" ± nan")
                 if score.k:
                     solved = BETWEEN_RUNS.join(map(str, score.k))
                     between = "/" if len(score.k) == 1 else " of "

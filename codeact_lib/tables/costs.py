@@ -43,8 +43,10 @@ def cost_table(metrics: Sequence[RunRecord]) -> Table:
     pays = pd.Series(texts(frame["break_even_trainings"], "{:.0f} trainings".format), dtype=object)
     pays = pays.replace({"1 trainings": "1 training", "inf trainings": "never"})
     columns.append(values("Pays after", pays, frame["run_id"]))
-    several = ["Means over seeds."] if (frame["n_seeds"] > 1).any() else []
-    notes = [*TEXTS["notes"]["costs"], *several, *results.hardware_notes(metrics)]
+    notes = list(TEXTS["notes"]["costs"])
+    if (frame["n_seeds"] > 1).any():
+        notes.append("Means over seeds.")
+    notes += results.hardware_notes(metrics)
     return Table("costs", frame, columns, frame["data_set"].tolist(), notes, metrics)
 
 
@@ -53,6 +55,7 @@ def step_seconds(line: Line) -> dict[str, float]:
     seconds: dict[str, list[float | None]] = {step: [] for step in STEPS}
     for record in line.runs:
         cost = record.get("selection_cost") or {}
+        # CDAS ranks within clusters, stratified sampling only draws from them, the IFD policy has none
         if record["policy"] in ("cdas", "stratified"):
             seconds["embedding"].append(cost.get("embedding_seconds"))
         if record["policy"] in ("cdas", "ifd"):
@@ -73,8 +76,8 @@ def selection_seconds(line: Line) -> float:
 
 
 def _break_even(line: Line, arms: Sequence[Line]) -> float:
-    # Trainings until selection pays; infinite if it never does, NaN where the question does not arise.
-    # the paper's saving leaves the time of selecting out; it is spent once for all trainings on one selection
+    # Trainings until selection pays; infinite if it never does, NaN where the question does not arise. What the paper
+    # saves leaves out the time of selecting, which is spent once for all trainings on one selection.
     spent = selection_seconds(line)
     if line.names["policy"] in (None, "full") or not line.record["train"] or not spent:
         return math.nan

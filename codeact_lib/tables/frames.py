@@ -54,6 +54,7 @@ def reported_time_memory_frame(reported: pd.DataFrame) -> pd.DataFrame:
 
 def efficiency_panels(metrics: Sequence[RunRecord], reported: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Panels for `figures.data_efficiency`: the paper's models with a known data size, then each data set."""
+    # of the others nobody has said how many samples they were trained on
     known = reported[reported["data_num"].str.endswith("K")]
     paper = pd.DataFrame({"label": known["model"].str.replace(" (ours)", "") + " " + known["size"]})
     paper["samples"] = known["data_num"].str.rstrip("K").astype(float) * 1000
@@ -87,6 +88,7 @@ def padding_frame(metrics: Sequence[RunRecord], followup: pd.DataFrame | None = 
             # data and padding strategy: CodeACT's own name would hide both here
             words = ", ".join(results.arm_words(line.record))
             rows.append((line.names["setting"], words, percent / 100))
+    # the paper itself gives no padding rates
     if followup is not None:
         for row in followup[followup["table"] == "efficiency"].to_dict("records"):
             group = f"reported by the follow-up: {row['model']} {row['size']}, {row['dataset']}"

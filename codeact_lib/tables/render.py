@@ -23,7 +23,6 @@ from codeact_lib.artifacts import PACKAGE_DIR, atomic_write
 from codeact_lib.tables.results import BETWEEN_RUNS, NOT_RUN, TEXTS, RunRecord
 
 Align = Literal["left", "center"]
-FORMATS = ("csv", "md", "tex", "html", "json")
 
 
 class Cell(NamedTuple):
@@ -99,16 +98,14 @@ class Table:
         return to_markdown(self)
 
 
-def write_table(table: Table | pd.DataFrame, stem: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write a table as `stem`.csv, .md, .tex (booktabs), .html and .json by rename; a plain frame as its text."""
-    if isinstance(table, pd.DataFrame):
-        columns = [words(str(name), table[name], "center") for name in table]
-        table = Table(Path(stem).name, table, columns)
-    render = {"md": to_markdown, "tex": to_latex, "html": to_page, "csv": to_csv, "json": to_json}
-    paths = [Path(f"{stem}.{suffix}") for suffix in formats]
-    for path in paths:
-        with atomic_write(path) as file:
-            file.write(render[path.suffix[1:]](table))
+def write_table(table: Table, stem: str | Path) -> list[Path]:
+    """Write a table as `stem`.csv, .md, .tex (booktabs), .html and .json by rename; returns the paths."""
+    render = {"csv": to_csv, "md": to_markdown, "tex": to_latex, "html": to_page, "json": to_json}
+    paths = []
+    for suffix, text_of in render.items():
+        paths.append(Path(f"{stem}.{suffix}"))
+        with atomic_write(paths[-1]) as file:
+            file.write(text_of(table))
     return paths
 
 
@@ -117,6 +114,7 @@ def to_csv(table: Table) -> str:
     frame = table.frame.copy()
     for name in frame.select_dtypes(bool):
         frame[name] = np.where(frame[name], "yes", "no")
+    # ten digits: more than was measured, and no 0.30000000000000004
     return frame.to_csv(index=False, lineterminator="\n", float_format="%.10g")
 
 

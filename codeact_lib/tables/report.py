@@ -119,6 +119,7 @@ def provenance(profile: Profile, metrics: Sequence[RunRecord]) -> dict[str, str]
         packages |= {f"{name} {version}" for name, version in environment["packages"].items()}
         for name, judged in record["benchmarks"].items():
             benchmarks.add(f"{name} {judged['version']}, {judged['n']} tasks: {judged['sha256'][:16]}")
+    # sorted, so that the page does not depend on the order in which the runs were read
     return {
         "profile": f"{profile.name}: {profile.description} (preset {profile.preset})",
         "seeds": ", ".join(map(str, profile.seeds)),

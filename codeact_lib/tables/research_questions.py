@@ -53,6 +53,7 @@ def rq1_table(metrics: Sequence[RunRecord], reported: pd.DataFrame, followup: pd
 
 
 def _reported_key(record: RunRecord) -> tuple[str | None, str | None, str | None]:
+    # the size too: in the paper one model name stands for several
     return record["reported_as"], record["model"]["reported_as"], record["model"]["size"]
 
 

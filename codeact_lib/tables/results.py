@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -321,9 +320,9 @@ def _score(seeds: Sequence[Judged], side: Side, comparable: bool) -> Score:
 
 def average(values: Iterable[float | None], digits: int = 5) -> Average:
     """Mean and sample standard deviation of the values that are known."""
-    known = pd.Series(list(values), dtype=float).dropna().tolist()
-    mean = round(statistics.mean(known), digits) if known else math.nan
-    return Average(mean, round(statistics.stdev(known), digits) if len(known) > 1 else math.nan)
+    # pandas leaves out what is NaN, and has NaN for the mean of nothing and for the deviation of one
+    known = pd.Series(list(values), dtype=float)
+    return Average(round(known.mean(), digits), round(known.std(), digits))
 
 
 def relative_change(before: Line, after: Line, column: str, more: float = 0.0) -> float:

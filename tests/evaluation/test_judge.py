@@ -398,7 +398,7 @@ def test_the_imports_of_the_prompt_stand_in_front_only_where_the_protocol_says_s
 
 
 def test_expected_outputs_are_kept_without_times_and_not_where_a_solution_could_write(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr("codeact_lib.evaluation.expected.WORTH_KEEPING", 0.0)
+    monkeypatch.setattr("codeact_lib.evaluation.judge.WORTH_KEEPING", 0.0)
     path = write_tasks(tmp_path / "bench.jsonl", humaneval_tasks())
     judge = {"output_dir": tmp_path / "out"}
     assert evaluate_solutions(canonical(humaneval_tasks()), path, isolation="limits", **judge).plus == (4, 4)
@@ -430,7 +430,7 @@ def test_a_large_output_is_confirmed_by_its_digest(tmp_path):
 
 
 def test_outputs_that_are_no_data_get_evalpluss_verdict_but_no_confirmation(tmp_path):
-    tasks = [{**humaneval_tasks()[0], "canonical_solution": "    return memoryview(bytes([a, b]))\n"}]
+    tasks = [{**humaneval_tasks()[0], "canonical_solution": "    return memoryview(bytes([a % 256, b]))\n"}]
     path = write_tasks(tmp_path / "bench.jsonl", tasks)
     result = evaluate_solutions(canonical(tasks), path, output_dir=tmp_path / "out")
     assert result.plus == (0, 1) and result.plain["plus"] == (1, 1) and len(result.unconfirmed) == 1

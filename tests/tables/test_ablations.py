@@ -54,13 +54,13 @@ def test_an_arm_that_was_not_run_says_so():
 
 def test_the_sampling_curve_takes_packed_full_data_where_there_is_some():
     runs = [run(FULL), run(CODEACT), run(("cdas", 0.1, "dynamic_pack"))]
-    frame = ablations.rate_frame(runs)
+    frame = ablations.rate_table(runs).frame
     assert frame[["ratio", "strategy"]].values.tolist() == [
         [0.1, "dynamic_pack"],
         [0.4, "dynamic_pack"],
         [1.0, "dynamic"],
     ]
-    assert ablations.rate_frame([*runs, run(PACKED)])["strategy"].tolist() == ["dynamic_pack"] * 3
+    assert ablations.rate_table([*runs, run(PACKED)]).frame["strategy"].tolist() == ["dynamic_pack"] * 3
     assert len(sampling_rate_curve(frame, HEADINGS).axes) == 1
 
 
@@ -93,5 +93,5 @@ def test_every_table_writes_all_formats_with_and_without_measurements(table, tmp
 
 def test_without_a_run_of_cdas_the_curve_of_rates_is_drawn_empty():
     """A profile with arms of one's own alone still gets its report."""
-    (panel,) = sampling_rate_curve(ablations.rate_frame([]), HEADINGS).axes
+    (panel,) = sampling_rate_curve(ablations.rate_table([]).frame, HEADINGS).axes
     assert panel.get_title(loc="left") == "nothing was run"

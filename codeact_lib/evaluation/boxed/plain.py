@@ -25,8 +25,8 @@ ANSWERED = '"why": ""}'
 OUT_OF_TIME = '"why": "timeout"}'
 
 MOST_ENTRIES = 1 << 20  # of an iterator, which need not end
-VIEWS = {"keys": type({}.keys()), "items": type({}.items())}
 SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+VIEWS = {"keys": type({}.keys()), "items": type({}.items())}
 
 
 class Opaque:
@@ -87,8 +87,8 @@ def encode(value: Any, depth: int = DEPTH) -> Any:
         return ["complex", [value.real, value.imag]]
     if isinstance(value, (bytes, bytearray)):
         return ["bytes", bytes(value).hex()]
-    for kind, sequence in SEQUENCES.items():
-        if isinstance(value, sequence):
+    for kind, entries in (SEQUENCES | VIEWS).items():
+        if isinstance(value, entries):
             return [kind, [encode(entry, depth - 1) for entry in value]]
     if isinstance(value, range):
         return ["range", encode([value.start, value.stop, value.step])]
@@ -96,9 +96,6 @@ def encode(value: Any, depth: int = DEPTH) -> Any:
         return ["Fraction", encode([value.numerator, value.denominator])]
     if isinstance(value, Decimal):
         return ["Decimal", str(value)]
-    for kind, view in VIEWS.items():
-        if isinstance(value, view):
-            return [kind, [encode(entry, depth - 1) for entry in value]]
     if isinstance(value, (Iterator, ValuesView, deque)):  # where EvalPlus wants a set, anything will do
         return ["iterator", [encode(entry, depth - 1) for entry in islice(value, MOST_ENTRIES)]]
     if isinstance(value, dict):
