@@ -250,7 +250,7 @@ def test_no_tracked_file_names_a_folder_of_a_machine_or_a_registry():
         r"(?:index-url|find-links)[ =,]+[\"']?(?:https?:(?!//download\.pytorch\.org/)|file:|/\w)|/simp" r"le\b"
     )
     for path in tracked_files():
-        if path.suffix in (".safetensors", ".png", ".pdf"):
+        if path.suffix in (".safetensors", ".png", ".pdf", ".bpf"):
             continue
         text = path.read_text(encoding="utf-8")
         for pattern in (machine, registry, re.compile(re.escape(f"{REPO}/"))):

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any
 
 LARGE = 1 << 17  # bytes from which on an output is told by its digest: ten million words would take a minute as text
+HUGE = 8 << 20  # bytes from which on the order of sets and dicts and the last digits of floats count
 SMALL = 1 << 62  # JSON text of longer ints may exceed the limit Python sets on decimal digits
 DEPTH = 200
 # How the text of an answer ends (`answers`): looked at as text, for a solution wrote it.
@@ -26,6 +27,7 @@ OUT_OF_TIME = '"why": "timeout"}'
 
 MOST_ENTRIES = 1 << 20  # of an iterator, which need not end
 SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+UNCHANGED = (str, int, type(None))
 VIEWS = {"keys": type({}.keys()), "items": type({}.items())}
 
 
@@ -43,30 +45,34 @@ class Digest:
 def encode_output(value: Any, large: int = LARGE) -> Any:
     """`encode`, but an output of more than `large` bytes becomes a digest. marshal is only written here, never read."""
     try:
-        size = len(marshal.dumps(value, 0))
+        data = marshal.dumps(value, 2)  # the last version without references: equal values give equal bytes
     except ValueError:
         return encode(value)
-    if size <= large:
+    if len(data) <= large:
         return encode(value)
-    return ["digest", hashlib.sha256(marshal.dumps(canonical(value), 0)).hexdigest()]
+    # One output of Mbpp/255 has six million floats, to look at each would take longer than it may.
+    if len(data) <= HUGE:
+        data = marshal.dumps(canonical(value), 2)
+    return ["digest", hashlib.sha256(data).hexdigest()]
 
 
 def canonical(value: Any) -> Any:
     """Equal for outputs that EvalPlus would call equal: no order of sets and dicts, floats to nine digits."""
-    # EvalPlus compares floats to 1e-7; the last digits of two right answers differ by their order of summation.
     match value:
+        case list() | tuple():
+            # most entries of a large output need no look of their own: Mbpp/255 has a million in one
+            return type(value)([entry if type(entry) in UNCHANGED else canonical(entry) for entry in value])
+        case set() | frozenset():
+            return ["set", sorted(marshal.dumps(canonical(entry), 2) for entry in value)]
+        case dict():
+            pairs = ((canonical(key), canonical(entry)) for key, entry in value.items())
+            return ["dict", sorted(marshal.dumps(pair, 2) for pair in pairs)]
         case bool():
             return int(value)
         case float():
+            # EvalPlus compares floats to 1e-7; the last digits of two right answers differ by their order of summation.
             rounded = float(f"{value:.9g}")
             return int(rounded) if rounded.is_integer() else rounded
-        case list() | tuple():
-            return type(value)(map(canonical, value))
-        case set() | frozenset():
-            return ["set", sorted(marshal.dumps(canonical(entry), 0) for entry in value)]
-        case dict():
-            pairs = ((canonical(key), canonical(entry)) for key, entry in value.items())
-            return ["dict", sorted(marshal.dumps(pair, 0) for pair in pairs)]
     return value
 
 
