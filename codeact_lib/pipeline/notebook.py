@@ -49,8 +49,6 @@ def kernel_environment() -> Iterator[Config]:
             "IPYTHONDIR": f"{scratch}/ipython",
             "PYTHONHASHSEED": "0",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else a debugger warning lands in the executed notebooks
-            # threads of OpenMP that wait sleep: by default they spin, and take a busy machine from each other
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
         with mock.patch.dict(os.environ, ours):
             yield transport
