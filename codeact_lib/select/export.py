@@ -68,6 +68,8 @@ def export(layout: str, conversations: list[list[Message]], folder: str | Path, 
     - `axolotl`: `train.jsonl` and `dataset.yml`, the `datasets` entry to paste into a configuration.
     - `llama-factory`: `train.json` and `dataset_info.json`: set `dataset_dir` to the folder, `dataset` to `name`.
     """
+    if layout not in EXPORTS:
+        raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(EXPORTS)}")
     folder = Path(folder)
     whole = [{"messages": messages} for messages in conversations]
     if layout == "trl":
