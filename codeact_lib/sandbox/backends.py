@@ -1,6 +1,7 @@
 """The isolation backends as command lines: what each puts around a program, and as whom the program runs."""
 
 import base64
+import functools
 import json
 import os
 import random
@@ -93,6 +94,11 @@ def enter(backend: Backend, box: Box, shared: Sequence[str] = ()) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", ENTER.read_text(encoding="utf-8"), json.dumps(entry)]
 
 
+@functools.cache  # each suspect gets a box of its own, and would ask again
+def _options_of(bwrap: str) -> str:
+    return subprocess.run([bwrap, "--help"], capture_output=True, text=True).stdout
+
+
 def _bubblewrap(backend: Backend, box: Box) -> list[str]:
     """Read-only system and Python, fresh /tmp, no network, own process tree, at most one writable folder."""
     bwrap = shutil.which(backend.program) or backend.program
@@ -107,11 +113,11 @@ def _bubblewrap(backend: Backend, box: Box) -> list[str]:
         elif os.path.exists(path):
             command += ["--ro-bind", path, path]
     command += ["--proc", "/proc", "--dev", "/dev"]
-    # --size came with bubblewrap 0.7.
-    options = subprocess.run([bwrap, "--help"], capture_output=True, text=True).stdout
-    size = ["--size", str(DISK_BYTES)] if "--size" in options else []
     for folder in ("/tmp", "/dev/shm"):
-        command += [*size, "--tmpfs", folder]
+        # --size came with bubblewrap 0.7.
+        if "--size" in _options_of(bwrap):
+            command += ["--size", str(DISK_BYTES)]
+        command += ["--tmpfs", folder]
     binds = [("--ro-bind", path) for path in _outermost([*_python_paths(), *box.readable])]
     if box.cwd == box.scratch:
         box = replace(box, cwd=Path("/tmp"))

@@ -6,12 +6,13 @@ environment, resource limits, an outer timeout and a watch over its total memory
 | isolation | files outside | network | processes outside | what it needs |
 |---|---|---|---|---|
 | `bubblewrap` | unseen | none | unseen | the program `bwrap` (Debian and Ubuntu: package `bubblewrap`) |
-| `landlock` | closed by Landlock | no TCP (Linux 6.7) | seen; no signals (Linux 6.12) | Linux 5.13 |
-| `limits` | readable and writable | open | reachable | nothing |
+| `landlock` | closed by Landlock | none | unseen; no signals (Linux 6.12) | Linux 5.13 |
+| `limits` | readable and writable | none | signals and what /proc shows | nothing |
 | `none` | | | | asked for by name only: no limits either |
 
 `auto` takes the first backend that runs here. `probe_isolation` says what each stops, not by what it promises but by
-four canaries that are looked at from outside. docs/isolation.md has the table of some sixty attacks.
+four canaries that are looked at from outside. The network is closed by a filter of system calls, on x86_64 and aarch64
+under Linux (`backends.refused_calls`). docs/isolation.md has the table of more than a hundred attacks.
 """
 
 import contextlib
