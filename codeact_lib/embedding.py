@@ -83,15 +83,16 @@ def cluster_rows(
     n_clusters: int = 10,
     random_state: int = 42,
     *,
+    max_length: int | None = None,
     minibatch_above: int | None = MINIBATCH_ABOVE,
     batch_size: int = 64,
     shard_dir: Path | None = None,
 ) -> ClusterResult:
     """Step 1 of CDAS, in notebook 01 and `codeact select`: embed n instructions, cluster them, look at the clusters.
 
-    The parameters are those of `embed_instructions` and `cluster_embeddings`, its parts.
+    The parameters are those of its parts: `load_embedder`, `embed_instructions` and `cluster_embeddings`.
     """
-    embedder = load_embedder(model)
+    embedder = load_embedder(model, max_length)
     texts = list(instructions)
     started = time.perf_counter()
     embeddings = _embed(texts, embedder, batch_size, shard_dir)
@@ -113,10 +114,12 @@ def cluster_rows(
 
 
 # ---- embeddings ------------------------------------------------------------------------------------------------------
-def load_embedder(name: str | SentenceTransformer) -> SentenceTransformer:
+def load_embedder(name: str | SentenceTransformer, max_length: int | None = None) -> SentenceTransformer:
     """A sentence-transformers model by packaged name, local folder or hub id (`org/name` or `org/name@revision`).
 
-    What is a model already is returned. Raises ModelError if it cannot be had.
+    `max_length`: tokens that it reads of a text, None for what it was made for. The authors' script cuts at the
+    tokenizer's own limit, 512 with all-mpnet-base-v2, where sentence-transformers cuts at 384. What is a model already
+    is returned as it is. Raises ModelError if it cannot be had.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -126,7 +129,7 @@ def load_embedder(name: str | SentenceTransformer) -> SentenceTransformer:
     if name in PACKAGED_MODELS:
         path = str(packaged_folder(name))
     try:
-        return SentenceTransformer(
+        embedder = SentenceTransformer(
             path,
             revision=pinned_revision(path, revision),
             # Neither code of a repository nor pickled weights, which are code to those who read them.
@@ -138,6 +141,14 @@ def load_embedder(name: str | SentenceTransformer) -> SentenceTransformer:
         cause = error if isinstance(error, ModelError) else hub_error(error, path, revision, "embedding model")
         offline = f"Without a network: {', '.join(PACKAGED_MODELS)}, installed as a package."
         raise ModelError(f"{cause}. {offline}") from error
+    if max_length is not None:
+        window = embedder.tokenizer.model_max_length
+        if max_length > window:
+            raise ModelError(
+                f"{name} reads {window} tokens at most: lower embedding_max_length ({max_length}) to that."
+            )
+        embedder.max_seq_length = max_length
+    return embedder
 
 
 def packaged_folder(name: str) -> Path:

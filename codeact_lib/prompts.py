@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # a notebook that words a prompt need not wait for transforme
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100  # the label that cross-entropy skips
+KINDS = ("humaneval", "mbpp")  # of benchmark tasks: a function to complete, a text to write a program for
 
 
 @dataclass(frozen=True)
@@ -137,29 +139,34 @@ class Protocol:
     name: str  # written into records and tables
     instructions: dict[str, str]  # task kind -> instruction text with one `{prompt}`
     opening: str  # the words that open the assistant's turn, tokenised apart as a response is in training
-    stop: tuple[str, ...]  # strings that end an answer; the answer is cut before the first of them
+    stop: dict[str, tuple[str, ...]]  # task kind -> strings that end an answer, which is cut before the first of them
+    # Nothing is asked: the model goes on with the task's own text, and that text stands in front of its solution.
+    raw: bool = False
     # Judge an answer with the imports of its prompt in front: six of 164 only lacked `from typing import List`.
     imports_in_front: bool = False
 
 
-# "authors": the two requests of CodeACT (arXiv 2408.02193) in our words. A completion is asked for by showing the
-# function, a program by giving the text; both in a Markdown block, which is opened for the model.
+# "codeact": the two requests of CodeACT (arXiv 2408.02193) in our words, and not the authors' prompt: wording, opening
+# and stops differ (docs/deviations.md). A completion is asked for by showing the function, a program by giving the
+# text; both in a Markdown block, which is opened for the model.
 # "evalplus": the request of EvalPlus's own chat runs (evalplus.codegen, Apache-2.0), word for word, for comparison
-# with its leaderboard.
+# with its leaderboard; "raw": the way of its base models, with its stops.
 _EVALPLUS_REQUEST = (
     "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
     "```\n{prompt}\n```"
 )
 
+_END_OF_PROGRAM = ("\nif __name__", "\ndef main(", "\nprint(")
+
 PROTOCOLS = {
-    "authors": Protocol(
-        name="authors",
+    "codeact": Protocol(
+        name="codeact",
         instructions={
             "humaneval": "Complete this Python function in a Markdown code block:\n```python\n{prompt}\n```",
             "mbpp": "Write a Python function in a Markdown code block for this text:\n{prompt}",
         },
         opening="```python\n",
-        stop=("\n```",),
+        stop=dict.fromkeys(KINDS, ("\n```",)),
     ),
     "evalplus": Protocol(
         name="evalplus",
@@ -168,13 +175,24 @@ PROTOCOLS = {
             "Below is a Python script with a self-contained function that solves the problem and passes corresponding "
             "tests:\n```python\n"
         ),
-        stop=("\n```", "\nif __name__", "\ndef main(", "\nprint("),
+        stop=dict.fromkeys(KINDS, ("\n```", *_END_OF_PROGRAM)),
     ),
 }
 
 for _plain in tuple(PROTOCOLS.values()):
     _twin = replace(_plain, name=f"{_plain.name}+imports", imports_in_front=True)
     PROTOCOLS[_twin.name] = _twin
+
+PROTOCOLS["raw"] = Protocol(
+    name="raw",
+    instructions={},
+    opening="",
+    stop={
+        "humaneval": (*_END_OF_PROGRAM, "\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert "),
+        "mbpp": (*_END_OF_PROGRAM, '\n"""', "\nassert"),
+    },
+    raw=True,
+)
 
 
 def get_protocol(name: str) -> Protocol:
@@ -184,28 +202,35 @@ def get_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def benchmark_instruction(kind: str, prompt: str, protocol: str = "authors") -> str:
+def task_prompt(task: Mapping[str, Any], template: PromptTemplate, protocol: str) -> str:
+    """The text a model sees before it answers a benchmark task, without the opening of the answer."""
+    if PROTOCOLS[protocol].raw:
+        return task["prompt"].strip() + "\n"
+    return template.prompt(benchmark_instruction(task_kind(task), task["prompt"], protocol))
+
+
+def benchmark_instruction(kind: str, prompt: str, protocol: str = "codeact") -> str:
     """The instruction that asks for one benchmark task.
 
     Args:
         kind: "humaneval" (`prompt` is a signature with its docstring) or "mbpp" (`prompt` is a quoted text).
-        prompt: the task's `prompt` field; the quotes around an MBPP text are taken off under "authors".
-        protocol: a key of `PROTOCOLS`.
+        prompt: the task's `prompt` field; the quotes around an MBPP text are taken off under "codeact".
+        protocol: a key of `PROTOCOLS` that asks, so not "raw".
 
     >>> text = "'''\\nWrite a function to add.\\nassert add(1, 2) == 3\\n'''"
     >>> benchmark_instruction("mbpp", text).splitlines()[1:]
     ['Write a function to add.', 'assert add(1, 2) == 3']
     """
     text = prompt.strip()
-    if protocol == "authors" and kind == "mbpp":
+    if protocol.startswith("codeact") and kind == "mbpp":
         text = re.sub(r'^("""|\'\'\')|("""|\'\'\')$', "", text).strip()
     return PROTOCOLS[protocol].instructions[kind].replace("{prompt}", text)
 
 
-def task_kind(task: dict[str, Any]) -> str:
+def task_kind(task: Mapping[str, Any]) -> str:
     """The kind "humaneval" or "mbpp": by the task id where it says so, else by whether the prompt has the function."""
     task_id = str(task["task_id"]).lower()
-    for kind in ("humaneval", "mbpp"):
+    for kind in KINDS:
         if kind in task_id:
             return kind
     return "humaneval" if f"def {task['entry_point']}(" in task["prompt"] else "mbpp"

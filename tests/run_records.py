@@ -18,7 +18,7 @@ def benchmark(kind, rate, rng, n=160):
         plus = base and rng.random() < 0.9
         verdicts[f"{kind}/{i}"] = {"base": "pass" if base else "fail", "plus": "pass" if plus else "fail"}
     counts = {side: {"k": sum(v[side] == "pass" for v in verdicts.values()), "n": n} for side in ("base", "plus")}
-    judged = {"version": "v1", "sha256": "0" * 64, "protocol": "authors", "isolation": "limits"}
+    judged = {"version": "v1", "sha256": "0" * 64, "protocol": "codeact", "isolation": "limits"}
     seconds = {"generate": 8.0, "judge": 5.5}
     return {"kind": kind, "n": n, **counts, "verdicts": verdicts, **judged, "seconds": seconds}
 

@@ -11,14 +11,14 @@ from codeact_lib.evaluation.benchmarks import Task
 from codeact_lib.evaluation.decoding import GreedyModel, TransformersModel
 from codeact_lib.measure import unless_out_of_memory
 from codeact_lib.processes import Progress
-from codeact_lib.prompts import PromptTemplate, benchmark_instruction, get_protocol, get_template, prompt_ids, task_kind
+from codeact_lib.prompts import PromptTemplate, get_protocol, get_template, prompt_ids, task_kind, task_prompt
 
 
 class Solution(TypedDict):
     """A model's answer to one task."""
 
     task_id: str
-    solution: str  # what stands before the first stop string
+    solution: str  # what stands before the first stop string; under a raw protocol behind the task's own text
     raw: str  # all that was generated
 
 
@@ -28,7 +28,7 @@ def generate_solutions(
     tasks: Sequence[Task],
     template: PromptTemplate | str,
     *,
-    protocol: str = "authors",
+    protocol: str = "codeact",
     max_new_tokens: int = 1024,
     batch_size: int = 32,
     output_path: Path | str,
@@ -42,7 +42,7 @@ def generate_solutions(
         model: a Hugging Face causal LM (with or without an unmerged adapter) in eval mode, or a `decoding.GreedyModel`
             such as `vllm.load_vllm` returns.
         tokenizer: the model's.
-        tasks: dicts with task_id, prompt, entry_point.
+        tasks: dicts with task_id, prompt, entry_point, all of one kind.
         template: the `PromptTemplate` the model was trained with, or its name.
         protocol: a key of `prompts.PROTOCOLS`.
         max_new_tokens: tokens after the opening of the answer.
@@ -64,10 +64,11 @@ def generate_solutions(
     rules = get_protocol(protocol)
     template = get_template(template)
     require_template(template, trained_with)
+    stop = rules.stop[task_kind(tasks[0])] if tasks else ()
+    prompts = {task["task_id"]: task_prompt(task, template, protocol) for task in tasks}
     keys = {}
-    for task in tasks:
-        prompt = _prompt_text(task, template, protocol)
-        keys[task["task_id"]] = sha256_json([prompt, rules.opening, rules.stop, max_new_tokens, model_key])
+    for task_id, prompt in prompts.items():
+        keys[task_id] = sha256_json([prompt, rules.opening, stop, max_new_tokens, model_key])
     output_path = Path(output_path)
     make_folder(output_path.parent)
     done = _resume(output_path, keys)
@@ -78,10 +79,10 @@ def generate_solutions(
     if progress and done:
         progress(f"{len(done)} solutions were there already, {len(encoded)} to go")
     if encoded and not isinstance(model, GreedyModel):
-        model = TransformersModel(model, tokenizer, rules.stop)
+        model = TransformersModel(model, tokenizer, stop)
 
     def decode(batch: list[str]) -> list[list[int]]:
-        return model.greedy([encoded[task_id] for task_id in batch], max_new_tokens, rules.stop)
+        return model.greedy([encoded[task_id] for task_id in batch], max_new_tokens, stop)
 
     # The longest first: a batch of equals has little padding, and whether memory suffices shows at once.
     waiting = sorted(encoded, key=lambda task_id: len(encoded[task_id]), reverse=True)
@@ -105,7 +106,8 @@ def generate_solutions(
             lines = []
             for task_id, tokens in zip(batch, answers, strict=True):
                 raw = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                done[task_id] = Solution(task_id=task_id, solution=cut(raw, rules.stop), raw=raw)
+                front = prompts[task_id] if rules.raw else ""
+                done[task_id] = Solution(task_id=task_id, solution=front + cut(raw, stop), raw=raw)
                 lines.append({**done[task_id], "n_tokens": len(tokens), **facts, "key": keys[task_id]})
             append_jsonl(output_path, lines)
             waiting = waiting[len(batch) :]
@@ -123,14 +125,10 @@ def require_template(template: PromptTemplate, trained_with: str | None) -> None
         )
 
 
-def encode_task(tokenizer: Any, task: Task, template: PromptTemplate | str, protocol: str = "authors") -> list[int]:
+def encode_task(tokenizer: Any, task: Task, template: PromptTemplate | str, protocol: str = "codeact") -> list[int]:
     """Token ids of a task up to the answer."""
     # Prompt and opening are tokenised apart, as prompt and response are in training.
-    return prompt_ids(tokenizer, _prompt_text(task, get_template(template), protocol), get_protocol(protocol).opening)
-
-
-def _prompt_text(task: Task, template: PromptTemplate, protocol: str) -> str:
-    return template.prompt(benchmark_instruction(task_kind(task), task["prompt"], protocol))
+    return prompt_ids(tokenizer, task_prompt(task, get_template(template), protocol), get_protocol(protocol).opening)
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

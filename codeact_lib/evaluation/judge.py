@@ -92,7 +92,7 @@ def evaluate_solutions(
     benchmark: Benchmark | Path | str,
     *,
     output_dir: Path | str,
-    protocol: str = "authors",
+    protocol: str = "codeact",
     isolation: str = "auto",
     parallel: int | None = None,
     min_time_limit: float = 4.0,

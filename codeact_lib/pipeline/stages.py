@@ -157,6 +157,7 @@ def evaluate(profile: Profile, paths: RunPaths, *, run_id: str) -> Rule:
         inputs["model"] = paths.train_dir(run_id) / "model"
         inputs["train_metrics"] = paths.train_dir(run_id) / "train_metrics.json"
     parameters = {"run_id": run_id, **_identified(spec), "template": spec.template, "labels": labels}
+    parameters |= {"protocol": profile.protocol_of(run)}
     parameters |= _picked(profile, "05_eval")
     if run.is_base and profile.tuning == "qlora":
         parameters["four_bits"] = True

@@ -23,7 +23,7 @@ import transformers
 
 from codeact_lib import artifacts
 from codeact_lib.artifacts import read_frame, sha256_json, write_frame
-from codeact_lib.config import MINI_MODEL
+from codeact_lib.config import AUTHORS, MINI_MODEL
 from codeact_lib.data.instructions import ValidationReport, columns_of, load_instructions
 from codeact_lib.data.overlap import LEAK_COLUMNS, drop_leaks, find_leaks
 from codeact_lib.data.rows import Columns
@@ -184,7 +184,7 @@ class _Steps:
         settings = self.settings
         model = settings.embedding_model
         how = [settings.n_clusters, settings.cluster_random_state]
-        # The preset is in the key: `authors` clusters all rows at once, however many.
+        # The preset is in the key: `authors` reads more of a text, and clusters all rows at once, however many.
         key = sha256_json([pool_key, self.identity(model, None), *how, settings.preset])
         path = self.path("clusters", key)
         cards_path = self.path("cards", key)
@@ -192,7 +192,7 @@ class _Steps:
         if not self.have(path, f"embed with {model} and cluster"):
             options: dict[str, Any] = {"shard_dir": self.folder / "embeddings"}
             if settings.preset == "authors":
-                options["minibatch_above"] = None
+                options |= {"minibatch_above": None, "max_length": AUTHORS["embedding_max_length"]}
             found = cluster_rows(pool["instruction"], model, *how, **options)
             if found.n_cut:
                 long = f"{found.n_cut:,} instructions are longer than the embedding model reads"

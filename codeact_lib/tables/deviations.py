@@ -77,13 +77,9 @@ def _reasons(switch: Switch) -> list[Deviation]:
 
 
 def _value(profile: config.Profile, key: str) -> str:
-    # A key as it takes effect, short enough for a table.
+    # short enough for a table
     value = getattr(profile, key)
-    if profile.preset == "authors":  # it overrules two others
-        value = {"isolate": False, "packing_scope": "batch"}.get(key, value)
     match key:
-        case "seeds":
-            value = len(value)
         case "benchmarks":
             value = [Path(name).name for name in value]
         case "embedding_model":

@@ -190,7 +190,7 @@ def test_the_model_is_asked_as_it_was_trained(tokenizer):
     """Template, tokens and opening of the answer are those of a training sample that begins with a code block."""
     from codeact_lib.evaluation.generation import encode_task
 
-    asked = encode_task(tokenizer, tasks()[0], TEMPLATES["deepseek-coder"], "authors")
+    asked = encode_task(tokenizer, tasks()[0], TEMPLATES["deepseek-coder"], "codeact")
     instruction = benchmark_instruction("mbpp", tasks()[0]["prompt"])
     answer = "```python\ndef f(a):\n    return a\n```"
     trained = tokenize_example(tokenizer, TEMPLATES["deepseek-coder"], instruction, answer, 500)

@@ -390,7 +390,7 @@ def test_the_imports_of_the_prompt_stand_in_front_only_where_the_protocol_says_s
     tasks = [{**humaneval_tasks()[0], "prompt": prompt}]
     path = write_tasks(tmp_path / "bench.jsonl", tasks)
     bare = [{"task_id": tasks[0]["task_id"], "solution": "def add(a, b) -> List[int]:\n    return math.fsum([a, b])\n"}]
-    for protocol, passed in (("authors", 0), ("authors+imports", 1), ("evalplus", 0), ("evalplus+imports", 1)):
+    for protocol, passed in (("codeact", 0), ("codeact+imports", 1), ("evalplus", 0), ("evalplus+imports", 1)):
         result = evaluate_solutions(bare, path, output_dir=tmp_path / "out", protocol=protocol)
         assert result.plus == (passed, 1) and result.protocol == result.to_dict()["protocol"] == protocol
     with pytest.raises(EvaluationError, match="authors, evalplus"):

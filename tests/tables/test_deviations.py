@@ -1,23 +1,24 @@
 """docs/deviations.md and docs/paper_map.md: written from the parameters, complete, and naming only what exists."""
 
-import ast
 import importlib
 import json
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
+import yaml
 from conftest import REPO
 from transformers import TrainingArguments
 from typer.testing import CliRunner
 
 from codeact_lib.cli import app
-from codeact_lib.config import Profile, load_profile, profile_names
+from codeact_lib.config import AUTHORS, Profile, load_profile, profile_names
 from codeact_lib.pipeline.stages import TABLE
 from codeact_lib.tables import deviations
-from codeact_lib.training.settings import TrainSettings
 
 METHOD = [switch.key for switch in deviations.SWITCHES]
+THEIRS = yaml.safe_load(Path(__file__).with_name("authors.yaml").read_text(encoding="utf-8"))
 # what the twelve subjects of a careful reader's list are known by, in its order
 SUBJECTS = (
     "67.7",
@@ -79,19 +80,46 @@ def test_what_decides_outside_of_profiles_exists():
         assert key in {field.name for field in fields(TrainingArguments)}
     for folder in re.findall(r"`(results/\w+/)`", text):
         assert list((REPO / folder).glob("*.csv"))
-    assert "loss_normalization" in {field.name for field in fields(TrainSettings)}
 
 
-def test_whatever_the_preset_authors_changes_in_a_training_has_its_row():
-    """The preset's own switches, read from the cell of notebook 04 that sets them."""
-    cells = json.loads((REPO / "notebooks/04_train_dynamic_pack.ipynb").read_text(encoding="utf-8"))["cells"]
-    source = next("".join(c["source"]) for c in cells if 'preset == "authors"' in "".join(c["source"]))
-    condition = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.If))
-    changed = [key.value for node in ast.walk(condition) if isinstance(node, ast.Dict) for key in node.keys]
-    assert "isolate" in changed
-    text = " ".join(" ".join(row) for row in rows())
-    for key in changed:
-        assert f"`{key}" in text, key
+def test_whatever_the_preset_authors_sets_has_its_row_and_is_their_value():
+    paper = load_profile("paper", {"preset": "authors"})
+    theirs = {switch.key: switch.theirs for switch in deviations.SWITCHES}
+    named = {key for entry in deviations.DEVIATIONS for key in entry.switches}
+    for key in AUTHORS:
+        assert getattr(paper, key) == theirs[key] == THEIRS[key], key
+        assert key in named, key
+
+
+def in_short(key, value):
+    """A value of a profile as `authors.yaml` writes it."""
+    if key == "models":
+        return [f"{model.label} {model.size}" for model in value]
+    if key == "datasets":
+        return [dataset.label for dataset in value]
+    if key == "arms":
+        return [[arm.policy, arm.ratio, arm.strategy] for arm in value]
+    return value
+
+
+@pytest.mark.parametrize("key", THEIRS)
+def test_profile_paper_has_the_authors_value_or_a_row_that_says_why_not(key):
+    paper = load_profile("paper")
+    if in_short(key, getattr(paper, key)) == THEIRS[key]:
+        return
+    rows = [entry for entry in deviations.DEVIATIONS if key in entry.switches]
+    assert rows, f"{key} of profile paper is not the authors' {THEIRS[key]!r}, and no row of deviations.yaml says so"
+    in_force = deviations.deviations_in_force(paper).set_index("switch")
+    assert key in in_force.index, f"the report of a run would not say that {key} differs"
+    for entry in rows:
+        assert str(entry.point) in in_force.loc[key, "point"]
+
+
+def test_the_recorded_values_are_complete_and_those_that_the_document_prints():
+    assert set(THEIRS) == set(METHOD)
+    for switch in deviations.SWITCHES:
+        if switch.key not in ("models", "datasets", "arms", "embedding_model"):  # printed in short
+            assert switch.theirs == THEIRS[switch.key], switch.key
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -106,9 +134,16 @@ def test_what_is_in_force_is_every_switch_whose_value_is_not_theirs(name):
 
 def test_the_preset_authors_takes_its_deviations_away():
     authors = deviations.deviations_in_force(load_profile("paper", {"preset": "authors"}))["switch"].tolist()
-    assert not {"preset", "isolate"} & set(authors)
     corrected = deviations.deviations_in_force(load_profile("paper"))["switch"].tolist()
-    assert {"preset", "isolate"} == set(corrected) - set(authors)
+    gone = {"preset", "isolate", "loss_normalization", "embedding_max_length"}
+    assert set(corrected) - set(authors) == gone and not set(authors) - set(corrected)
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_run_reports_that_its_prompts_are_not_the_authors(name):
+    frame = deviations.deviations_in_force(load_profile(name)).set_index("switch")
+    assert frame.loc["protocol", ["here", "point"]].tolist() == ["codeact", "9"]
+    assert "0 of 40" in frame.loc["protocol", "effect"]
 
 
 # ---------------------------------------------------------------------------------------------- paper map
