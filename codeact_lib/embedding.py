@@ -142,7 +142,8 @@ def load_embedder(name: str | SentenceTransformer, max_length: int | None = None
         offline = f"Without a network: {', '.join(PACKAGED_MODELS)}, installed as a package."
         raise ModelError(f"{cause}. {offline}") from error
     if max_length is not None:
-        window = embedder.tokenizer.model_max_length
+        # the tokenizer's own limit is lowered to max_seq_length by sentence-transformers
+        window = embedder[0].auto_model.config.max_position_embeddings
         if max_length > window:
             raise ModelError(
                 f"{name} reads {window} tokens at most: lower embedding_max_length ({max_length}) to that."

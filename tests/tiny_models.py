@@ -4,6 +4,7 @@ import json
 import shutil
 
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import AutoModelForCausalLM as Auto
 from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
@@ -24,6 +25,24 @@ def save_deepseek_tokenizer(folder):
     settings |= {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "sp_model_kwargs": {}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    return folder
+
+
+def save_llama_tokenizer(folder):
+    """A tokenizer of Llama's kind: blanks become a mark, one in front of the text, and bytes are the last resort."""
+    tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    blanks = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(blanks)
+    texts = ["def add(x):\n    return x + 1", "### Instruction:\nAdd. \n### Response:\n", "Question:\n\n\nAnswer:\n"]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>", "<pad>", "<unk>", *tokens])
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": True}
+    settings |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
 
