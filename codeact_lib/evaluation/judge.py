@@ -7,7 +7,8 @@
 Three programs (`boxed`) run one after the other, each in boxes of `codeact_lib.sandbox`: *prepare* reads the answers
 and computes the expected outputs, *answers* runs the solutions where no expected output is, *judge* gives EvalPlus's
 verdicts and says which passes the answers bear out. What comes out is JSON, which is checked and counted here. No
-pickle of a box is ever read, EvalPlus is not imported here, and no verdict of an earlier evaluation is reused.
+pickle of a box is ever read, EvalPlus is not imported here, and no verdict of another evaluation is reused: one that
+was killed goes on with what its own boxes had judged, where no solution can write into the file that keeps it.
 """
 
 import ast
@@ -18,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codeact_lib.artifacts import read_cache, write_json, write_jsonl
+from codeact_lib.artifacts import make_folder, read_cache, sha256_file, sha256_json, write_json, write_jsonl
 from codeact_lib.errors import EvaluationError, require_package
 from codeact_lib.evaluation.benchmarks import Benchmark, Task, load_benchmark, read_jsonl, user_caches
 from codeact_lib.evaluation.boxed.messages import TESTS, JudgeTask, Prepared, PrepareTask, Question, Rules, Texts
 from codeact_lib.evaluation.boxed.plain import OUT_OF_TIME
-from codeact_lib.evaluation.boxes import Answer, BoxRunner
+from codeact_lib.evaluation.boxes import PROGRAMS, Answer, BoxRunner, read_events
 from codeact_lib.measure import usable_cores
 from codeact_lib.prompts import get_protocol
 from codeact_lib.sandbox.backends import WRITE
@@ -107,7 +108,8 @@ def evaluate_solutions(
     Args:
         samples: list of {"task_id", "solution"} or a JSONL path; a task without a sample counts as failed ("missing").
         benchmark: a `Benchmark`, or what `load_benchmark` takes.
-        output_dir: gets `sanitized.jsonl` (what was judged) and `verdicts.json` (the record).
+        output_dir: gets `sanitized.jsonl` (what was judged) and `verdicts.json` (the record); until then, but not under
+            the isolation `limits`, `judged-*.jsonl`, with which the same call goes on after a kill.
         protocol: named in the record; one that ends in "+imports" puts the prompt's imports in front of the answer.
         isolation: as `run_isolated` takes it; which one is in force is said and recorded.
         parallel: solutions judged at a time, None for one per usable core.
@@ -120,7 +122,8 @@ def evaluate_solutions(
         say: called with the line that names the isolation, None for silence.
 
     Raises:
-        EvaluationError: unusable samples or benchmark, or a canonical solution that does not run.
+        EvaluationError: unusable samples or benchmark, a canonical solution that does not run, or no files, folder or
+            disk to go on with.
         SandboxError: the isolation asked for is not to be had.
     """
     require_package("evalplus", "eval")
@@ -132,7 +135,6 @@ def evaluate_solutions(
     backend = probe(choose_isolation(isolation))
     if say:
         say(backend.sentence())
-    cache = Path(cache_dir or user_caches() / "codeact") / "expected" / f"{benchmark.sha256}.json"
     rules = Rules(
         kind=benchmark.kind,
         min_time_limit=min_time_limit,
@@ -141,9 +143,20 @@ def evaluate_solutions(
         task_seconds=task_seconds,
     )
     boxes = BoxRunner(backend.name, rules, total_memory)
-    # A cache that a solution can write into could hold the answers it wants to be compared with.
-    prepared, judged = _prepare(boxes, benchmark.tasks, solutions, cache if backend.stops[WRITE] else None)
-    judged |= _judge(boxes, prepared.values())
+    folder = make_folder(output_dir)
+    cache = log = None
+    # A file that a solution can write into could hold the answers it wants to be compared with, or its verdict.
+    if backend.stops[WRITE]:
+        cache = Path(cache_dir or user_caches() / "codeact") / "expected" / f"{benchmark.sha256}.json"
+        log = folder / f"judged-{_identity(benchmark, solutions, boxes)[:12]}.jsonl"
+    try:
+        prepared, judged = _prepare(boxes, benchmark.tasks, solutions, cache)
+        judged |= _judge(boxes, prepared, log, say)
+    except OSError as error:
+        raise EvaluationError(
+            f"Judging into {folder} stopped: {error}. What was judged is kept: see to the folder, the disk or the "
+            "number of open files (ulimit -n), and call it again."
+        ) from error
     checked = {task_id: _checked(row) for task_id, row in judged.items()}
     verdicts = {task["task_id"]: _verdict(checked.get(task["task_id"])) for task in benchmark.tasks}
 
@@ -167,14 +180,23 @@ def evaluate_solutions(
         incidents=boxes.incidents,
     )
     judged_code = ({"task_id": name, "solution": prepared[name]["code"]} for name in verdicts if name in prepared)
-    write_jsonl(Path(output_dir) / "sanitized.jsonl", judged_code)
+    write_jsonl(folder / "sanitized.jsonl", judged_code)
     # EvalPlus's own two statuses stand beside the verdicts, so that both can be counted anew.
     statuses = {}
     for task_id, row in sorted(checked.items()):
         statuses[task_id] = {f"{tests}_status": row[tests] for tests in TESTS}
     record = {"benchmark": benchmark.name, **result.to_dict(), "evalplus": statuses}
-    write_json(Path(output_dir) / "verdicts.json", record)
+    write_json(folder / "verdicts.json", record)
+    for kept in folder.glob("judged-*.jsonl"):
+        kept.unlink()
     return result
+
+
+def _identity(benchmark: Benchmark, solutions: dict[str, str], boxes: BoxRunner) -> str:
+    """Hash of what decides the verdicts: another one's are not gone on with."""
+    rules = {name: value for name, value in boxes.rules.items() if name != "parallel"}
+    programs = {path.name: sha256_file(path) for path in PROGRAMS.glob("*.py")}
+    return sha256_json([benchmark.sha256, solutions, rules, boxes.isolation, boxes.total_memory, programs])
 
 
 def imports_of(prompt: str) -> str:
@@ -264,14 +286,21 @@ def _keep_outputs(cache: Path, prepared: dict[str, Prepared], min_time_limit: fl
         write_json(cache, kept)
 
 
-def _judge(boxes: BoxRunner, prepared: Iterable[Prepared]) -> dict[str, Answer]:
-    """Task id -> what the boxed judge says, once the solutions have answered."""
+def _judge(
+    boxes: BoxRunner, prepared: dict[str, Prepared], log: Path | None, say: Callable[[str], object] | None
+) -> dict[str, Answer]:
+    """Task id -> what the boxed judge says, once the solutions have answered; `log` has what it said before a kill."""
+    known: dict[str, Answer] = {}
+    if log and log.exists():
+        known, _ = read_events(log.read_text(encoding="utf-8", errors="replace"), set(prepared))
+        if say:
+            say(f"{len(known)} of {len(prepared)} solutions were judged before")
 
     def work(row: Prepared) -> tuple[float, int]:
         return sum(map(sum, row["seconds"].values())), len(row["inputs"]["plus"])
 
     # The most work first, so that no core waits long for the last one.
-    rows = sorted(prepared, key=work, reverse=True)
+    rows = sorted((row for task_id, row in prepared.items() if task_id not in known), key=work, reverse=True)
     # Of what was prepared a solution's process gets these fields only: no expected output, no reference.
     questions = [{name: row.get(name) for name in Question.__required_keys__} for row in rows]
     answers = boxes.run("answers", questions)
@@ -281,7 +310,7 @@ def _judge(boxes: BoxRunner, prepared: Iterable[Prepared]) -> dict[str, Answer]:
         claims.append(JudgeTask(**row, said={tests: str(heard.get(tests) or "") for tests in TESTS}))
     # Those out of time take seconds each, so they go before all others.
     claims.sort(key=lambda claim: not claim["said"]["base"].endswith(OUT_OF_TIME))
-    return boxes.run("judge", claims)
+    return known | boxes.run("judge", claims, log)
 
 
 def _checked(row: Answer) -> Answer:

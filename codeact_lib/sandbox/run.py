@@ -18,6 +18,7 @@ under Linux (`backends.refused_calls`). docs/isolation.md has the table of more 
 import contextlib
 import functools
 import os
+import resource
 import select
 import shutil
 import signal
@@ -37,6 +38,7 @@ from codeact_lib.sandbox.watchdog import FILE_BYTES, PROCESSES, Limits, end_box,
 
 MOST_OUTPUT = 1 << 30  # bytes of standard output that are taken back
 MOST_ERRORS = 4000  # bytes of standard error, from its end
+OPEN_FILES = 1024  # of one process
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def run_isolated(
     memory_bytes: int | None = None,
     total_memory: int | None = None,
     processes: int = PROCESSES,
+    log: Path | None = None,
 ) -> BoxResult:
     """Run `argv` in a box and take back what it writes to standard output, and into `output_dir`.
 
@@ -92,13 +95,15 @@ def run_isolated(
         isolation: "auto", one of `LADDER`, or "none".
         timeout, stall_seconds, memory_bytes, total_memory, processes: see `watchdog.Limits`; a `total_memory` of None
             is half of the machine's.
+        log: file that gets the standard output as it is written, behind what it holds, and outlives a kill of the
+            caller.
 
     Raises:
         SandboxError: the isolation asked for does not work here.
     """
     total_memory = total_memory or psutil.virtual_memory().total // 2
     limits = Limits(timeout, stall_seconds, memory_bytes, total_memory, processes)
-    return _run_behind(BACKENDS[choose_isolation(isolation)], argv, limits, output_dir, readable, stdin)
+    return _run_behind(BACKENDS[choose_isolation(isolation)], argv, limits, output_dir, readable, stdin, log)
 
 
 def _run_behind(
@@ -108,14 +113,19 @@ def _run_behind(
     output_dir: Path | str | None = None,
     readable: Sequence[Path | str] = (),
     stdin: bytes = b"",
+    log: Path | None = None,
 ) -> BoxResult:
+    # With 14 every solution would fail, and that would look like its own fault.
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= files < OPEN_FILES:  # negative: without a limit
+        raise SandboxError(f"A box needs {OPEN_FILES} open files, and this process may have {files}: raise ulimit -n.")
     with _scratch_folder() as scratch:
         cwd = scratch
         if output_dir is not None:
             cwd = Path(output_dir).resolve()
             cwd.mkdir(parents=True, exist_ok=True)
         uid = unprivileged_user(backend.name, [cwd, scratch, *readable])
-        resources = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": FILE_BYTES, "RLIMIT_NOFILE": 1024}
+        resources = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": FILE_BYTES, "RLIMIT_NOFILE": OPEN_FILES}
         if limits.memory_bytes is not None:
             resources["RLIMIT_AS"] = limits.memory_bytes
         resources["RLIMIT_NPROC"] = limits.processes
@@ -126,21 +136,26 @@ def _run_behind(
                     resources["RLIMIT_NPROC"] += process.info["num_threads"] or 0
         box = Box(list(map(str, argv)), cwd, scratch, list(map(str, readable)), resources, uid)
         if uid is None:
-            return _supervise(backend, box, limits, stdin)
+            return _supervise(backend, box, limits, stdin, log)
         try:
             # Links are not followed (-h): they may lead to files of the caller.
             subprocess.run(["chown", "-hR", f"{uid}:{uid}", cwd, scratch], check=True)
-            return _supervise(backend, box, limits, stdin)
+            return _supervise(backend, box, limits, stdin, log)
         finally:
             subprocess.run(["chown", "-hR", "0:0", cwd], check=True)
 
 
-def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes) -> BoxResult:
+def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes, log: Path | None) -> BoxResult:
     """Start the box, wait for it, and stop it with everything in it when it exceeds what it may."""
     # Files, not pipes: nobody has to read along, and how much was written is the progress of the box.
-    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+    with (
+        tempfile.TemporaryFile() as source,
+        tempfile.TemporaryFile() if log is None else log.open("ab+") as output,
+        tempfile.TemporaryFile() as errors,
+    ):
         source.write(stdin)
         source.seek(0)
+        before = output.seek(0, os.SEEK_END)
         process = subprocess.Popen(
             backend.wrap(backend, box),
             cwd=box.cwd,
@@ -155,7 +170,7 @@ def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes) -> BoxR
             stopped = watch(process, output, limits, folders)
         finally:
             end_box(process)
-        output.seek(0)
+        output.seek(before)
         text = output.read(MOST_OUTPUT).decode(errors="replace")
         errors.seek(max(0, errors.seek(0, os.SEEK_END) - MOST_ERRORS))
         words = errors.read().decode(errors="replace")

@@ -197,9 +197,30 @@ def test_the_model_is_asked_as_it_was_trained(tokenizer):
     assert trained["input_ids"][: len(asked)] == asked and asked[0] == tokenizer.bos_token_id
 
 
-def test_both_protocols_show_the_task_and_open_a_code_block():
+def test_under_raw_the_task_itself_is_continued_and_stands_in_front_of_the_answer(model, tokenizer, tmp_path):
+    asked = [{"task_id": "HumanEval/0", "prompt": '\n\ndef f(a):\n    """Sum."""\n', "entry_point": "f"}]
+    text = 'def f(a):\n    """Sum."""\n'
+    (row,) = generate(model, tokenizer, tmp_path / "raw.jsonl", tasks=asked, protocol="raw")
+    ids = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+    answer = tokenizer.decode(one_at_a_time(model, ids, 24)[len(ids) :], skip_special_tokens=True)
+    assert row["raw"] == answer and answer and row["solution"] == text + answer
+
+
+def test_raw_ends_an_answer_where_evalplus_does_and_not_at_the_program_it_asked_for():
+    from evalplus.provider.utility import EOS, extra_eos_for_direct_completion
+
+    for kind in ("humaneval", "mbpp"):
+        ends = {end for end in EOS if not end.startswith("<")} | set(extra_eos_for_direct_completion(kind))
+        assert set(PROTOCOLS["raw"].stop[kind]) == ends
+    program = "def f(a):\n    return a\nassert f(1)"
+    assert cut(program, PROTOCOLS["raw"].stop["mbpp"]) == "def f(a):\n    return a"
+
+
+def test_the_asking_protocols_show_the_task_and_open_a_code_block():
     code = 'def f(x):\n    """Add."""\n'
     for name, protocol in PROTOCOLS.items():
+        if protocol.raw:
+            continue
         assert protocol.name == name and protocol.opening.endswith("```python\n")
         assert code.strip() in benchmark_instruction("humaneval", code, name)
         assert not benchmark_instruction("humaneval", code, name).endswith("\n")
@@ -259,11 +280,11 @@ def test_progress_tells_the_rate_and_the_time_left(model, tokenizer, tmp_path):
 
 
 def test_each_protocol_has_a_twin_that_asks_the_same_and_keeps_the_imports():
-    for name in ("authors", "evalplus"):
+    for name in ("codeact", "evalplus"):
         plain, twin = get_protocol(name), get_protocol(f"{name}+imports")
         assert (twin.instructions, twin.opening, twin.stop) == (plain.instructions, plain.opening, plain.stop)
         assert twin.imports_in_front and not plain.imports_in_front and twin.name != plain.name
-    with pytest.raises(EvaluationError, match="authors, evalplus"):
+    with pytest.raises(EvaluationError, match="codeact, evalplus"):
         get_protocol("leaderboard")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -16,11 +17,11 @@ from hostile import neighbours
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeact_lib.errors import EvaluationError
+from codeact_lib.errors import CodeActError, EvaluationError
 from codeact_lib.evaluation.benchmarks import Benchmark, load_benchmark
 from codeact_lib.evaluation.boxed import answers
 from codeact_lib.evaluation.boxed.plain import Opaque, decode, encode
-from codeact_lib.evaluation.boxes import _read_events
+from codeact_lib.evaluation.boxes import read_events
 from codeact_lib.evaluation.judge import PassAtOne, evaluate_solutions, imports_of
 from codeact_lib.evaluation.records import metrics_record
 from codeact_lib.pipeline.history import run_history
@@ -201,6 +202,90 @@ def test_an_old_result_is_never_reused(tmp_path):
     assert evaluate_solutions(bad, path, output_dir=tmp_path / "out").plus == (0, 4)
 
 
+TESTS = [str(folder) for folder in Path(__file__).parents[:2]]
+KEEPING = [name for name in AVAILABLE if name != "limits"]
+ALONE = """
+import sys
+sys.path[:0] = {tests!r}
+from test_judge import evaluate_slow
+evaluate_slow({folder!r}, {isolation!r})
+"""
+
+
+def evaluate_slow(folder, isolation, say=None, files=None):
+    """Eight slow solutions, one after the other."""
+    if files is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    rows = [task(f"T/HumanEval/{i}", "f", "def f(x):\n", f"    return x + {i}\n", [[1]], [[2]]) for i in range(8)]
+    code = "def f(x):\n    import time\n    time.sleep(0.1)\n    return x + {}\n"
+    samples = [{"task_id": f"T/HumanEval/{i}", "solution": code.format(i if i % 3 else 99)} for i in range(8)]
+    benchmark = Benchmark("slow", "humaneval", "v", "0" * 64, rows)
+    return evaluate_solutions(samples, benchmark, output_dir=folder, isolation=isolation, parallel=1, say=say)
+
+
+@pytest.mark.parametrize("isolation", KEEPING)
+def test_what_was_judged_before_a_kill_is_there_when_it_goes_on(isolation, tmp_path):
+    code = ALONE.format(tests=TESTS, folder=str(tmp_path), isolation=isolation)
+    with subprocess.Popen([sys.executable, "-c", code]) as job:
+        end = time.monotonic() + 60
+        while sum(path.read_text().count('"done"') for path in tmp_path.glob("judged-*.jsonl")) < 3:
+            assert job.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+        job.kill()
+    (kept,) = tmp_path.glob("judged-*.jsonl")
+    done = {json.loads(line)["task_id"] for line in kept.read_text().splitlines() if '"done"' in line}
+    lines = []
+    result = evaluate_slow(tmp_path, isolation, lines.append)
+    assert f"{len(done)} of 8 solutions were judged before" in lines and 3 <= len(done) < 8
+    undisturbed = evaluate_slow(tmp_path / "other", isolation)
+    assert (result.base, result.verdicts) == (undisturbed.base, undisturbed.verdicts) and result.base == (5, 8)
+    assert not list(tmp_path.glob("judged-*")) and (tmp_path / "verdicts.json").exists()
+
+
+@pytest.mark.parametrize("isolation", KEEPING)
+def test_what_was_judged_of_other_answers_is_not_gone_on_with(isolation, tmp_path):
+    """A file that a killed evaluation of other answers left: neither its name nor its verdicts are those wanted."""
+    forged = [{"task_id": f"T/HumanEval/{i}", "event": "done", "base": "pass", "plus": "pass"} for i in range(8)]
+    (tmp_path / "judged-0123456789ab.jsonl").write_text("".join(json.dumps(row) + "\n" for row in forged))
+    assert evaluate_slow(tmp_path, isolation).base == (5, 8)
+
+
+def test_a_results_folder_that_is_closed_ends_it_with_the_place_and_the_remedy(tmp_path):
+    folder = tmp_path / "results"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CodeActError, match=r"Cannot write in the folder .*file/results: .*Make it writable"):
+        evaluate_slow(tmp_path / "file" / "results", "auto")
+
+    def close(line):
+        folder.rmdir()  # while it runs: another user's folder would give the same error of the system
+        folder.write_text("")
+
+    with pytest.raises(CodeActError, match=r"results.*(stopped|Cannot write)"):
+        evaluate_slow(folder, "auto", close_later(close))
+
+
+def close_later(close):
+    lines = []
+
+    def say(line):
+        lines.append(line)
+        if len(lines) == 1:
+            threading.Timer(1.0, close, [line]).start()
+
+    return say
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("files", [6, 14, 200])
+def test_too_few_files_end_it_with_a_clear_error_and_no_traceback(files, tmp_path):
+    code = ALONE.format(tests=TESTS, folder=str(tmp_path), isolation="auto")
+    code = code.replace("evaluate_slow(", "from codeact_lib.errors import CodeActError\ntry:\n    evaluate_slow(")
+    code = code.replace("'auto')", f"'auto', files={files})\nexcept CodeActError as error:\n    print(error)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr and done.returncode == 0, done.stderr
+    assert "raise ulimit -n" in done.stdout
+
+
 def test_a_folder_name_may_hold_the_ending_of_a_sample_file(tmp_path):
     path = write_tasks(tmp_path / "bench.jsonl", mbpp_tasks())
     result = evaluate_solutions(canonical(mbpp_tasks()), path, output_dir=tmp_path / "run.jsonl" / "x.jsonl")
@@ -334,7 +419,7 @@ def test_lines_that_no_worker_wrote_are_not_believed():
     done = {"event": "done", "base": "pass"}
     rows = [{"task_id": "a", **done}, {"task_id": "b", **done}, {"task_id": "b", **done}, {"task_id": "x", **done}]
     odd = ["[1]", '{"task_id": []}', "{{{", '{"task_id": "c", "event": "start"}', '{"ta']
-    answers, started = _read_events("\n".join([*map(json.dumps, rows), *odd]), {"a", "b", "c"})
+    answers, started = read_events("\n".join([*map(json.dumps, rows), *odd]), {"a", "b", "c"})
     assert answers == {"a": rows[0]} and started == {"a", "b", "c"}
 
 

@@ -342,6 +342,16 @@ def test_a_tokenizer_of_the_deepseek_kind_keeps_blanks_tabs_and_line_breaks(tmp_
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
+def test_a_tokenizer_whose_configuration_asks_for_bos_puts_it_in_front(tmp_path):
+    """transformers 5.23 drops `add_bos_token` of these files; `encode` of the library stays without special tokens."""
+    tokenizer = load_tokenizer(save_deepseek_tokenizer(tmp_path))
+    plain = tokenizer("def add", add_special_tokens=False)["input_ids"]
+    assert tokenizer("def add")["input_ids"] == [tokenizer.bos_token_id, *plain]
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": False}))
+    assert load_tokenizer(tmp_path)("def add")["input_ids"] == plain
+
+
 def test_a_tokenizer_that_loses_blanks_is_refused_with_the_versions_at_fault(tmp_path):
     save_deepseek_tokenizer(tmp_path)
     saved = json.loads((tmp_path / "tokenizer.json").read_text())
