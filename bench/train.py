@@ -143,7 +143,7 @@ def _reported(setting: Setting) -> dict[str, tuple[int, float]]:
 
 def _about(setting: Setting, samples: list[Tokenized]) -> dict[str, Any]:
     arms = _reported(setting).items()
-    reports = ", ".join(f"{arm}: {time} min, {memory} GB on 8 GPUs" for arm, (time, memory) in arms)
+    reports = ", ".join(f"{arm}: {time} min, {memory} GiB on 8 GPUs" for arm, (time, memory) in arms)
     lengths = [len(ids) for ids, _ in samples]
     mean = f"{np.mean(lengths):.0f} tokens on average, {max(lengths)} at most"
     about = {**asdict(setting), "samples": f"{len(samples)}, {mean}"}

@@ -208,8 +208,8 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 
 def memory_unit(n_bytes: float) -> tuple[float, str]:
-    """Divisor and name of the unit that fits a number of bytes: MB (1e6) below 1 GB (1e9)."""
-    return (1e6, "MB") if n_bytes < 1e9 else (1e9, "GB")
+    """Divisor and name of the unit that fits a number of bytes: MiB (2**20) below 1 GiB (2**30)."""
+    return (2**20, "MiB") if n_bytes < 2**30 else (2**30, "GiB")
 
 
 def decimals(value: float) -> int:

@@ -193,7 +193,7 @@ class Costs:
         if path.exists():
             for row in pd.read_csv(path, dtype=str).to_dict("records"):
                 if [row["dataset"], row["model"], row["size"], row["codeact"]] == wanted:
-                    return f"; the paper reports {row['training_time_min']} min and {row['peak_memory_gb']} GB"
+                    return f"; the paper reports {row['training_time_min']} min and {row['peak_memory_gib']} GiB"
         return ""
 
     def memory_by_slots(self, model: str) -> Callable[[float], dict[str, float]]:

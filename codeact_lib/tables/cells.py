@@ -130,7 +130,7 @@ def efficiency_columns(lines: Sequence[Line], groups: Sequence[Any], bold: pd.Da
     # the last: a name under which a line may have a ratio, which stands below
     measures = (
         ("Training time", "training_time_min", "{:.0f} min", 60, time_unit, "time_ratio"),
-        ("Peak memory", "peak_memory_gb", "{:.2f} GB", 1e9, memory_unit, "memory_ratio"),
+        ("Peak memory", "peak_memory_gib", "{:.2f} GB", 2**30, memory_unit, "memory_ratio"),
     )
     columns = []
     for heading, column, as_printed, factor, unit_of, ratio in measures:

@@ -149,7 +149,7 @@ def findings(metrics: Sequence[RunRecord]) -> list[str]:
         codeact = arms.get(CODEACT)
         if full and codeact and full.record["train"] and codeact.record["train"]:
             time = percent_cell(results.relative_change(full, codeact, "training_time_min"))
-            memory = percent_cell(results.relative_change(full, codeact, "peak_memory_gb"))
+            memory = percent_cell(results.relative_change(full, codeact, "peak_memory_gib"))
             sentences.append(
                 f"{results.setting(record)}: against all data with dynamic padding, CodeACT changes training time by "
                 f"{time} and peak memory by {memory}, the cost of selection not counted."
@@ -198,7 +198,7 @@ def _claims(full: Line, ours: Line) -> dict[str, Any]:
     row = {**full.names, "source": full.source, "full": full.rate("humaneval"), "codeact": ours.rate("humaneval")}
     row["gain_points"] = round(row["codeact"] - row["full"], 3)
     row["time_change_pct"] = results.relative_change(full, ours, "training_time_min")
-    row["memory_change_pct"] = results.relative_change(full, ours, "peak_memory_gb")
+    row["memory_change_pct"] = results.relative_change(full, ours, "peak_memory_gib")
     if ours.runs:
         minutes = selection_seconds(ours) / 60
         row["time_with_selection_pct"] = results.relative_change(full, ours, "training_time_min", minutes)

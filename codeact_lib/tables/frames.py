@@ -36,7 +36,7 @@ def time_memory_frame(metrics: Sequence[RunRecord]) -> pd.DataFrame:
     rows = []
     for line in results.measured_lines(filter(itemgetter("train"), metrics)):
         seconds = 60 * line.averages["training_time_min"].mean
-        rows.append(_bar(line) | {"seconds": seconds, "memory_bytes": 1e9 * line.averages["peak_memory_gb"].mean})
+        rows.append(_bar(line) | {"seconds": seconds, "memory_bytes": 2**30 * line.averages["peak_memory_gib"].mean})
     return pd.DataFrame(rows, columns=["group", "label", "seconds", "memory_bytes"])
 
 
@@ -47,7 +47,7 @@ def reported_time_memory_frame(reported: pd.DataFrame) -> pd.DataFrame:
             "group": reported["model"] + " " + reported["size"] + ", " + reported["dataset"],
             "label": np.where(reported["codeact"], "CodeACT", "full data"),
             "seconds": reported["training_time_min"] * 60.0,
-            "memory_bytes": reported["peak_memory_gb"] * 1e9,
+            "memory_bytes": reported["peak_memory_gib"] * 2**30,
         }
     )
 

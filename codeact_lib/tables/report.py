@@ -94,7 +94,7 @@ def run_facts(record: RunRecord) -> dict[str, Any]:
             f"{train['supervised_tokens']:,} supervised tokens, {train['padding_rate']:.1%} padding, "
             f"final loss {train['final_loss']:.3f}"
         )
-        facts["peak memory"] = f"{train['peak_memory_bytes'] / 1e6:,.0f} MB ({train['peak_memory_kind']})"
+        facts["peak memory"] = f"{train['peak_memory_bytes'] / 2**20:,.0f} MiB ({train['peak_memory_kind']})"
     facts["benchmarks"] = benchmark_stamp(record)
     solved, protocols = [], []
     for name, judged in record["benchmarks"].items():

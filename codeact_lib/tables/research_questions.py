@@ -96,7 +96,7 @@ def _rq1_layout(lines: Sequence[Line], metrics: Sequence[RunRecord]) -> Table:
     ]
     rows = np.flatnonzero(~merged).tolist()
     shown = [column._replace(cells=list(compress(column.cells, ~merged))) for column in columns]
-    notes = [TEXTS["notes"]["rq1"], *measured_notes(metrics), *cells.mark_notes(lines)]
+    notes = [*TEXTS["notes"]["rq1"], *measured_notes(metrics), *cells.mark_notes(lines)]
     return Table("rq1", frame, shown, frame["block"][rows].tolist(), notes, metrics, rows)
 
 

@@ -35,10 +35,10 @@ HEADINGS = dict(zip(SCORES, ("HumanEval", "HumanEval+", "MBPP", "MBPP+"), strict
 # column of an average -> its name in train_metrics.json and the unit there is in one of the column's
 AVERAGES = {
     "training_time_min": ("seconds", 60),
-    "peak_memory_gb": ("peak_memory_bytes", 1e9),
+    "peak_memory_gib": ("peak_memory_bytes", 2**30),
     "padding_pct": ("padding_rate", 0.01),
 }
-EFFICIENCY = ["training_time_min", "peak_memory_gb"]
+EFFICIENCY = ["training_time_min", "peak_memory_gib"]
 
 Stamp = tuple[str, str, int]  # a benchmark's name, version and number of tasks
 # policy, ratio, strategy: None of a base model
@@ -217,7 +217,7 @@ class Line:
 
     # "paper", "follow-up" or "measured"
     source: str = "measured"
-    # by column of `SCORES`, without those that are not known; memory in 1e9 bytes, padding in % of the token slots
+    # by column of `SCORES`, without those that are not known; memory in GiB, padding in % of the token slots
     scores: Mapping[str, Score] = field(default_factory=dict)
     averages: Mapping[str, Average] = field(default_factory=lambda: dict.fromkeys(AVERAGES, Average()))
     runs: Sequence[RunRecord] = ()

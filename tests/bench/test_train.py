@@ -117,7 +117,7 @@ def test_with_the_papers_architecture_hours_of_rq1_stand_beside_the_papers(name,
     assert "259 min" in str(train._about(setting, [([1, 2], 1)]))
     rq1 = load_reported()["rq1"].query("dataset == 'EVOL-Instruct' and model == 'DeepSeek-Coder'")
     reported = [list(pair) for pair in train._reported(setting).values()]
-    assert rq1[["training_time_min", "peak_memory_gb"]].values.tolist() == reported
+    assert rq1[["training_time_min", "peak_memory_gib"]].values.tolist() == reported
 
 
 def test_a_layout_that_the_gpu_has_no_room_for_is_named_and_the_others_are_measured(works):

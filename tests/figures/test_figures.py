@@ -245,5 +245,5 @@ def test_the_strong_line_of_a_loss_curve_is_a_running_mean_over_a_twentieth():
 
 def test_units_fit_the_value():
     assert [time_unit(s)[1] for s in (39.2, 7200, 28_080, 200_000)] == ["s", "min", "min", "h"]
-    assert [memory_unit(b)[1] for b in (3.2e8, 3.2e9)] == ["MB", "GB"]
+    assert [memory_unit(b)[1] for b in (3.2e8, 3.2e9)] == ["MiB", "GiB"]
     assert [number(v) for v in (1234.5, 58.31, 2.068, 63.0, 100.0)] == ["1,234", "58.3", "2.07", "63", "100"]

@@ -57,7 +57,7 @@ def test_the_plan_of_the_paper_profile_has_runs_hours_memory_disk_and_basis():
     text = "\n".join(lines)
     assert lines[0] == "estimates (nothing of this is measured) for 8 x A100, as asked for"
     line = next(x for x in lines if "deepseek-coder-6.7b__evol-instruct__full__dynamic" in x)
-    assert "GPU h (estimate); the paper reports 259 min and 50.75 GB" in line
+    assert "GPU h (estimate); the paper reports 259 min and 50.75 GiB" in line
     assert sum("the paper reports" in x for x in lines) == 12
     for words in (
         "GPU hours (estimate)",

@@ -49,7 +49,7 @@ def rendered(table, rows):
 def test_reported_files_have_every_row_of_the_paper_in_its_columns():
     assert [len(REPORTED[name]) for name in ("rq1", "rq2", "followup")] == [12, 15, 16]
     assert list(REPORTED["rq1"].columns) == [
-        *("dataset", "model", "size", "codeact", "training_time_min", "peak_memory_gb"),
+        *("dataset", "model", "size", "codeact", "training_time_min", "peak_memory_gib"),
         *("humaneval", "humaneval_plus", "mbpp", "mbpp_plus"),
     ]
     assert list(REPORTED["rq2"].columns) == [
@@ -60,7 +60,7 @@ def test_reported_files_have_every_row_of_the_paper_in_its_columns():
 
 def test_the_headline_row_is_the_papers():
     row = REPORTED["rq1"].query("dataset == 'EVOL-Instruct' and model == 'DeepSeek-Coder' and codeact").iloc[0]
-    assert [row["training_time_min"], row["peak_memory_gb"], row["humaneval"], row["mbpp_plus"]] == [
+    assert [row["training_time_min"], row["peak_memory_gib"], row["humaneval"], row["mbpp_plus"]] == [
         58,
         37.23,
         67.1,
@@ -184,7 +184,7 @@ def test_measured_cells_carry_counts_interval_units_and_run():
     assert row["hardware"] == "a CPU, 2 cores"
     place = links(table).index("mini-base__mini-evol__cdas")
     cells = table.cells.iloc[place]
-    assert cells[["CodeACT", "Training time", "Peak memory"]].tolist() == ["✓", "39.2 s", "320 MB"]
+    assert cells[["CodeACT", "Training time", "Peak memory"]].tolist() == ["✓", "39.2 s", "306 MiB"]
     assert re.fullmatch(rf"\d+\.\d\n{solved['k']}/160, \d+\.\d–\d+\.\d", cells["HumanEval"])
 
 
@@ -414,7 +414,7 @@ def test_csv_is_read_back_as_numbers(tmp_path):
     assert sorted(p.suffix for p in paths) == [".csv", ".html", ".json", ".md", ".tex"]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "rq1.csv").read_text())))
     assert len(rows) == 12 + 12 + 4
-    assert rows[0]["codeact"] == "no" and float(rows[0]["peak_memory_gb"]) == 64.28 and rows[0]["humaneval_k"] == ""
+    assert rows[0]["codeact"] == "no" and float(rows[0]["peak_memory_gib"]) == 64.28 and rows[0]["humaneval_k"] == ""
     assert float(rows[-1]["training_time_min"]) == pytest.approx(39.2 / 60, abs=1e-4)
     assert rows[-1]["humaneval_n"] == "160"
 
