@@ -299,7 +299,9 @@ Expected outputs of one evaluation do not reach the next: tried in three evaluat
 
 What `limits` does not stop: it has no files of its own. A solution can read and write what the user who evaluates can
 (as root it is another user, who can read what everybody can). It may find the benchmark's own file on the disk and
-answer from it; under the others it cannot see the file. Signals to processes of the same user get through too.
+answer from it; under the others it cannot see the file. Signals to processes of the same user get through too. Two
+evaluations at the same time can write into each other, and one that is killed begins anew: its verdicts would lie where
+a solution can write. Under the others it goes on with what was judged.
 
 What stays doubted: an output with an `__eq__` of its own is never confirmed, nor is one that is no data (a function, a
 file); list, tuple, set, dict and their views, numbers (int, float, complex, Fraction, Decimal), text, bytes, range,
