@@ -11,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from codeact_lib.artifacts import PACKAGE_DIR
@@ -38,8 +38,7 @@ class Box:
     """One program and what it may use."""
 
     argv: list[str]
-    cwd: Path  # working folder, writable; `scratch` itself where nothing is to come back
-    scratch: Path  # a private folder of this box; bubblewrap shows an empty /tmp instead
+    scratch: Path  # its working folder, private and writable; bubblewrap shows an empty /tmp instead
     readable: list[str]  # further files and folders the program may read
     limits: dict[str, int]  # name of a resource limit -> value
     uid: int | None  # what `unprivileged_user` said
@@ -54,13 +53,16 @@ class Backend:
     program: str = ""  # what has to be installed for it
     absent: str = ""  # what to say where that is not
     must_stop: tuple[str, ...] = ()
-    namespaces: bool = False  # whether a box has a process tree of its own, which ends with it
     landlock: bool = False  # whether the kernel closes the files of others
     fresh_tmp: bool = False  # whether /tmp is the box's own
 
+    def folder(self, box: Box) -> str:
+        """The folder that a box may write into."""
+        return "/tmp" if self.fresh_tmp else str(box.scratch)
+
     def environment(self, box: Box) -> dict[str, str]:
         """The variables of the program; none of the caller's: no token, no proxy, nothing that changes EvalPlus."""
-        tmp = "/tmp" if self.fresh_tmp else str(box.scratch)
+        tmp = self.folder(box)
         places = {"HOME": f"{tmp}/home", "TMPDIR": tmp, "XDG_CACHE_HOME": f"{tmp}/home/cache", "PATH": os.defpath}
         # The hash seed is fixed, so that a solution which depends on the order of a set gets the same verdict twice.
         fixed = {"LANG": "C.UTF-8", "USER": "nobody", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -81,10 +83,10 @@ def enter(backend: Backend, box: Box, shared: Sequence[str] = ()) -> list[str]:
     rules = None
     if backend.landlock:
         folders, read = _around(HIDDEN, [*_SYSTEM, *_DEVICES, *_python_paths(), *box.readable])
-        rules = {"list": folders, "read": read, "write": [str(box.cwd), str(box.scratch), "/dev/null"]}
+        rules = {"list": folders, "read": read, "write": [backend.folder(box), "/dev/null"]}
     entry = {
         "argv": box.argv,
-        "cwd": str(box.cwd),
+        "cwd": backend.folder(box),
         "limits": box.limits,
         "uid": box.uid,
         "open": shared,
@@ -100,7 +102,7 @@ def _options_of(bwrap: str) -> str:
 
 
 def _bubblewrap(backend: Backend, box: Box) -> list[str]:
-    """Read-only system and Python, fresh /tmp, no network, own process tree, at most one writable folder."""
+    """Read-only system and Python, an empty /tmp, no network, a process tree of its own."""
     bwrap = shutil.which(backend.program) or backend.program
     command = [bwrap, "--die-with-parent", "--new-session", "--as-pid-1"]
     command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
@@ -118,18 +120,14 @@ def _bubblewrap(backend: Backend, box: Box) -> list[str]:
         if "--size" in _options_of(bwrap):
             command += ["--size", str(DISK_BYTES)]
         command += ["--tmpfs", folder]
-    binds = [("--ro-bind", path) for path in _outermost([*_python_paths(), *box.readable])]
-    if box.cwd == box.scratch:
-        box = replace(box, cwd=Path("/tmp"))
-    else:
-        binds.append(("--bind", str(box.cwd)))
+    shown = _outermost([*_python_paths(), *box.readable])
     # A folder that a bind makes would be closed to others (mode 0700), one of --dir is not.
-    parents = {str(folder) for _, path in binds for folder in Path(path).parents}
+    parents = {str(folder) for path in shown for folder in Path(path).parents}
     for folder in sorted(parents, key=len):
         command += ["--dir", folder]
-    for bind, path in binds:
-        command += [bind, path, path]
-    if any(HIDDEN.is_relative_to(path) for _, path in binds):
+    for path in shown:
+        command += ["--ro-bind", path, path]
+    if any(map(HIDDEN.is_relative_to, shown)):
         command += ["--tmpfs", str(HIDDEN)]
     shared = ["/tmp", "/dev/shm"] if box.uid is not None else []
     return [*command, "--remount-ro", "/", *enter(backend, box, shared=shared)]
@@ -138,7 +136,7 @@ def _bubblewrap(backend: Backend, box: Box) -> list[str]:
 _NO_BWRAP = "bubblewrap is not installed: `apt-get install bubblewrap`"
 _ALL = (READ, WRITE, CONNECT, KILL)
 _BACKENDS = (
-    Backend("bubblewrap", _bubblewrap, "bwrap", _NO_BWRAP, _ALL, namespaces=True, fresh_tmp=True),
+    Backend("bubblewrap", _bubblewrap, "bwrap", _NO_BWRAP, _ALL, fresh_tmp=True),
     # From Linux 5.13 on; it learnt of networks (6.7) and signals (6.12) later.
     Backend("landlock", enter, must_stop=(READ, WRITE), landlock=True),
     Backend("limits", enter),

@@ -73,28 +73,24 @@ class BackendReport:
 def run_isolated(
     argv: Sequence[object],
     *,
-    output_dir: Path | str | None = None,
     readable: Sequence[Path | str] = (),
     stdin: bytes = b"",
     isolation: str = "auto",
     timeout: float = 600.0,
     stall_seconds: float | None = None,
-    memory_bytes: int | None = None,
     total_memory: int | None = None,
     processes: int = PROCESSES,
     log: Path | None = None,
 ) -> BoxResult:
-    """Run `argv` in a box and take back what it writes to standard output, and into `output_dir`.
+    """Run `argv` in a box, in a private folder that goes with it, and take back what it writes to standard output.
 
     Args:
         argv: program and arguments.
-        output_dir: the one folder of the caller it may write into, and its working folder; made if missing. Where a
-            backend drops root, its files come back owned by the caller. None: a private folder that goes with the box.
         readable: what it may read beside the Python installation. All paths are the same inside as outside.
         stdin: bytes of its standard input.
         isolation: "auto", one of `LADDER`, or "none".
-        timeout, stall_seconds, memory_bytes, total_memory, processes: see `watchdog.Limits`; a `total_memory` of None
-            is half of the machine's.
+        timeout, stall_seconds, total_memory, processes: see `watchdog.Limits`; a `total_memory` of None is half of the
+            machine's.
         log: file that gets the standard output as it is written, behind what it holds, and outlives a kill of the
             caller.
 
@@ -102,15 +98,14 @@ def run_isolated(
         SandboxError: the isolation asked for does not work here.
     """
     total_memory = total_memory or psutil.virtual_memory().total // 2
-    limits = Limits(timeout, stall_seconds, memory_bytes, total_memory, processes)
-    return _run_behind(BACKENDS[choose_isolation(isolation)], argv, limits, output_dir, readable, stdin, log)
+    limits = Limits(timeout, stall_seconds, total_memory, processes)
+    return _run_behind(BACKENDS[choose_isolation(isolation)], argv, limits, readable, stdin, log)
 
 
 def _run_behind(
     backend: Backend,
     argv: Sequence[object],
     limits: Limits,
-    output_dir: Path | str | None = None,
     readable: Sequence[Path | str] = (),
     stdin: bytes = b"",
     log: Path | None = None,
@@ -120,29 +115,18 @@ def _run_behind(
     if 0 <= files < OPEN_FILES:  # negative: without a limit
         raise SandboxError(f"A box needs {OPEN_FILES} open files, and this process may have {files}: raise ulimit -n.")
     with _scratch_folder() as scratch:
-        cwd = scratch
-        if output_dir is not None:
-            cwd = Path(output_dir).resolve()
-            cwd.mkdir(parents=True, exist_ok=True)
-        uid = unprivileged_user(backend.name, [cwd, scratch, *readable])
+        uid = unprivileged_user(backend.name, [scratch, *readable])
         resources = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": FILE_BYTES, "RLIMIT_NOFILE": OPEN_FILES}
-        if limits.memory_bytes is not None:
-            resources["RLIMIT_AS"] = limits.memory_bytes
         resources["RLIMIT_NPROC"] = limits.processes
         if uid is None:
             # It counts the threads of a user, in a box or not: those that run already must stay possible.
             for process in psutil.process_iter(["uids", "num_threads"]):
                 if process.info["uids"] and process.info["uids"].real == os.getuid():
                     resources["RLIMIT_NPROC"] += process.info["num_threads"] or 0
-        box = Box(list(map(str, argv)), cwd, scratch, list(map(str, readable)), resources, uid)
-        if uid is None:
-            return _supervise(backend, box, limits, stdin, log)
-        try:
-            # Links are not followed (-h): they may lead to files of the caller.
-            subprocess.run(["chown", "-hR", f"{uid}:{uid}", cwd, scratch], check=True)
-            return _supervise(backend, box, limits, stdin, log)
-        finally:
-            subprocess.run(["chown", "-hR", "0:0", cwd], check=True)
+        else:
+            os.chown(scratch, uid, uid)
+        box = Box(list(map(str, argv)), scratch, list(map(str, readable)), resources, uid)
+        return _supervise(backend, box, limits, stdin, log)
 
 
 def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes, log: Path | None) -> BoxResult:
@@ -158,16 +142,15 @@ def _supervise(backend: Backend, box: Box, limits: Limits, stdin: bytes, log: Pa
         before = output.seek(0, os.SEEK_END)
         process = subprocess.Popen(
             backend.wrap(backend, box),
-            cwd=box.cwd,
+            cwd=box.scratch,
             env=backend.environment(box),
             start_new_session=True,
             stdin=source,
             stdout=output,
             stderr=errors,
         )
-        folders = {box.scratch} if backend.namespaces else {box.scratch, box.cwd}
         try:
-            stopped = watch(process, output, limits, folders)
+            stopped = watch(process, output, limits, box.scratch)
         finally:
             end_box(process)
         output.seek(before)

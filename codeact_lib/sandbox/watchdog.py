@@ -5,7 +5,6 @@ import os
 import stat
 import subprocess
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,17 +24,14 @@ class Limits:
 
     timeout: float  # seconds until everything in the box is killed
     stall_seconds: float | None = None  # the same after so long without anything new on standard output
-    # Bytes of address space of one process. EvalPlus sets its own 4 GiB per solution, and fails every task without a
-    # word if it meets a lower hard limit.
-    memory_bytes: int | None = None
     total_memory: int | None = None  # resident bytes of all processes together
     processes: int = PROCESSES  # how many may exist at a time
 
 
-def watch(process: subprocess.Popen[bytes], output: IO[bytes], limits: Limits, folders: Collection[Path]) -> str:
+def watch(process: subprocess.Popen[bytes], output: IO[bytes], limits: Limits, folder: Path) -> str:
     """Wait until a box ends; "" or why it must be ended: timeout, stalled, stopped, memory, processes or disk.
 
-    `output` is where it writes, `folders` what of the disk it may fill.
+    `output` is where it writes, `folder` what of the disk it may fill.
     """
     start = time.monotonic()
     grown = start
@@ -53,13 +49,13 @@ def watch(process: subprocess.Popen[bytes], output: IO[bytes], limits: Limits, f
             return "timeout"
         if limits.stall_seconds and now - grown > limits.stall_seconds:
             return "stalled"
-        excess = _excess(family(process.pid), limits, folders)
+        excess = _excess(family(process.pid), limits, folder)
         if excess:
             return excess
     return ""
 
 
-def _excess(boxed: list[psutil.Process], limits: Limits, folders: Collection[Path]) -> str:
+def _excess(boxed: list[psutil.Process], limits: Limits, folder: Path) -> str:
     """Which limit all processes of the box together exceed, "" for none."""
     # Resource limits hold for one process each. Ten processes of 4 GiB keep every limit and take 40 GiB, so somebody
     # has to add up.
@@ -78,7 +74,7 @@ def _excess(boxed: list[psutil.Process], limits: Limits, folders: Collection[Pat
     # No program here stops itself (SIGSTOP), and a stopped one would be waited for until the time is over.
     if stopped:
         return "stopped"
-    if written(folders) + sum(nameless.values()) > DISK_BYTES:
+    if written(folder) + sum(nameless.values()) > DISK_BYTES:
         return "disk"
     return ""
 
@@ -102,16 +98,16 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def written(folders: Collection[Path]) -> int:
-    """Bytes in the files below `folders`; 4 KiB at least for each entry, for names take room too."""
+def written(folder: Path) -> int:
+    """Bytes in the files below `folder`; 4 KiB at least for each entry, for names take room too."""
     total = 0
-    waiting = [str(folder) for folder in folders]
+    waiting = [str(folder)]
     while waiting:
-        folder = waiting.pop()
-        if len(folder) > DEEPEST:  # nothing below it could be looked at by name
+        path = waiting.pop()
+        if len(path) > DEEPEST:  # nothing below it could be looked at by name
             return DISK_BYTES + 1
         # A folder that went away, or into which nobody may look.
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        with contextlib.suppress(OSError), os.scandir(path) as entries:
             for entry in entries:
                 total += max(4096, entry.stat(follow_symlinks=False).st_blocks * 512)
                 if entry.is_dir(follow_symlinks=False):

@@ -164,7 +164,7 @@ def world():
 
 def attacks_for(rung):
     """[(group, name, code)] of what may be tried under a rung."""
-    more = ONLY_IN_NAMESPACES if BACKENDS[rung].namespaces else {}
+    more = ONLY_IN_NAMESPACES if BACKENDS[rung].fresh_tmp else {}
     return [(g, n, c) for group in (ATTACKS, more) for g, found in group.items() for n, c in found.items()]
 
 
@@ -202,7 +202,7 @@ def test_a_hostile_solution_costs_its_own_verdict_and_nothing_else(rung, world, 
     assert [verdict for name, verdict in verdicts if name == "honest" and verdict["plus"] != "pass"] == []
     assert [name for name, verdict in verdicts if name != "honest" and "pass" in verdict.values()] == []
     assert result.isolation == rung
-    if BACKENDS[rung].namespaces:
+    if BACKENDS[rung].fresh_tmp:
         assert world.is_untouched()
 
 

@@ -86,19 +86,11 @@ def test_no_variable_of_the_caller_reaches_the_box(rung, tmp_path, monkeypatch):
 
 
 @each_rung
-def test_what_is_written_into_the_output_folder_comes_back_owned_by_the_caller(rung, tmp_path):
-    code = "open('answer.txt', 'w').write('42')"
-    assert run_isolated(python(code), output_dir=tmp_path / "out", isolation=rung).returncode == 0
-    answer = tmp_path / "out" / "answer.txt"
-    assert answer.read_text() == "42" and answer.stat().st_uid == os.getuid()
-
-
-@each_rung
 def test_readable_folders_are_readable(rung, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "data.txt").write_text("seen")
     argv = python("import sys; print(open(sys.argv[1]).read())", tmp_path / "in" / "data.txt")
-    result = run_isolated(argv, output_dir=tmp_path / "out", readable=[tmp_path / "in"], isolation=rung)
+    result = run_isolated(argv, readable=[tmp_path / "in"], isolation=rung)
     assert result.stdout.strip() == "seen"
 
 
@@ -118,7 +110,7 @@ for path, mode in ((sys.argv[1], "r"), (sys.argv[2], "w"), ("/etc/passwd", "r"),
 print(os.getuid())
 """
     argv = python(code, tmp_path / "secret.txt", tmp_path / "in" / "data.txt")
-    result = run_isolated(argv, output_dir=tmp_path / "out", readable=[tmp_path / "in"], isolation="bubblewrap")
+    result = run_isolated(argv, readable=[tmp_path / "in"], isolation="bubblewrap")
     assert "opened" not in result.stdout
     assert result.stdout.strip() != "0"
     assert (tmp_path / "in" / "data.txt").read_text() == "kept"
@@ -129,7 +121,7 @@ def test_a_box_that_does_not_end_is_ended_with_its_children(rung, tmp_path):
     code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(60)"
     mark = f"import time; time.sleep(61)  # {tmp_path.name}-{rung}"
     start = time.monotonic()
-    result = run_isolated(python(code, mark), output_dir=tmp_path, isolation=rung, timeout=1.5)
+    result = run_isolated(python(code, mark), isolation=rung, timeout=1.5)
     assert result.stopped == "timeout" and result.returncode is None
     assert time.monotonic() - start < 30
     assert gone(lambda p: mark in (p.info["cmdline"] or ()))
@@ -156,11 +148,9 @@ def test_what_goes_in_is_read_and_what_comes_out_is_whole(rung):
 
 
 @each_rung
-def test_memory_and_file_size_of_one_process_are_limited(rung):
-    limit = {"isolation": rung, "memory_bytes": 1 << 30}
-    assert "MemoryError" in run_isolated(python("bytearray(2 << 30)"), **limit).stderr
+def test_the_size_of_a_file_is_limited(rung):
     code = "import os, tempfile; f = tempfile.TemporaryFile(); f.truncate(1 << 40)"
-    assert "Error" in run_isolated(python(code), **limit).stderr
+    assert "Error" in run_isolated(python(code), isolation=rung).stderr
 
 
 FORKS = """
@@ -207,7 +197,7 @@ def test_of_a_flood_of_errors_the_end_is_taken_back():
 
 def test_an_unknown_or_missing_rung_is_refused_with_the_remedy(tmp_path, monkeypatch):
     with pytest.raises(SandboxError, match="auto, bubblewrap, landlock, limits or none"):
-        run_isolated(python("1"), output_dir=tmp_path, isolation="chroot")
+        run_isolated(python("1"), isolation="chroot")
     monkeypatch.setattr(backends.shutil, "which", lambda name: None)
     for cached in (probe, choose_isolation):
         cached.cache_clear()
@@ -224,7 +214,7 @@ def test_an_unknown_or_missing_rung_is_refused_with_the_remedy(tmp_path, monkeyp
 @pytest.mark.skipif(os.geteuid() != 0, reason="dropping root needs root")
 def test_as_root_each_box_runs_as_a_user_of_its_own_without_capabilities(tmp_path):
     code = "import os; print(os.getuid()); print(open('/proc/self/status').read())"
-    output = run_isolated(python(code), output_dir=tmp_path, isolation="bubblewrap").stdout
+    output = run_isolated(python(code), isolation="bubblewrap").stdout
     assert int(output.splitlines()[0]) in backends.PASSING_USERS
     assert "CapEff:\t0000000000000000" in output and "NoNewPrivs:\t1" in output
 
