@@ -6,12 +6,26 @@ The public names below are imported on first use, so that ``import codeact_lib``
     from codeact_lib import cdas_sample, DynamicPackCollator, load_profile
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
+
+def on_first_use(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[list[str], Callable[[str], Any]]:
+    """`__all__` and `__getattr__` of a package that imports its names on first use; `homes`: module -> its names."""
+    home = {name: module for module, names in homes.items() for name in names}
+
+    def look_up(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{home[name]}"), name)
+
+    return sorted(home), look_up
+
+
+EXPORTS = {
     "config": ("load_profile", "Profile", "Run"),
     "data": ("load_instructions", "ValidationReport", "find_leaks", "leak_table", "drop_leaks"),
     "prompts": ("PromptTemplate", "TEMPLATES", "tokenize_example"),
@@ -33,14 +47,7 @@ _EXPORTS = {
     "pipeline": ("open_stage",),
     "mini": ("build_corpus", "build_benchmark", "build_base_model"),
 }
-_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"codeact_lib.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'codeact_lib' has no attribute {name!r}")
+__all__, __getattr__ = on_first_use(__name__, EXPORTS)
 
 
 def __dir__() -> list[str]:

@@ -6,16 +6,3 @@ from codeact_lib.pipeline.plan import estimate_lines, plan, plan_lines
 from codeact_lib.pipeline.run import run
 from codeact_lib.pipeline.stages import STAGES
 from codeact_lib.pipeline.task import StageTask, open_stage, run_options
-
-__all__ = [
-    "STAGES",
-    "StageFailed",
-    "StageTask",
-    "estimate_lines",
-    "open_stage",
-    "plan",
-    "plan_lines",
-    "run",
-    "run_history",
-    "run_options",
-]

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
 from codeact_lib import measure
 from codeact_lib.artifacts import RunPaths
 from codeact_lib.config import ModelSpec, Profile, Run
 from codeact_lib.errors import CodeActError
 from codeact_lib.training.launch import accelerate_config_path
-from codeact_lib.training.memory import HEADROOM, BatchLayout, fit_layout, memory_by_slots
+from codeact_lib.training.memory import HEADROOM, BatchLayout, fit_layout, memory_by_slots, without_weights
 
 # Nothing here is measured. A number is a formula applied to these published sizes and assumptions, and is printed with
 # both. What a data set really holds is taken from 01_cluster as soon as that has run.
@@ -95,12 +95,6 @@ def model_shape(spec: ModelSpec) -> PreTrainedConfig | None:
         return None
 
 
-def parameters(config: PreTrainedConfig) -> int:
-    """Number of weights of a causal language model, from its configuration (built without storage)."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).num_parameters()
-
-
 @dataclass
 class Costs:
     """Hours, bytes and their basis for one profile on one machine."""
@@ -115,7 +109,8 @@ class Costs:
         self.memory = self.gpu["memory"]
         self.mfu = MFU[self.profile.tuning]
         self.speed = self.gpu["tflops"] * 1e12 * self.mfu
-        self.weights = {name: parameters(shape) for name, shape in self.shapes.items()}
+        self.models = {name: without_weights(shape) for name, shape in self.shapes.items()}
+        self.weights = {name: model.num_parameters() for name, model in self.models.items()}
         self.runs = [run for run in self.profile.runs() if run.model in self.shapes]
         # Operations a weight and token in training: forward 2, backward 4 (2 past frozen weights), forward again 2.
         # FSDP shares weights, gradients and optimizer; an adapter's base stands whole on every GPU.
@@ -199,20 +194,15 @@ class Costs:
     def memory_by_slots(self, model: str) -> Callable[[float], dict[str, float]]:
         """`training.memory.memory_by_slots` of a training of this profile."""
         profile = self.profile
-        half = profile.bf16 or profile.fp16
-        dtype = torch.float32  # frozen weights need no more than what is computed with
-        if profile.tuning != "full" and half:
-            dtype = torch.bfloat16 if profile.bf16 else torch.float16
         return memory_by_slots(
-            self.shapes[model],
+            self.models[model],
             tuning=profile.tuning,
-            targets=tuple(profile.lora_target_modules),
+            targets=profile.lora_target_modules,
             lora_r=profile.lora_r,
-            dtype=dtype,
             optim=str(profile.training_arguments.get("optim", "adamw")),
             ranks=self.shards,
             gradient_checkpointing=profile.gradient_checkpointing,
-            half_precision=half,
+            half_precision=profile.bf16 or profile.fp16,
         )
 
     def memory_lines(self) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from codeact_lib.config import MINI_MODEL, Run
 from codeact_lib.errors import ProfileError
-from codeact_lib.pipeline.stages import STAGES, maker_of
+from codeact_lib.pipeline.stages import STAGES, TABLE, maker_of
 from codeact_lib.pipeline.task import Project, StageTask
 
 SIGNS = {"done": "+", "stale code": "~", "changed": "!", "damaged": "!"}
@@ -29,18 +29,10 @@ def plan(
 
 def identities(runs: Sequence[Run]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(stage, the notebook parameters that name it) of all that runs need, stage by stage; repeats are not dropped."""
-    trained = [run for run in runs if not run.is_base]
-    for run in trained:
-        yield "01_cluster", {"dataset": run.dataset}
-    for run in trained:
-        yield "02_ifd", {"dataset": run.dataset, "model": run.model}
-    for run in trained:
-        chosen = {"policy": run.policy, "ratio": run.ratio, "seed": run.seed}
-        yield "03_sample", {"dataset": run.dataset, "model": run.model, **chosen}
-    for run in trained:
-        yield "04_train_dynamic_pack", {"run_id": run.run_id}
-    for run in runs:
-        yield "05_eval", {"run_id": run.run_id}
+    for stage in STAGES[:-1]:  # the last reads all runs at once
+        for run in runs:
+            if stage == "05_eval" or not run.is_base:  # an untouched base model is evaluated, nothing else
+                yield stage, {name: getattr(run, name) for name in TABLE[stage]["named_by"]}
 
 
 def makers(tasks: Sequence[StageTask]) -> dict[StageTask, set[StageTask]]:

@@ -28,6 +28,7 @@ class Rule:
     elsewhere: Path | None = None
     # Files and folders by name, and plain values. Hashes of the former and the latter make the key: a change in either
     # makes the stage again, and what reads from it. The absence of an input that may be absent enters the key too.
+    # To the plain values `StageTask` adds the names of its execution and its profile keys in `stages.yaml`.
     inputs: dict[str, Path]
     optional: frozenset[str] = frozenset()
     parameters: dict[str, Any]
@@ -60,12 +61,10 @@ def code_sha256(notebook: Path) -> str:
 
 
 # ---- the six rules ---------------------------------------------------------------------------------------------------
-
-
 def cluster(profile: Profile, paths: RunPaths, *, dataset: str) -> Rule:
     """01 reads the instruction set and the embedding model where these are files."""
     spec = profile.dataset(dataset)
-    parameters = {"dataset": dataset, **_identified(spec)}
+    parameters = _identified(spec)
     for name in ("instruction_column", "response_column", "input_column", "messages_column"):
         # only where they are named: a set of two columns keeps the key it had before others were read
         if getattr(spec, name):
@@ -74,7 +73,7 @@ def cluster(profile: Profile, paths: RunPaths, *, dataset: str) -> Rule:
         folder=paths.cluster_dir(dataset),
         elsewhere=paths.data_dir(dataset),
         inputs=_files(instructions=spec.path, embedding_model=profile.embedding_model),
-        parameters=parameters | _picked(profile, "01_cluster"),
+        parameters=parameters,
         sources=_from_hub(("dataset", spec.path, spec.revision), ("model", *split_revision(profile.embedding_model))),
     )
 
@@ -85,8 +84,7 @@ def ifd(profile: Profile, paths: RunPaths, *, dataset: str, model: str) -> Rule:
     scorer = profile.scorer
     inputs = {"examples": paths.examples(profile.dataset(dataset).name), **_base_model(spec)}
     sources: list[Source] = [("model", spec.path, spec.revision)]
-    parameters: dict[str, Any] = {"dataset": dataset, "model": model, **_identified(spec), "template": spec.template}
-    parameters |= _picked(profile, "02_ifd")
+    parameters: dict[str, Any] = {**_identified(spec), "template": spec.template}
     # where an adapter is trained on a base in 4 bits, that base scores, and 05 compares with it
     if profile.tuning == "qlora":
         parameters["four_bits"] = True
@@ -111,13 +109,11 @@ def sample(
         "clusters": paths.cluster_dir(dataset) / "clusters.parquet",
         "ifd": paths.ifd_dir(dataset, profile.model(model).name) / "ifd.parquet",
     }
-    # one selection serves all seeds where the policy draws no lots
-    lots = seed if is_seeded(policy) else None
-    selection = {"dataset": dataset, "model": model, "policy": policy, "ratio": ratio, "seed": lots}
+    lots = seed if is_seeded(policy) else None  # one selection serves all seeds where the policy draws no lots
     return Rule(
         folder=paths.selection_dir(dataset, model, profile.selection(policy, ratio, seed)),
         inputs=inputs | own_files(policy),
-        parameters=selection | _picked(profile, "03_sample"),
+        parameters={"seed": lots},
     )
 
 
@@ -129,10 +125,9 @@ def train(profile: Profile, paths: RunPaths, *, run_id: str) -> Rule:
     spec = profile.model(run.model)
     selection = paths.selection_dir(run.dataset, run.model, run.selection)
     inputs = {"train_jsonl": selection / "train.jsonl", **_base_model(spec)}
-    parameters = {"run_id": run_id, **_identified(spec), "template": spec.template}
-    parameters |= {"strategy": run.strategy, "seed": run.seed, **_picked(profile, "04_train_dynamic_pack")}
+    parameters = {**_identified(spec), "template": spec.template, "strategy": run.strategy, "seed": run.seed}
     if profile.tuning != "full":
-        parameters |= _picked(profile, "04_train_dynamic_pack", "adapter_keys")
+        parameters |= picked(profile, "04_train_dynamic_pack", "adapter_keys")
     return Rule(
         run=run,
         folder=paths.train_dir(run_id),
@@ -156,9 +151,8 @@ def evaluate(profile: Profile, paths: RunPaths, *, run_id: str) -> Rule:
     if not run.is_base:
         inputs["model"] = paths.train_dir(run_id) / "model"
         inputs["train_metrics"] = paths.train_dir(run_id) / "train_metrics.json"
-    parameters = {"run_id": run_id, **_identified(spec), "template": spec.template, "labels": labels}
-    parameters |= {"protocol": profile.protocol_of(run)}
-    parameters |= _picked(profile, "05_eval")
+    parameters = {**_identified(spec), "template": spec.template, "labels": labels}
+    parameters["protocol"] = profile.protocol_of(run)
     if run.is_base and profile.tuning == "qlora":
         parameters["four_bits"] = True
     return Rule(
@@ -186,10 +180,10 @@ def tables(profile: Profile, paths: RunPaths) -> Rule:
 
 RULES: dict[str, Callable[..., Rule]] = dict(zip(STAGES, (cluster, ifd, sample, train, evaluate, tables), strict=True))
 
+
 # ---- what the rules have in common -----------------------------------------------------------------------------------
-
-
-def _picked(profile: Profile, stage: str, keys: str = "keys") -> dict[str, Any]:
+def picked(profile: Profile, stage: str, keys: str = "keys") -> dict[str, Any]:
+    """The profile keys that `stages.yaml` names for a stage, with their values."""
     return {key: portable(getattr(profile, key)) for key in TABLE[stage][keys]}
 
 

@@ -30,7 +30,7 @@ from codeact_lib.errors import ArtifactError, ProfileError
 from codeact_lib.hub import COMMITS_FILE, known_commits, label, resolve_commits, split_revision
 from codeact_lib.measure import clock, environment_facts
 from codeact_lib.pipeline.locks import COPY, FOLDER, Lock, stages_at_work
-from codeact_lib.pipeline.stages import RULES, STAGES, Rule, code_sha256, maker_of
+from codeact_lib.pipeline.stages import RULES, STAGES, Rule, code_sha256, maker_of, picked
 
 MANY_FILES = 10  # of one folder: more are told as one line
 
@@ -66,7 +66,8 @@ class StageTask(Rule):
 
     def __init__(self, project: Project, stage: str, identity: dict[str, Any]) -> None:
         rule = RULES[stage](project.profile, project.paths, **identity)
-        super().__init__(**vars(rule))
+        told = identity | picked(project.profile, stage) | rule.parameters
+        super().__init__(**vars(rule) | {"parameters": told})
         self.stage = stage
         self.identity = identity  # the notebook parameters that say which execution it is
         self.profile = project.profile  # after `begin` it names commits of the hub, not branches

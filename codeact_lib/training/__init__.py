@@ -1,24 +1,13 @@
 """Stage 04: fine-tune on the chosen rows, survive a kill, measure what it cost."""
 
-from importlib import import_module
-from typing import Any
+from codeact_lib import on_first_use
 
-# Imported on first use: `codeact plan` asks `memory` and `launch` for numbers and must not wait the seconds that torch
-# takes to import.
-_HOMES = {
-    "PROFILE_KEYS": "settings",
-    "SeededOrder": "steps",
-    "TrainReport": "report",
-    "fine_tune": "run",
-    "fine_tune_in_child": "launch",
-    "make_arguments": "settings",
-    "read_rows": "steps",
-    "tokenize_rows": "steps",
+# `__main__` keeps the Trainer from importing what a training does not use, so this package must not import it first.
+HOMES = {
+    "launch": ("fine_tune_in_child",),
+    "report": ("TrainReport",),
+    "run": ("fine_tune",),
+    "settings": ("PROFILE_KEYS", "make_arguments"),
+    "steps": ("SeededOrder", "read_rows", "tokenize_rows"),
 }
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__all__, __getattr__ = on_first_use(__name__, HOMES)

@@ -6,65 +6,26 @@ supervised tokens of the step) its gradient; only when a batch of one is still t
 cuts samples and therefore changes the training. Both are said, and stand in `train_metrics.json`.
 """
 
-from __future__ import annotations
-
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from codeact_lib.errors import ArtifactError, ModelError
 from codeact_lib.hub import hub_error, pinned_revision
-
-# torch is imported where it is needed: `codeact plan` imports this file and must start at once.
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
+from codeact_lib.modeling.loss import CHUNK
 
 GB = 1e9
-
 # Bytes of state per trained weight, by the name of the optimizer in TrainingArguments (its beginning).
 OPTIMIZER_BYTES = {"adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw": 8, "paged_adamw": 8}
-LOGIT_CHUNK = 512  # positions whose logits exist at one time: `modeling.loss.CHUNK`, which a test compares
 
 
 # ---- what training needs -------------------------------------------------------------------------------------------
-def memory_by_slots(
-    path: str | Path | PreTrainedConfig,
-    *,
-    revision: str | None = None,
-    tuning: str = "full",
-    targets: Sequence[str] = (),
-    lora_r: int = 8,
-    dtype: torch.dtype | None = None,
-    optim: str = "adamw",
-    ranks: int = 1,
-    gradient_checkpointing: bool = False,
-    half_precision: bool = False,
-) -> Callable[[float], dict[str, float]]:
-    """Bytes that training needs on one device, as a function of the slots (tokens with padding) of a micro-batch.
-
-    `path` is a model's folder or hub id, or its configuration; `ranks` over how many devices the weights are sharded.
-    The function returns the bytes by purpose: `weights`, `gradients` and `optimizer` are exact up to a few per cent,
-    `activations` is what `activations_per_slot` counts and one chunk of logits.
-    """
-    model = without_weights(path, revision)
-    if tuning == "full":
-        targets = ()
-    weights, trained = weight_bytes(model, tuning, targets, lora_r, 4 if dtype is None else dtype.itemsize)
-    state = next((size for name, size in OPTIMIZER_BYTES.items() if optim.startswith(name)), 0)
-    sharded = {"weights": weights / ranks, "gradients": 4 * trained / ranks, "optimizer": state * trained / ranks}
-    per_slot = activations_per_slot(model.config, gradient_checkpointing, 2 if half_precision else 4, targets)
-    logits = 3 * 4 * LOGIT_CHUNK * model.config.vocab_size
-    return lambda slots: {**sharded, "activations": float(slots * per_slot + logits)}
-
-
-def without_weights(config: str | Path | PreTrainedConfig, revision: str | None) -> PreTrainedModel:
-    """The model on the meta device: shapes, and no memory."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+def without_weights(config: str | Path | PreTrainedConfig, revision: str | None = None) -> PreTrainedModel:
+    """The model of a folder, a hub id or a configuration on the meta device: shapes, and no memory."""
     path = config
     try:
         if isinstance(path, str | Path):
@@ -76,16 +37,42 @@ def without_weights(config: str | Path | PreTrainedConfig, revision: str | None)
         raise hub_error(error, path, revision) from error
 
 
+def memory_by_slots(
+    model: PreTrainedModel,
+    *,
+    tuning: str = "full",
+    targets: Sequence[str] = (),
+    lora_r: int = 8,
+    optim: str = "adamw",
+    ranks: int = 1,
+    gradient_checkpointing: bool = False,
+    half_precision: bool = False,
+) -> Callable[[float], dict[str, float]]:
+    """Bytes that training needs on one device, as a function of the slots (tokens with padding) of a micro-batch.
+
+    `model` needs no weights; `ranks` says over how many devices they are sharded. The function returns the bytes by
+    purpose: `weights`, `gradients` and `optimizer` are exact up to a few per cent, `activations` is what
+    `activations_per_slot` counts and one chunk of logits.
+    """
+    itemsize = 2 if half_precision else 4
+    if tuning == "full":
+        targets = ()
+    weights, trained = weight_bytes(model, tuning, targets, lora_r, itemsize)
+    state = next((size for name, size in OPTIMIZER_BYTES.items() if optim.startswith(name)), 0)
+    sharded = {"weights": weights / ranks, "gradients": 4 * trained / ranks, "optimizer": state * trained / ranks}
+    per_slot = activations_per_slot(model.config, gradient_checkpointing, itemsize, targets)
+    logits = 3 * 4 * CHUNK * model.config.vocab_size
+    return lambda slots: {**sharded, "activations": float(slots * per_slot + logits)}
+
+
 def weight_bytes(
     model: PreTrainedModel, tuning: str, targets: Sequence[str], lora_r: int, itemsize: int
 ) -> tuple[float, int]:
-    """Bytes of all weights, and how many of them are trained."""
-    import torch
-
+    """Bytes of all weights, frozen ones of `itemsize` bytes each, and how many of them are trained (in float32)."""
     linear = [(name.split(".")[-1], m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
     total = sum(parameter.numel() for parameter in model.parameters())
     if tuning == "full":
-        return total * itemsize, total
+        return 4 * total, total
     trained = sum(lora_r * (layer.in_features + layer.out_features) for name, layer in linear if name in targets)
     if tuning == "lora":
         return total * itemsize + 4 * trained, trained
@@ -123,24 +110,6 @@ def check_memory(estimate: dict[str, float], available: float, place: str) -> st
             "accelerate_config fsdp2"
         )
     return line if need <= available else f"{line}: tight; lower per_device_train_batch_size if it fails"
-
-
-def free_gpu_memory(args: TrainingArguments) -> float | None:
-    """Bytes free on the GPU of this process, the least over all processes; None where training uses no GPU."""
-    import torch
-
-    if args.use_cpu or not torch.cuda.is_available():
-        return None
-    free = torch.tensor(float(torch.cuda.mem_get_info(args.device)[0]), device=args.device)
-    # All processes must lay out their samples alike, so the fullest device decides.
-    if args.world_size > 1:
-        torch.distributed.all_reduce(free, torch.distributed.ReduceOp.MIN)
-    return float(free)
-
-
-def sharding_ranks(args: TrainingArguments) -> int:
-    """Over how many processes the weights are sharded: all under FSDP, one otherwise."""
-    return args.world_size if os.getenv("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
 
 
 def check_disk(folder: Path, estimate: dict[str, float], keep: int | None, ranks: int = 1) -> None:

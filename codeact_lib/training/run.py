@@ -11,6 +11,7 @@ tokenizer and a model card), `train_metrics.json` (written last).
 """
 
 import copy
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -116,7 +117,7 @@ def plan_training(settings: TrainSettings, args: TrainingArguments) -> TrainingP
         return estimate(planned(layout).steps.largest_micro_batch())
 
     layout = memory.BatchLayout(args.per_device_train_batch_size, args.gradient_accumulation_steps, settings.max_length)
-    available = settings.device_memory or memory.free_gpu_memory(args)
+    available = settings.device_memory or free_gpu_memory(args)
     memory_plan: dict[str, Any] | None = None
     if available is None:
         line = memory.check_memory(needs(layout), float(psutil.virtual_memory().available), "this machine")
@@ -125,22 +126,36 @@ def plan_training(settings: TrainSettings, args: TrainingArguments) -> TrainingP
         layout, memory_plan = memory.fit_layout(layout, needs, available, "the device", batches)
         line = memory.plan_line(memory_plan, "the device")
     if args.process_index == 0:
-        memory.check_disk(settings.output_dir, needs(layout), args.save_total_limit, memory.sharding_ranks(args))
+        memory.check_disk(settings.output_dir, needs(layout), args.save_total_limit, sharding_ranks(args))
         print(line, flush=True)
     return planned(layout)._replace(memory_plan=memory_plan)
+
+
+def free_gpu_memory(args: TrainingArguments) -> float | None:
+    """Bytes free on the GPU of this process, the least over all processes; None where training uses no GPU."""
+    if args.use_cpu or not torch.cuda.is_available():
+        return None
+    free = torch.tensor(float(torch.cuda.mem_get_info(args.device)[0]), device=args.device)
+    # All processes must lay out their samples alike, so the fullest device decides.
+    if args.world_size > 1:
+        torch.distributed.all_reduce(free, torch.distributed.ReduceOp.MIN)
+    return float(free)
+
+
+def sharding_ranks(args: TrainingArguments) -> int:
+    """Over how many processes the weights are sharded: all under FSDP, one otherwise."""
+    return args.world_size if os.getenv("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
 
 
 def memory_of(settings: TrainSettings, args: TrainingArguments) -> Callable[[float], dict[str, float]]:
     """Bytes of memory by purpose of this training, as a function of the slots of its largest micro-batch."""
     return memory.memory_by_slots(
-        resolve_path(settings.model_path),
-        revision=settings.revision,
+        memory.without_weights(resolve_path(settings.model_path), settings.revision),
         tuning=settings.tuning,
         targets=settings.lora_target_modules,
         lora_r=settings.lora_r,
-        dtype=weight_dtype(settings.tuning, args),
         optim=str(args.optim.value),
-        ranks=memory.sharding_ranks(args),
+        ranks=sharding_ranks(args),
         gradient_checkpointing=args.gradient_checkpointing,
         half_precision=args.bf16 or args.fp16,
     )
