@@ -6,24 +6,9 @@ The public names below are imported on first use, so that ``import codeact_lib``
     from codeact_lib import cdas_sample, DynamicPackCollator, load_profile
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
-from typing import Any
+from codeact_lib.lazy import on_first_use
 
 __version__ = "0.1.0"
-
-
-def on_first_use(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[list[str], Callable[[str], Any]]:
-    """`__all__` and `__getattr__` of a package that imports its names on first use; `homes`: module -> its names."""
-    home = {name: module for module, names in homes.items() for name in names}
-
-    def look_up(name: str) -> Any:
-        if name not in home:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{home[name]}"), name)
-
-    return sorted(home), look_up
-
 
 EXPORTS = {
     "config": ("load_profile", "Profile", "Run"),
