@@ -120,8 +120,8 @@ def write_bench(name: str, table: pd.DataFrame, about: dict[str, Any], folder: s
     with atomic_write(folder / f"{name}.md") as file:
         file.write(bench_page(name, facts, picture=drawn))
     if drawn:
-        from codeact_lib.figures.results import bench_bars
-        from codeact_lib.figures.style import save_figure
+        from bench.drawing import bench_bars
+        from codeact_lib.figures import save_figure
 
         save_figure(bench_bars(table, title=f"bench {name}, {_place(facts)}"), folder / name, formats=("svg",))
     return folder / f"{name}.json"
