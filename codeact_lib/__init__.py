@@ -6,7 +6,7 @@ The public names below are imported on first use, so that ``import codeact_lib``
     from codeact_lib import cdas_sample, DynamicPackCollator, load_profile
 """
 
-from codeact_lib.lazy import on_first_use
+from codeact_lib.extensions import on_first_use
 
 __version__ = "0.1.0"
 

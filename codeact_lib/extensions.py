@@ -6,10 +6,13 @@
 
 The module is installed or lies in a folder on PYTHONPATH. Its file is an input of every stage that uses it: changing it
 makes those stages anew. `docs/extending.md` has examples.
+
+The package's own public names are looked up here too, when they are first used.
 """
 
 import re
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -48,3 +51,15 @@ def own_files(*names: object) -> dict[str, Path]:
         if file:
             files[f"extension {module}"] = Path(file)
     return files
+
+
+def on_first_use(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[list[str], Callable[[str], Any]]:
+    """`__all__` and `__getattr__` of a package that imports its names on first use; `homes`: module -> its names."""
+    home = {name: module for module, names in homes.items() for name in names}
+
+    def look_up(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{home[name]}"), name)
+
+    return sorted(home), look_up

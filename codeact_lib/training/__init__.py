@@ -1,6 +1,6 @@
 """Stage 04: fine-tune on the chosen rows, survive a kill, measure what it cost."""
 
-from codeact_lib.lazy import on_first_use
+from codeact_lib.extensions import on_first_use
 
 # `__main__` keeps the Trainer from importing what a training does not use, so this package must not import it first.
 HOMES = {
