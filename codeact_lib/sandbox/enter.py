@@ -47,6 +47,7 @@ def enter(spec: dict[str, Any]) -> None:
         os.chmod(folder, 0o1777)
     if sys.platform == "linux":
         drop_privileges(spec["uid"])
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after it: another user forgets the signal
     if spec["landlock"]:
         restrict(**spec["landlock"])
     os.chdir(spec["cwd"])
@@ -69,9 +70,10 @@ def leave_a_keeper() -> None:
     # The keeper has nothing to take: its files lead nowhere, and nobody of its user may look into it. In a process
     # namespace it is process 1, with whose end the kernel ends all others.
     call(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
+    # A box whose evaluation was killed would go on, and write beside the box of the next one.
+    call(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "death signal")
     program = os.fork()
     if program == 0:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         return
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):

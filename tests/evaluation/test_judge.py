@@ -233,6 +233,7 @@ def test_what_was_judged_before_a_kill_is_there_when_it_goes_on(isolation, tmp_p
             assert job.poll() is None and time.monotonic() < end
             time.sleep(0.02)
         job.kill()
+    time.sleep(0.5)  # its box ends with it, and says nothing more
     (kept,) = tmp_path.glob("judged-*.jsonl")
     done = {json.loads(line)["task_id"] for line in kept.read_text().splitlines() if '"done"' in line}
     lines = []
